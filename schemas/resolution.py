@@ -1,0 +1,40 @@
+"""What an address is called: facts from DNS answers, on stream YETT_RESOLUTION and on plain subjects."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from schemas.terms import NodeName
+
+
+class Resolution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``yett.resolution.<node>.<labels reversed>``: a node saw ``name`` resolve to ``addresses``.
+
+    ``name``: lower case, no trailing dot. ``ttl_seconds``: as answered, before any clamp.
+    ``endpoint``: ``namespace/pod`` that asked. Age is the server's (message timestamp), never the sender's.
+    """
+
+    name: str
+    addresses: tuple[str, ...]
+    ttl_seconds: Annotated[int, Meta(ge=0, le=0x7FFFFFFF)]
+    node: NodeName
+    resolver: str = ""
+    endpoint: str = ""
+    learned_unix_nanos: int = 0
+    """Sender's clock when the kernel released the answer: for tracing only."""
+
+
+class Observed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``yett.observed.<node>``: plain NATS; what one endpoint was told, covered by a pattern or not.
+
+    The agent of the same node uses it to say which name a denied address was asked for.
+    """
+
+    endpoint_id: int
+    name: str
+    addresses: tuple[str, ...]
+    ttl_seconds: int = 0
+    rcode: int = 0

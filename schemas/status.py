@@ -1,0 +1,73 @@
+"""What services say of themselves: ``yett.status.<node>`` from agents, ``yett.status.controller`` from controllers."""
+
+from __future__ import annotations
+
+import msgspec
+
+from schemas.terms import Default, NodeName, RevisionNumber
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something a person must hear about: where it comes from, what object, which field, what is wrong."""
+
+    object: str
+    """``Kind namespace/name``, or what was read where there is no object."""
+    path: str
+    """Path of the fault in the object, ``spec.egress[2].ports[0].port``; empty if the whole object."""
+    message: str
+    file: str = ""
+    severity: str = "error"
+    """error: refused; warning: accepted and normalised."""
+
+
+class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One pod interface as the agent sees it. ``state``: enforced, waiting (no row yet), claimed-twice, foreign."""
+
+    pod: str
+    interface: str
+    ifindex: int
+    state: str
+    addresses: tuple[str, ...] = ()
+    window_millis: float = -1.0
+    """Standard mode: from the link's appearance to programs attached and endpoint in place; -1 unknown."""
+
+
+class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``yett.status.<node>``: plain message, newest revision only; KV when endpoints or errors change."""
+
+    node: NodeName
+    epoch: str = ""
+    revision: RevisionNumber = RevisionNumber(0)
+    torn: bool = False
+    mode: str = "standard"
+    default: Default = Default.DENY
+    endpoints: tuple[EndpointStatus, ...] = ()
+    names: int = 0
+    problems: tuple[Problem, ...] = ()
+    counters: dict[str, int] = {}
+    trace: str = ""
+    started_unix_nanos: int = 0
+    pid: int = 0
+
+
+class ControllerStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``yett.status.controller``: who leads, at which revision, which objects are refused and why."""
+
+    holder: str
+    epoch: str = ""
+    term: int = 0
+    revision: RevisionNumber = RevisionNumber(0)
+    nodes: dict[str, RevisionNumber] = {}
+    """Highest revision that each node has acknowledged."""
+    problems: tuple[Problem, ...] = ()
+    counters: dict[str, int] = {}
+    pid: int = 0
+
+
+class RecorderStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``yett.status.recorder.<node>``."""
+
+    node: NodeName
+    counters: dict[str, int] = {}
+    buffered: int = 0
+    pid: int = 0

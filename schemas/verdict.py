@@ -1,0 +1,37 @@
+"""What was decided about one new flow, and why: plain NATS, and YETT_VERDICT for aggregated denials."""
+
+from __future__ import annotations
+
+import msgspec
+
+from schemas.policy import RuleSource
+from schemas.terms import Direction, NodeName, Reason, RevisionNumber, Tier, Verdict
+
+
+class VerdictEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``yett.verdict.<node>.<ns>.<pod>.<allow|deny|audit>``.
+
+    ``protocol`` is an IP number, ports are 0 where it has none. ``name``: the domain that admitted the flow or, for a
+    denial, the name under which this endpoint was told the address, if any. ``peer``: ``namespace/pod`` or node, if known.
+    ``learned_by``: the node whose resolution made the name known. ``suppressed``: like events not sent since the last.
+    """
+
+    node: NodeName
+    namespace: str
+    pod: str
+    direction: Direction
+    verdict: Verdict
+    reason: Reason
+    tier: Tier
+    source_address: str
+    destination_address: str
+    protocol: int
+    source_port: int = 0
+    destination_port: int = 0
+    policy: RuleSource | None = None
+    name: str = ""
+    peer: str = ""
+    learned_by: str = ""
+    revision: RevisionNumber = RevisionNumber(0)
+    unix_nanos: int = 0
+    suppressed: int = 0
