@@ -42,7 +42,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 # meaning has no order, so that equal content has equal bytes.
 
 
-class Requirement(Row, frozen=True):
+class Requirement(Row, frozen=True, kw_only=True):
     """One requirement on labels. ``operator``: In, NotIn, Exists, DoesNotExist, as in Kubernetes; values sorted."""
 
     key: str
@@ -50,17 +50,17 @@ class Requirement(Row, frozen=True):
     values: tuple[str, ...] = ()
 
 
-class Selector(Row, frozen=True):
+class Selector(Row, frozen=True, kw_only=True):
     """All requirements must hold; none selects everything. ``matchLabels`` are normalised to In with one value."""
 
     requirements: tuple[Requirement, ...] = ()
 
 
-class AnyPeer(Row, frozen=True, tag="any", tag_field="peer"):
+class AnyPeer(Row, frozen=True, kw_only=True, tag="any", tag_field="peer"):
     """Every address, pods included. An address of ``unknown pod`` stays denied."""
 
 
-class PodPeer(Row, frozen=True, tag="pods", tag_field="peer"):
+class PodPeer(Row, frozen=True, kw_only=True, tag="pods", tag_field="peer"):
     """Pods by labels. ``namespaces`` selects on namespace labels (``kubernetes.io/metadata.name`` included), ``pods`` on
     the labels of the identity, derived ones (see ``IdentityRow.labels``) included."""
 
@@ -68,26 +68,26 @@ class PodPeer(Row, frozen=True, tag="pods", tag_field="peer"):
     pods: Selector = Selector()
 
 
-class NodePeer(Row, frozen=True, tag="nodes", tag_field="peer"):
+class NodePeer(Row, frozen=True, kw_only=True, tag="nodes", tag_field="peer"):
     """Nodes by label."""
 
     nodes: Selector = Selector()
 
 
-class CidrPeer(Row, frozen=True, tag="cidr", tag_field="peer"):
+class CidrPeer(Row, frozen=True, kw_only=True, tag="cidr", tag_field="peer"):
     """Addresses by prefix, canonical text, host bits zero. ``excepts`` takes away from this peer only."""
 
     cidr: str
     excepts: tuple[str, ...] = ()
 
 
-class DomainPeer(Row, frozen=True, tag="domain", tag_field="peer"):
+class DomainPeer(Row, frozen=True, kw_only=True, tag="domain", tag_field="peer"):
     """Addresses by name. ``pattern``: lower case, no trailing dot; ``*.x`` is one or more labels under x and not x."""
 
     pattern: str
 
 
-class PeersetPeer(Row, frozen=True, tag="peerset", tag_field="peer"):
+class PeersetPeer(Row, frozen=True, kw_only=True, tag="peerset", tag_field="peer"):
     """Stands for the peers of one ``PeersetRow``, where a rule has too many for one message."""
 
     hash: str
@@ -96,7 +96,7 @@ class PeersetPeer(Row, frozen=True, tag="peerset", tag_field="peer"):
 Peer = AnyPeer | PodPeer | NodePeer | CidrPeer | DomainPeer | PeersetPeer
 
 
-class PortRange(Row, frozen=True):
+class PortRange(Row, frozen=True, kw_only=True):
     """``protocol``: IP protocol number or ``terms.ANY_PROTOCOL``; ``first``..``last`` inclusive, in host order.
 
     A protocol without ports has 0..65535. ANY_PROTOCOL always has 0..65535.
@@ -107,7 +107,7 @@ class PortRange(Row, frozen=True):
     last: U16 = 65535
 
 
-class RuleSource(Row, frozen=True):
+class RuleSource(Row, frozen=True, kw_only=True):
     """Which rule of which policy this is. ``namespace`` is empty for cluster-wide kinds.
 
     ``rule`` is the rule's name where it has one, else its path (``egress[0]``).
@@ -119,7 +119,7 @@ class RuleSource(Row, frozen=True):
     rule: str
 
 
-class RulesetRule(Row, frozen=True):
+class RulesetRule(Row, frozen=True, kw_only=True):
     """One bit of a ruleset. Matches if any peer and any port range match. No peers or no ports: matches nothing.
 
     ``sources``: every policy rule with this same content at this place; sorted, never empty. The first one is reported.
@@ -131,7 +131,7 @@ class RulesetRule(Row, frozen=True):
     sources: tuple[RuleSource, ...]
 
 
-class Ruleset(Row, frozen=True):
+class Ruleset(Row, frozen=True, kw_only=True):
     """The rules of one direction for one set of subjects. Immutable: its id is the hash of its canonical encoding.
 
     The lists are in order of evaluation: Admin and Baseline by priority and tie rules, NetworkPolicy in canonical order
@@ -158,7 +158,7 @@ class Ruleset(Row, frozen=True):
 # Rows, each with its subject below ``yett.policy.``
 
 
-class Leader(Row, frozen=True):
+class Leader(Row, frozen=True, kw_only=True):
     """``leader``: a leader's first act. The row's stream sequence is the fence that every later row carries.
 
     ``epoch``: 16 random bytes in hex, made with the stream. ``term`` grows by one a leader. ``parity``: top bit of the
@@ -171,7 +171,7 @@ class Leader(Row, frozen=True):
     parity: Annotated[int, Meta(ge=0, le=1)] = 0
 
 
-class Resolver(Row, frozen=True):
+class Resolver(Row, frozen=True, kw_only=True):
     """Whose answers count. ``outside``: not of this cluster; what it says serves the asking endpoint only."""
 
     address: str
@@ -179,7 +179,7 @@ class Resolver(Row, frozen=True):
     outside: bool = False
 
 
-class Config(Row, frozen=True):
+class Config(Row, frozen=True, kw_only=True):
     """``config``: what the whole cluster needs to know. Times in seconds."""
 
     default: Default = Default.ALLOW
@@ -204,14 +204,14 @@ class Config(Row, frozen=True):
     learn_all: bool = False
 
 
-class NamespaceRow(Row, frozen=True):
+class NamespaceRow(Row, frozen=True, kw_only=True):
     """``namespace.<ns>``: its labels, ``kubernetes.io/metadata.name`` included."""
 
     name: str
     labels: Labels = {}
 
 
-class IdentityRow(Row, frozen=True):
+class IdentityRow(Row, frozen=True, kw_only=True):
     """``identity.<id>``: an immutable fact: a namespace and those labels that some policy names.
 
     Derived labels stand beside the real ones: ``port:TCP/http`` -> ``8080`` where some policy uses that named port (a
@@ -225,7 +225,7 @@ class IdentityRow(Row, frozen=True):
     labels: Labels = {}
 
 
-class AddressRow(Row, frozen=True):
+class AddressRow(Row, frozen=True, kw_only=True):
     """``address.<hex>``: whose address it is. Belongs to the newest live pod; a delete applies to its own ``uid`` only.
 
     ``owner``: ``namespace/name`` of the pod, or the node's name: for people, and for the agent's join by address.
@@ -239,7 +239,7 @@ class AddressRow(Row, frozen=True):
     node: NodeName = NodeName("")
 
 
-class Backend(Row, frozen=True):
+class Backend(Row, frozen=True, kw_only=True):
     """One distinct (identity, port) behind a frontend; ``address`` only where it has no identity (outside)."""
 
     identity: IdentityId
@@ -247,7 +247,7 @@ class Backend(Row, frozen=True):
     address: str = ""
 
 
-class FrontendRow(Row, frozen=True):
+class FrontendRow(Row, frozen=True, kw_only=True):
     """``frontend.<token>``: an address, protocol and port that stand for backends.
 
     ``backends`` are distinct and sorted. One: uniform. None: no ready backend. More: mixed.
@@ -261,13 +261,13 @@ class FrontendRow(Row, frozen=True):
     backends: tuple[Backend, ...] = ()
 
 
-class PeersetRow(Row, frozen=True):
+class PeersetRow(Row, frozen=True, kw_only=True):
     """``peerset.<hash>``: peers of one rule, under 256 KiB; immutable, content-addressed."""
 
     peers: tuple[Peer, ...]
 
 
-class EndpointRow(Row, frozen=True):
+class EndpointRow(Row, frozen=True, kw_only=True):
     """``endpoint.<node>.<ns>.<pod>``: which rulesets govern one pod. Published when the pod is bound, before an address.
 
     ``*_shadow``: the rulesets with the policies under audit, or empty. ``addresses``: known ones, sorted; may be empty.
@@ -285,13 +285,13 @@ class EndpointRow(Row, frozen=True):
     addresses: tuple[str, ...] = ()
 
 
-class DomainRow(Row, frozen=True):
+class DomainRow(Row, frozen=True, kw_only=True):
     """``domain.<token>``: a pattern in force anywhere; what recorders publish and agents may ask for."""
 
     pattern: str
 
 
-class SourceRow(Row, frozen=True):
+class SourceRow(Row, frozen=True, kw_only=True):
     """``source.<kind>.<ns>.<name>``: the last accepted spec of an object, and the problem of its present one.
 
     Read at start, so that a restart keeps the last good state of an object whose present version is bad.
@@ -303,12 +303,12 @@ class SourceRow(Row, frozen=True):
     name: str
     uid: str = ""
     generation: int = 0
-    spec: msgspec.Raw = msgspec.Raw(b"{}")
+    spec: msgspec.Raw
     created: str = ""
     """The object's creationTimestamp, RFC 3339: the order in which an overflowing tier is cut."""
 
 
-class NodeRow(Row, frozen=True):
+class NodeRow(Row, frozen=True, kw_only=True):
     """``node.<node>``: digest over this node's endpoint rows as of revision ``number``."""
 
     node: NodeName
@@ -317,7 +317,7 @@ class NodeRow(Row, frozen=True):
     count: int
 
 
-class Revision(Row, frozen=True):
+class Revision(Row, frozen=True, kw_only=True):
     """``revision``: the state that all rows before it make up is complete, and hashes to ``digest``.
 
     ``floor``: the oldest revision from which following the stream misses no delete.

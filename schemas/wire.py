@@ -1,8 +1,8 @@
 """Subjects and bytes: the one table of what is said where, and the codec for it.
 
 Names become subject tokens reversibly. Kubernetes names: '.' -> '_' (illegal in DNS-1123, so nothing collides).
-Addresses: 32 hex digits of the 128-bit form (IPv4 as v4-mapped). Domain patterns: '.' -> '/' and '*' -> '+'. DNS names on
-YETT_RESOLUTION: one token a label, reversed, so that the subject tree is the DNS tree.
+Addresses: 32 hex digits of the 128-bit form (IPv4 as v4-mapped). Domain patterns: '.' -> '/' and '*' -> '+'.
+DNS names on YETT_RESOLUTION: one token a label, reversed, so that the subject tree is the DNS tree.
 
 Deliberately absent: NATS itself. This module makes strings and bytes, nothing else.
 """
@@ -280,7 +280,10 @@ def encode(row: msgspec.Struct) -> bytes:
 
 
 def decode(subject: str, body: bytes) -> msgspec.Struct:
-    """The struct that the table promises for this subject; WireError otherwise. Unknown fields are ignored (newer sender)."""
+    """The struct that the table promises for this subject; WireError otherwise.
+
+    Unknown fields are ignored: they are a newer sender's.
+    """
     entry = find_entry(subject)
     try:
         return _DECODERS[entry.type](body)  # type: ignore[no-any-return]
