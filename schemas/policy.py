@@ -1,8 +1,9 @@
 """The rows of stream YETT_POLICY: one message a subject, and the last one of every subject *is* the policy state.
 
-Facts and permissions are apart. A fact row (namespace, identity, address, frontend) says what is; a ruleset says what is
-allowed, in selectors, CIDRs and domain patterns as *content*; an endpoint row points one pod at its rulesets. A policy edit
-therefore moves rulesets and endpoints and no fact, and a new pod is one identity at most, one address and one endpoint.
+Facts and permissions are apart. A fact row (namespace, identity, address, frontend) says what is; a ruleset says what
+is allowed, in selectors, CIDRs and domain patterns as *content*; an endpoint row points one pod at its rulesets. A
+policy edit therefore moves rulesets and endpoints and no fact, and a new pod is one identity at most, one address and
+one endpoint.
 
 Rules of this module: frozen, defaults on every field added later, no behaviour beyond construction.
 Deliberately absent: subjects (``wire``), digests (``digest``), anything an agent derives.
@@ -61,8 +62,10 @@ class AnyPeer(Row, frozen=True, kw_only=True, tag="any", tag_field="peer"):
 
 
 class PodPeer(Row, frozen=True, kw_only=True, tag="pods", tag_field="peer"):
-    """Pods by labels. ``namespaces`` selects on namespace labels (``kubernetes.io/metadata.name`` included), ``pods`` on
-    the labels of the identity, derived ones (see ``IdentityRow.labels``) included."""
+    """Pods by labels. ``namespaces`` selects on namespace labels (``kubernetes.io/metadata.name`` included).
+
+    ``pods`` selects on the labels of the identity, derived ones (see ``IdentityRow.labels``) included.
+    """
 
     namespaces: Selector = Selector()
     pods: Selector = Selector()
@@ -268,8 +271,9 @@ class PeersetRow(Row, frozen=True, kw_only=True):
 
 
 class EndpointRow(Row, frozen=True, kw_only=True):
-    """``endpoint.<node>.<ns>.<pod>``: which rulesets govern one pod. Published when the pod is bound, before an address.
+    """``endpoint.<node>.<ns>.<pod>``: which rulesets govern one pod.
 
+    Published when the pod is bound, before it has an address.
     ``*_shadow``: the rulesets with the policies under audit, or empty. ``addresses``: known ones, sorted; may be empty.
     """
 

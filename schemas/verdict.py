@@ -12,7 +12,8 @@ class VerdictEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """``yett.verdict.<node>.<ns>.<pod>.<allow|deny|audit>``.
 
     ``protocol`` is an IP number, ports are 0 where it has none. ``name``: the domain that admitted the flow or, for a
-    denial, the name under which this endpoint was told the address, if any. ``peer``: ``namespace/pod`` or node, if known.
+    denial, the name under which this endpoint was told the address, if any.
+    ``peer``: ``namespace/pod`` or node, if known.
     ``learned_by``: the node whose resolution made the name known. ``suppressed``: like events not sent since the last.
     """
 

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: (Apache-2.0 OR GPL-2.0)
+// Every key and value that user space and the programs share, and the numbers they mean.
+//
+// services/nodeagent/mapcodec.py encodes the same layouts; tests/bpf/test_layouts.py compares size and offset of every
+// field with what the compiler made of this file. Reasons and verdicts repeat schemas/terms.py and are compared too.
+//
+// All addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d: one body for both families. Ports named *_be are
+// in network order. Zero denies: a zeroed value of any struct here shuts.
+
+#define YETT_WORDS 8 // 512 rule bits: 0..191 Admin, 192..447 NetworkPolicy, 448..511 Baseline
+#define WORDS_ADMIN 3
+#define WORDS_NETWORK_POLICY 4
+#define BIT_NETWORK_POLICY 192
+#define BIT_BASELINE 448
+
+enum direction { EGRESS = 0, INGRESS = 1 };
+enum verdict { VERDICT_DENY = 0, VERDICT_ALLOW = 1, VERDICT_AUDIT = 2 };
+enum tier { TIER_NONE = 0, TIER_ADMIN = 1, TIER_NETWORK_POLICY = 2, TIER_BASELINE = 3, TIER_DEFAULT = 4 };
+
+struct address {
+    union {
+        __u8 byte[16];
+        __u32 word[4];
+        __u64 half[2];
+    };
+};
+
+// endpoints: array, slot = ifindex & (slots - 1). ``ifindex`` tells whether the slot is ours; of two live interfaces with
+// one slot the second lives in endpoints_far, a hash by ifindex. The first address of each family is here, so that the
+// source check of nearly every packet is a compare; further ones are in endpoint_addresses.
+struct endpoint {
+    __u32 ifindex; // 0: empty
+    __u32 id;      // 1.., dense on this node: index of its queries and quotas
+    __u32 ruleset[4]; // handles: egress, ingress, egress shadow, ingress shadow; 0: none (denied, NO_RULESET)
+    __u32 flags;
+    __u32 identity;
+    __u32 address4; // network order, 0: none
+    __u32 pad;
+    struct address address6; // zero: none
+    struct address gateway6; // the on-link peer that neighbour discovery may address; zero: none
+};
+#define ENDPOINT_CLAIMED_TWICE 1
+#define ENDPOINT_MORE_ADDRESSES 2 // look into endpoint_addresses
+#define ENDPOINT_SCOPED_NAMES 4   // this endpoint has resolutions of its own (resolvers outside the cluster)
+
+// endpoint_addresses: further addresses. Value: 2.., part of the flow key.
+struct endpoint_address {
+    __u32 endpoint;
+    struct address address;
+};
+
+// rulesets: array by handle, 1... Immutable while any endpoint refers to the handle.
+struct ruleset {
+    __u64 any[YETT_WORDS];  // rules whose peer is every address
+    __u64 deny[YETT_WORDS]; // rules whose action is Deny (Admin and Baseline words only)
+    __u64 pass[WORDS_ADMIN + 1]; // Admin rules whose action is Pass; the fourth word is zero
+    __u32 flags;
+    __u32 default_verdict; // enum verdict
+    __u32 counters;        // index of this ruleset's first rule counter
+    __u16 admin_rules, network_policy_rules, baseline_rules; // how many of each: rule counters are dense
+    __u16 pad;
+    __u8 hash[16]; // content hash: what a restarted agent recognises the handle by
+};
+#define RULESET_VALID 1
+#define RULESET_ISOLATED 2
+#define RULESET_DNS_IMPLICIT 4
+#define RULESET_HAS_CIDRS 8       // some rule has a CIDR peer: cidrs is looked up
+#define RULESET_HAS_IDENTITIES 16 // some rule has a pod or node peer
+#define RULESET_HAS_DOMAINS 32    // some rule has a domain peer: resolutions is looked up
+
+struct mask {
+    __u64 word[YETT_WORDS];
+};
+
+// ipcache: exact address -> identity. cidrs4, cidrs6: longest prefix -> class of the local rulesets' CIDRs.
+struct cidr4_key {
+    __u32 prefix_bits;
+    __u8 byte[4];
+};
+struct cidr6_key {
+    __u32 prefix_bits;
+    __u8 byte[16];
+};
+struct cidr {
+    __u32 class; // CLASS_CIDR | n, or 0: covered by no rule
+    __u32 flags;
+};
+#define CIDR_UNKNOWN_POD 1 // an address here without an identity is denied
+
+// peers: (ruleset handle, class) -> rules. Identities have a class (map classes); CIDRs have a class in the LPM's value;
+// a domain row is its own class. The kind is in the top bits, so that the three cannot meet.
+#define CLASS_IDENTITY 0x00000000u
+#define CLASS_CIDR 0x40000000u
+#define CLASS_DOMAIN 0x80000000u
+struct peer_key {
+    __u32 ruleset;
+    __u32 class;
+};
+
+// port_classes: array, index = slot of protocol * 65536 + port, then one entry a protocol without ports.
+// ports: (ruleset handle, port class) -> rules.
+#define PORT_SLOT_TCP 0
+#define PORT_SLOT_UDP 1
+#define PORT_SLOT_SCTP 2
+#define PORT_SLOTS_OTHER (3 * 65536)
+#define PORT_CLASS_ENTRIES (3 * 65536 + 256)
+struct port_key {
+    __u32 ruleset;
+    __u32 class;
+};
+
+// frontends: a Service's address, protocol and port -> what stands behind.
+struct frontend_key {
+    struct address address;
+    __u16 port_be;
+    __u8 protocol;
+    __u8 pad;
+};
+struct frontend {
+    __u32 kind; // enum frontend_kind
+    __u32 target; // uniform: identity; mixed: number of the set
+    __u16 port_be; // uniform: the backends' port
+    __u16 pad;
+    __u32 pad2;
+    struct address backend; // uniform without identity: the backend's address, judged by CIDRs as well; else zero
+};
+enum frontend_kind { FRONTEND_EMPTY = 0, FRONTEND_UNIFORM = 1, FRONTEND_MIXED = 2, FRONTEND_TOO_MANY = 3 };
+
+// mixed: (ruleset handle, set) -> the final verdict: the AND over all distinct backends, worked out by the agent's pure
+// core. A set belongs to one frontend, so CIDR rules on its address and port are part of the verdict already.
+// ``bit``: the rule that denies or, if all accept, the rule of the first backend; 0xffff none.
+struct mixed_key {
+    __u32 ruleset;
+    __u32 set;
+};
+struct mixed {
+    __u32 verdict;
+    __u32 reason;
+    __u32 tier;
+    __u32 bit;
+};
+
+// domains: longest prefix over the reversed name -> number of the domain row, stable for life.
+// The name: wire form, length bytes as dots, lower case, reversed; exact names end in NUL; ``*.x`` is reversed(".x").
+#define NAME_BYTES 256
+struct domain_key {
+    __u32 prefix_bits;
+    __u8 name[NAME_BYTES];
+};
+
+// resolvers: (address, port) whose answers count, and that implicit DNS opens.
+struct resolver_key {
+    struct address address;
+    __u16 port_be;
+    __u16 pad;
+};
+#define RESOLVER_TRUSTED 1
+#define RESOLVER_NODE_LOCAL 2 // counts only with ingress_ifindex 0
+#define RESOLVER_OUTSIDE 4    // what it says serves the asking endpoint only
+
+// guard: longest prefix over the 128-bit form -> 1: no name may have this address, 2: an exception that may.
+#define GUARD_REFUSE 1
+#define GUARD_PERMIT 2
+
+// own_addresses: the own node's addresses (Node.status and the veth's gateway) -> 1.
+
+// resolutions: which names an address has now. A slot is (domain row << 32 | expiry); 0 is free; claimed by
+// compare-and-swap. Expiry: seconds of CLOCK_BOOTTIME, grace included. ``more``: a next page exists.
+// ``scope``: 0 for everyone; an endpoint's id for what a resolver outside the cluster told it.
+#define NAME_SLOTS 8
+#define NAME_PAGES 8
+struct resolution_key {
+    struct address address;
+    __u32 scope;
+    __u32 page;
+};
+struct names {
+    __u64 slot[NAME_SLOTS];
+    __u32 more;
+    __u32 pad;
+};
+
+// config: array of one. epoch: array of one u64, bumped at every change that a live flow must be judged by.
+#define SEARCH_SUFFIXES 8
+#define SUFFIX_BYTES 64
+struct suffix {
+    __u32 length; // 0: none; the suffix is in the reversed form of ``domains``, its trailing dot included
+    __u8 name[SUFFIX_BYTES];
+};
+struct config {
+    __u32 ttl_min_seconds;
+    __u32 ttl_max_seconds;
+    __u32 grace_seconds;
+    __u32 flags;
+    __u32 names_per_endpoint; // quota of learned (name, address) pairs
+    __u32 events_per_second;  // token bucket an endpoint, verdict events
+    __u32 revision;           // policy revision in force: copied into every event
+    __u32 pad;
+    struct suffix suffix[SEARCH_SUFFIXES];
+};
+#define CONFIG_ALLOW_EVENTS 1 // allowed new flows make events too
+
+// ----------------------------------------------------------------------------------------------------------------------
+// Events. Every event starts with a header; ``suppressed`` counts like events that the token bucket held back.
+
+struct event_header {
+    __u64 boottime_nanos;
+    __u32 endpoint;
+    __u32 suppressed;
+};
+
+struct verdict_event {
+    struct event_header header;
+    struct address source;
+    struct address destination;
+    __u16 source_port_be;
+    __u16 destination_port_be;
+    __u8 protocol;
+    __u8 direction;
+    __u8 verdict;
+    __u8 reason;
+    __u8 tier;
+    __u8 family; // 4, 6, or 0 if not IP
+    __u16 bit;   // rule bit that decided, 0xffff: none
+    __u32 ruleset;
+    __u32 domain; // domain row that admitted, or whose expiry denied; 0: none
+    __u32 peer_identity;
+    __u32 revision;
+    __u32 frame_bytes;
+    __u32 shadow; // 1: judged under the shadow ruleset (audit)
+    __u32 pad;
+};
+
+// A DNS answer that was news, or that user space must finish: the whole message follows (``message_bytes``).
+#define MESSAGE_BYTES 4096
+struct resolution_event {
+    struct event_header header;
+    struct address resolver;
+    __u16 resolver_port_be;
+    __u16 message_bytes;
+    __u8 reason;  // 0: learned in full; else a LEARN_* reason (handed over, quota, refused address)
+    __u8 learned; // addresses that the kernel wrote to ``resolutions``
+    __u8 answers; // A and AAAA records that it accepted, covered by a pattern or not
+    __u8 protocol;
+    __u32 domain; // domain row of the asked name, 0: covered by no pattern
+    __u32 pad;
+    __u8 message[MESSAGE_BYTES];
+};
