@@ -27,10 +27,14 @@ STREAM_VERDICT = "YETT_VERDICT"
 
 POLICY_PREFIX = "yett.policy."
 RESOLUTION_PREFIX = "yett.resolution."
+DENIED_PREFIX = "yett.denied."
+"""Aggregated denials, on stream YETT_VERDICT; single verdicts are plain NATS below ``yett.verdict.``."""
 
 HEADER_SCHEMA = "Yett-Schema"
 HEADER_OPERATION = "Yett-Op"
 HEADER_TRACE = "traceparent"
+HEADER_UID = "Yett-Uid"
+"""On the removal of an address or endpoint: whose it was. A removal applies to its own uid only."""
 HEADER_TTL = "Nats-TTL"
 HEADER_FENCE_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 HEADER_FENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
@@ -208,6 +212,8 @@ def subject_status(node: NodeName) -> str:
 
 
 SUBJECT_STATUS_CONTROLLER = "yett.status.controller"
+SUBJECT_STATUS_CONTROLLER_GET = "yett.status.controller.get"
+"""Request and reply: whoever leads answers with its ``ControllerStatus`` at once."""
 
 
 def subject_status_recorder(node: NodeName) -> str:
@@ -243,7 +249,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("yett.policy.ruleset.", policy.Ruleset, digested=True),
     Entry("yett.policy.peerset.", policy.PeersetRow, digested=True),
     Entry("yett.policy.endpoint.", policy.EndpointRow),
-    Entry("yett.policy.node.", policy.NodeRow),
+    Entry("yett.policy.node.", policy.NodeRow, digested=True),
     Entry("yett.policy.domain.", policy.DomainRow, digested=True),
     Entry("yett.policy.source.", policy.SourceRow),
     Entry(RESOLUTION_PREFIX, resolution.Resolution),

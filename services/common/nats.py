@@ -1,0 +1,139 @@
+"""The connection to NATS: waited for, said so, never given up.
+
+A service started before its server waits and says so, at once and then ever less often. A server that is too old is
+refused: it would ignore a message's TTL or a consumer's filters without an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+import nats.errors
+import tenacity
+from nats.aio.client import Client
+
+from services.common.log import get_logger
+from services.common.settings import CommonSettings
+
+SERVER_LEAST = (2, 11)
+"""Per-message TTL (``Nats-TTL``) came with 2.11."""
+CONNECT_SECONDS = 2
+PING_SECONDS = 5
+"""A dead connection is noticed after two unanswered pings."""
+PENDING_BYTES = 8 * 1024 * 1024
+"""What may wait to be sent while the server is away; beyond that a publish fails."""
+WAIT_MAX_SECONDS = 5.0
+
+_log = get_logger("nats")
+
+
+class ServerTooOldError(Exception):
+    """The server lacks what Yett stands on."""
+
+
+async def connect(settings: CommonSettings, name: str) -> Client:
+    """A connection that reconnects for ever. Waits until there is a server; ServerTooOldError if it is too old."""
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type((nats.errors.Error, OSError, asyncio.TimeoutError)),
+        wait=tenacity.wait_exponential_jitter(initial=0.05, max=WAIT_MAX_SECONDS, jitter=0.1),
+        before_sleep=_Narrator(settings.nats_url),
+    )
+    client: Client = await retrying(_connect_once, settings, name)
+    _check_version(client)
+    _log.info("connected", url=_address(client), server=str(client.connected_server_version))
+    return client
+
+
+async def close(client: Client, *, seconds: float = 2.0) -> None:
+    """Send what is pending and close; a server that is away does not hold it up."""
+    try:
+        if client.is_connected:
+            await asyncio.wait_for(client.flush(), seconds)
+    except (TimeoutError, nats.errors.Error, OSError) as error:
+        _log.warning("closed with messages unsent", problem=_describe(error))
+    finally:
+        await client.close()
+
+
+async def _connect_once(settings: CommonSettings, name: str) -> Client:
+    client = Client()
+    causes: list[Exception] = []
+
+    async def on_error(error: Exception) -> None:
+        causes[:] = [error]
+        if client.is_connected:
+            _log.warning("connection problem", problem=_describe(error))
+
+    async def on_disconnected() -> None:
+        if not client.is_closed:
+            _log.warning("disconnected, trying again until the server is back", url=settings.nats_url)
+
+    async def on_reconnected() -> None:
+        _log.info("reconnected", url=_address(client), server=str(client.connected_server_version))
+
+    connecting = client.connect(
+        servers=[url.strip() for url in settings.nats_url.split(",")],
+        name=name,
+        user_credentials=settings.nats_creds or None,
+        error_cb=on_error,
+        disconnected_cb=on_disconnected,
+        reconnected_cb=on_reconnected,
+        connect_timeout=CONNECT_SECONDS,
+        ping_interval=PING_SECONDS,
+        max_outstanding_pings=2,
+        pending_size=PENDING_BYTES,
+        # Spread, so that a cluster's agents do not return in one instant.
+        reconnect_time_wait=0.2 + random.random() * 0.3,
+        max_reconnect_attempts=1,
+    )
+    try:
+        await connecting
+    except nats.errors.NoServersError as error:
+        raise ConnectionError(_describe(causes[0] if causes else error)) from error
+    # The first connection must fail, so that we may say so; those after it never give up.
+    client.options["max_reconnect_attempts"] = -1
+    return client
+
+
+def _check_version(client: Client) -> None:
+    version = client.connected_server_version
+    if (version.major, version.minor) < SERVER_LEAST:
+        least = ".".join(map(str, SERVER_LEAST))
+        raise ServerTooOldError(f"NATS server {version} at {_address(client)} is too old: {least} or newer is needed")
+
+
+class _Narrator:
+    """Says that we wait, at once, then each time the wait has doubled: 1 s, 2 s, 4 s ... a minute."""
+
+    LONGEST_SECONDS = 60.0
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._started = time.monotonic()
+        self._next_seconds = 0.0
+        self._interval_seconds = 1.0
+
+    def __call__(self, state: tenacity.RetryCallState) -> None:
+        waited = time.monotonic() - self._started
+        if waited < self._next_seconds:
+            return
+        problem = state.outcome.exception() if state.outcome else None
+        _log.warning(
+            "waiting for NATS",
+            url=self._url,
+            waited_seconds=round(waited, 1),
+            problem=_describe(problem) if problem else "",
+        )
+        self._next_seconds = waited + self._interval_seconds
+        self._interval_seconds = min(self._interval_seconds * 2, self.LONGEST_SECONDS)
+
+
+def _describe(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _address(client: Client) -> str:
+    url = client.connected_url
+    return f"{url.hostname}:{url.port}" if url else "?"

@@ -1,0 +1,147 @@
+"""Settings: one frozen struct a service, read from ``YETT_*`` variables and an optional YAML file.
+
+The variable of a field is ``YETT_`` and its name in capitals. The environment wins over the file named by
+``YETT_CONFIG``, the file over the default. Lists are comma separated in the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+PREFIX = "YETT_"
+CONFIG_VARIABLE = "YETT_CONFIG"
+
+Count = Annotated[int, Meta(ge=1)]
+LogLevel = Literal["debug", "info", "warning", "error"]
+Exporter = Literal["off", "console", "otlp"]
+Mode = Literal["standard", "strict"]
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used. ``name``: the variable, or the field in the file."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(f"{name}: {message}")
+        self.name = name
+
+
+class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What every service needs."""
+
+    nats_url: str = "nats://127.0.0.1:4222"
+    """One address, or several separated by commas."""
+    nats_creds: str = ""
+    """Path of a credentials file; empty: none."""
+    log_level: LogLevel = "info"
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """auto: for people on a terminal, JSON elsewhere."""
+    otel_exporter: Exporter = "off"
+
+
+class ControllerSettings(CommonSettings, frozen=True, kw_only=True):
+    """services.controller."""
+
+    manifests: str
+    """Folder of Kubernetes manifests, watched."""
+    controller_name: str = ""
+    """Its name as a leader; empty: host name and process id."""
+    revision_interval_millis: Annotated[int, Meta(ge=0, le=10_000)] = 50
+    """Least time between two revisions. The first change after a quiet time is published at once."""
+    stream_replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+    resolution_max_bytes: Count = 256 * 1024 * 1024
+    verdict_max_bytes: Count = 256 * 1024 * 1024
+    verdict_max_age_seconds: Count = 24 * 3600
+
+
+class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
+    """services.nodeagent."""
+
+    node: str
+    pin_root: str = "/sys/fs/bpf/yett"
+    state_dir: str = "/var/lib/yett"
+    mode: Mode = "standard"
+    interfaces: tuple[str, ...] = ("veth*", "eni*", "cali*", "pod*")
+    """Host-side interfaces of pods, as globs."""
+    uplinks: tuple[str, ...] = ()
+    """Interfaces that are never touched, as globs."""
+    map_flows: Count = 262_144
+    map_resolutions: Count = 65_536
+    map_ipcache: Count = 262_144
+    map_peers: Count = 131_072
+    map_frontends: Count = 65_536
+
+
+class RecorderSettings(CommonSettings, frozen=True, kw_only=True):
+    """services.dnsrecorder."""
+
+    node: str
+    pin_root: str = "/sys/fs/bpf/yett"
+    state_dir: str = "/var/lib/yett"
+    buffer: Count = 10_000
+    """Resolutions kept while NATS is away; the oldest are dropped first, and counted."""
+
+
+SERVICES: tuple[type[CommonSettings], ...] = (ControllerSettings, NodeagentSettings, RecorderSettings)
+"""Every service's settings: what one shared file may name."""
+
+S = TypeVar("S", bound=CommonSettings)
+
+
+def load_settings(kind: type[S], environment: Mapping[str, str] | None = None) -> S:
+    """The service's settings; SettingsError names the variable or field that is missing, unknown or unusable."""
+    environment = os.environ if environment is None else environment
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    given = _read_file(environment.get(CONFIG_VARIABLE, ""))
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        variable = PREFIX + name.upper()
+        if variable in environment:
+            values[name] = _convert(variable, _split(environment[variable], field.type), field.type, strict=False)
+        elif name in given:
+            values[name] = _convert(name, given[name], field.type, strict=True)
+        elif field.required:
+            raise SettingsError(variable, "is needed and not set")
+    return kind(**values)
+
+
+def default_controller_name() -> str:
+    """A name that tells two controllers of one host apart."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _split(text: str, kind: Any) -> object:
+    if kind == tuple[str, ...]:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def _convert(name: str, value: object, kind: Any, *, strict: bool) -> Any:
+    try:
+        return msgspec.convert(value, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        raise SettingsError(name, f"{value!r}: {error}") from error
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    if not path:
+        return {}
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(CONFIG_VARIABLE, f"{path}: {error}") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise SettingsError(CONFIG_VARIABLE, f"{path}: not a mapping of settings")
+    known = {field.name for kind in SERVICES for field in msgspec.structs.fields(kind)}
+    for name in content:
+        if name not in known:
+            raise SettingsError(str(name), f"no such setting, in {path}")
+    return content

