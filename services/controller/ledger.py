@@ -1,0 +1,250 @@
+"""What the stream holds, and the messages that bring it to what is wanted.
+
+Rules: an existing row with equal bytes is never said again; a ``NodeRow`` follows where endpoint rows changed; a
+``Revision`` follows where the digest did. So a leader that finds everything as it wants it says nothing, and one that
+finds a predecessor's half-finished work completes or removes it, orphans included.
+
+Pure. Deliberately absent: the fence and the sending (``publisher``), the order of rows (``policy.diff``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from schemas import wire
+from schemas.digest import Digest
+from schemas.policy import AddressRow, EndpointRow, NodeRow, Revision
+from schemas.terms import NodeName, RevisionNumber
+from services.common.messages import Message
+
+TOMBSTONE_SECONDS = 23 * 3600
+"""Removals older than this count as forgotten: an hour less than ``wire.DELETE_TTL``, for clocks that differ."""
+
+ENDPOINT_PREFIX = "yett.policy.endpoint."
+NODE_PREFIX = "yett.policy.node."
+_NODE_TOKEN = 3
+"""Place of the node in ``yett.policy.endpoint.<node>.<ns>.<pod>``."""
+
+
+class RowChange(Protocol):
+    """One step of a diff; ``body`` None removes the row."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def body(self) -> bytes | None: ...
+
+
+Rows = Mapping[str, bytes]
+Diff = Callable[[Rows, Rows], Sequence[RowChange]]
+"""Changes that lead from one set of rows to another, in an order of which every prefix is safe to follow."""
+
+
+class Outgoing(msgspec.Struct, frozen=True):
+    """One message to send, without its fence."""
+
+    subject: str
+    body: bytes
+    headers: dict[str, str]
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A replay of the stream: the policy rows, the node rows, the last revision, and subjects that are in no table."""
+
+    rows: dict[str, bytes]
+    nodes: dict[str, bytes]
+    revision: Revision | None = None
+    unknown: tuple[str, ...] = ()
+
+
+def read_snapshot(messages: Iterable[Message]) -> Snapshot:
+    """The snapshot that these messages, in the stream's order, make up.
+
+    A revision that does not decode counts as none. Subjects in no table are left alone: a newer controller's.
+    """
+    live: dict[str, bytes] = {}
+    for message in messages:
+        if message.is_delete:
+            live.pop(message.subject, None)
+        else:
+            live[message.subject] = message.body
+    live.pop(wire.SUBJECT_LEADER, None)
+    revision = _read_revision(live.pop(wire.SUBJECT_REVISION, b""))
+    nodes = {subject: live.pop(subject) for subject in list(live) if subject.startswith(NODE_PREFIX)}
+    unknown = tuple(subject for subject in live if not _is_known(subject))
+    for subject in unknown:
+        del live[subject]
+    return Snapshot(live, nodes, revision, unknown)
+
+
+class Ledger:
+    """The rows of the stream under one leader. Planning updates it at once: if sending fails, it is void."""
+
+    def __init__(self, snapshot: Snapshot, *, epoch: str, least_number: int = 0) -> None:
+        """``least_number``: no revision number up to it was ever given, where the snapshot's revision is unreadable."""
+        revision = snapshot.revision if snapshot.revision and snapshot.revision.epoch == epoch else None
+        self._epoch = epoch
+        self.rows = dict(snapshot.rows)
+        self.number = RevisionNumber(revision.number if revision else least_number)
+        self._published_digest = revision.digest if revision else ""
+        self._nodes = dict(snapshot.nodes)
+        self._endpoints: dict[str, dict[str, bytes]] = {}
+        self._stale_nodes: set[str] = set()
+        self._digest = Digest()
+        self._floor = Floor(self.number)
+        for subject, body in self.rows.items():
+            self._note(subject, body)
+        for subject, body in self._nodes.items():
+            self._digest.put(subject, body)
+        self._stale_nodes.update(subject.rpartition(".")[2] for subject in self._nodes)
+
+    @property
+    def nodes(self) -> frozenset[NodeName]:
+        """Nodes with endpoints."""
+        return frozenset(NodeName(wire.decode_name(token)) for token, rows in self._endpoints.items() if rows)
+
+    def plan_rows(self, desired: Rows, diff: Diff, *, trace: str) -> list[Outgoing]:
+        """The rows that differ, in the order of ``diff``, then the node rows of nodes whose endpoints changed."""
+        outgoing = [self._plan_change(change.subject, change.body, trace) for change in diff(self.rows, desired)]
+        for token in sorted(self._stale_nodes):
+            outgoing += self._plan_node(token, trace)
+        self._stale_nodes.clear()
+        return outgoing
+
+    def plan_revision(self, *, trace: str, now_seconds: float) -> tuple[Revision, Outgoing] | None:
+        """The next revision, or None if the last one still describes the rows."""
+        digest = self._digest.hexdigest()
+        if digest == self._published_digest:
+            return None
+        self._published_digest = digest
+        self.number = RevisionNumber(self.number + 1)
+        floor = self._floor.advance(self.number, now_seconds)
+        revision = Revision(epoch=self._epoch, number=self.number, floor=floor, digest=digest, trace=trace)
+        outgoing = Outgoing(wire.SUBJECT_REVISION, wire.encode(revision), wire.headers_for(revision, trace=trace))
+        return revision, outgoing
+
+    def _plan_change(self, subject: str, body: bytes | None, trace: str) -> Outgoing:
+        headers = {wire.HEADER_SCHEMA: f"{wire.find_entry(subject).kind}/{wire.SCHEMA_VERSION}"}
+        if trace:
+            headers[wire.HEADER_TRACE] = trace
+        if body is None:
+            headers |= _deletion_headers(read_uid(subject, self.rows.pop(subject, b"")))
+            self._floor.note_removal()
+        else:
+            self.rows[subject] = body
+        self._note(subject, body)
+        return Outgoing(subject, body or b"", headers)
+
+    def _plan_node(self, token: str, trace: str) -> list[Outgoing]:
+        subject = NODE_PREFIX + token
+        endpoints = self._endpoints.get(token)
+        if not endpoints:
+            self._endpoints.pop(token, None)
+            if self._nodes.pop(subject, None) is None:
+                return []
+            self._digest.remove(subject)
+            self._floor.note_removal()
+            headers = {wire.HEADER_SCHEMA: f"{NodeRow.__name__}/{wire.SCHEMA_VERSION}", **_deletion_headers("")}
+            return [Outgoing(subject, b"", headers)]
+        digest = digest_rows(endpoints)
+        if self._is_node_current(subject, digest, len(endpoints)):
+            return []
+        node = NodeName(wire.decode_name(token))
+        number = RevisionNumber(self.number + 1)
+        row = NodeRow(node=node, number=number, digest=digest, count=len(endpoints))
+        self._nodes[subject] = wire.encode(row)
+        self._digest.put(subject, self._nodes[subject])
+        return [Outgoing(subject, self._nodes[subject], wire.headers_for(row, trace=trace))]
+
+    def _is_node_current(self, subject: str, digest: str, count: int) -> bool:
+        try:
+            row = wire.decode(subject, self._nodes[subject])
+        except (KeyError, wire.WireError):
+            return False
+        return isinstance(row, NodeRow) and (row.digest, row.count) == (digest, count)
+
+    def _note(self, subject: str, body: bytes | None) -> None:
+        """Keep the digest and the index of endpoints in step with one row."""
+        if wire.find_entry(subject).digested:
+            if body is None:
+                self._digest.remove(subject)
+            else:
+                self._digest.put(subject, body)
+        if subject.startswith(ENDPOINT_PREFIX):
+            token = subject.split(".")[_NODE_TOKEN]
+            endpoints = self._endpoints.setdefault(token, {})
+            self._stale_nodes.add(token)
+            if body is None:
+                endpoints.pop(subject, None)
+            else:
+                endpoints[subject] = body
+
+
+class Floor:
+    """The oldest revision from which following misses no removal.
+
+    A removal in revision k is readable for a day; after that, who has not yet seen k must replay: the floor is k.
+    What a predecessor removed, and when, is not known: the floor starts at the last revision there was.
+    """
+
+    def __init__(self, number: RevisionNumber) -> None:
+        self._floor = number
+        self._removals: deque[tuple[float, RevisionNumber]] = deque()
+        self._has_removal = False
+
+    def note_removal(self) -> None:
+        """The revision being prepared removes something."""
+        self._has_removal = True
+
+    def advance(self, number: RevisionNumber, now_seconds: float) -> RevisionNumber:
+        """The floor that revision ``number``, published now, declares."""
+        if self._has_removal:
+            self._removals.append((now_seconds, number))
+            self._has_removal = False
+        while self._removals and now_seconds - self._removals[0][0] > TOMBSTONE_SECONDS:
+            self._floor = self._removals.popleft()[1]
+        return self._floor
+
+
+def digest_rows(rows: Rows) -> str:
+    """The digest over these rows."""
+    digest = Digest()
+    for subject, body in rows.items():
+        digest.put(subject, body)
+    return digest.hexdigest()
+
+
+def read_uid(subject: str, body: bytes) -> str:
+    """Whose address or endpoint the row is; empty for other kinds and for what does not decode."""
+    try:
+        row = wire.decode(subject, body)
+    except wire.WireError:
+        return ""
+    return row.uid if isinstance(row, AddressRow | EndpointRow) else ""
+
+
+def _deletion_headers(uid: str) -> dict[str, str]:
+    headers = {wire.HEADER_OPERATION: wire.OPERATION_DELETE, wire.HEADER_TTL: wire.DELETE_TTL}
+    if uid:
+        headers[wire.HEADER_UID] = uid
+    return headers
+
+
+def _read_revision(body: bytes) -> Revision | None:
+    try:
+        row = wire.decode(wire.SUBJECT_REVISION, body)
+    except wire.WireError:
+        return None
+    return row if isinstance(row, Revision) else None
+
+
+def _is_known(subject: str) -> bool:
+    try:
+        wire.find_entry(subject)
+    except wire.WireError:
+        return False
+    return True

@@ -1,0 +1,47 @@
+"""Brings the stream to the rows that are wanted, fenced, in an order of which every prefix is safe to follow.
+
+All rows are acknowledged before their revision is sent: a revision in the stream means that its rows are there.
+Any refusal or silence ends the term; nothing is retried, because what the stream holds is then no longer known.
+"""
+
+from __future__ import annotations
+
+import time
+
+from schemas.policy import Revision
+from services.common.window import Window
+from services.controller.leader import Term
+from services.controller.ledger import Diff, Ledger, Outgoing, Rows
+
+
+class Publisher:
+    """One per term; one task calls it."""
+
+    def __init__(self, window: Window, term: Term, ledger: Ledger, diff: Diff) -> None:
+        self._window = window
+        self._fence = dict(term.headers)
+        self._ledger = ledger
+        self._diff = diff
+        self.rows_published = 0
+        self.revisions_published = 0
+
+    async def publish(self, desired: Rows, *, trace: str = "") -> Revision | None:
+        """Publish what differs and, if any of it is digested, a revision. Raises WindowError: the term is over.
+
+        Returns the revision once the server has acknowledged it, or None where the last one still holds.
+        """
+        for outgoing in self._ledger.plan_rows(desired, self._diff, trace=trace):
+            await self._send(outgoing)
+        await self._window.drain()
+        planned = self._ledger.plan_revision(trace=trace, now_seconds=time.time())
+        if planned is None:
+            return None
+        revision, outgoing = planned
+        await self._send(outgoing)
+        await self._window.drain()
+        self.revisions_published += 1
+        return revision
+
+    async def _send(self, outgoing: Outgoing) -> None:
+        await self._window.publish(outgoing.subject, outgoing.body, outgoing.headers | self._fence)
+        self.rows_published += 1
