@@ -1,0 +1,284 @@
+"""The DNS recorder of one node: from the learner's ring to the cluster's bus.
+
+One task reads the ring and owns the memory, one sends, one follows the patterns in force, one speaks of how it goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import nats.errors
+from nats.aio.client import Client
+from opentelemetry.trace import SpanKind
+
+from schemas import wire
+from schemas.policy import Config, DomainRow
+from schemas.resolution import Observed, Resolution
+from schemas.status import RecorderStatus
+from schemas.terms import NodeName, Reason
+from services.common import nats as bus
+from services.common.follow import Follower
+from services.common.log import get_logger
+from services.common.messages import Message, Reset
+from services.common.settings import RecorderSettings
+from services.common.telemetry import get_tracer, inject
+from services.dnsrecorder.capture import Capture
+from services.dnsrecorder.dnswire import Answer, AnswerError, parse_answer
+from services.dnsrecorder.event import ResolutionEvent, decode_event
+from services.dnsrecorder.outbox import Letter, Outbox
+from services.dnsrecorder.record import Publication, Recorder
+
+STATUS_SECONDS = 1.0
+SAVE_SECONDS = 30.0
+DRAIN_SECONDS = 2.0
+FILTERS = ("yett.policy.domain.>", wire.SUBJECT_CONFIG)
+
+_log = get_logger("recorder")
+_tracer = get_tracer("dnsrecorder")
+
+
+def boottime_seconds() -> float:
+    """CLOCK_BOOTTIME: does not jump, goes on through a suspension, the kernel's own clock for expiry."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class App:
+    """One node's recorder."""
+
+    def __init__(self, settings: RecorderSettings, connection: Client) -> None:
+        self._node = NodeName(settings.node)
+        self._connection = connection
+        self._capture = Capture(Path(settings.pin_root))
+        self._recorder = Recorder()
+        self._outbox = Outbox(connection, limit=settings.buffer)
+        self._counters: Counter[str] = Counter()
+        self._said: set[str] = set()
+        self._memory = MemoryFile(Path(settings.state_dir) / "recorder.msgpack")
+
+    async def run(self) -> None:
+        """Until cancelled; then what is known is sent and saved."""
+        self._memory.load_into(self._recorder)
+        sending = asyncio.create_task(self._outbox.run())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_share_failure(sending))
+                group.create_task(self._read_ring())
+                group.create_task(self._follow_patterns())
+                group.create_task(self._speak())
+                group.create_task(self._save())
+        finally:
+            # The sender outlives the others, so that what they put last still goes out.
+            await self._outbox.flush(DRAIN_SECONDS)
+            sending.cancel()
+            self._memory.save(self._recorder)
+
+    # -- from the ring
+
+    async def _read_ring(self) -> None:
+        async for batch in self._capture.batches():
+            for record in batch:
+                await self._take(record)
+            await asyncio.sleep(0)
+
+    async def _take(self, record: bytes) -> None:
+        try:
+            event = decode_event(record)
+        except ValueError as error:
+            self._refuse("event_malformed", error)
+            return
+        self._counters["events"] += 1
+        self._counters["suppressed"] += event.suppressed
+        if event.reason:
+            self._counters[_reason_name(event.reason)] += 1
+        try:
+            answer = parse_answer(event.message, self._recorder.config.search_suffixes)
+        except AnswerError as error:
+            self._refuse(error.reason.name.lower(), error)
+            return
+        self._compare(event, answer)
+        await self._observe(event, answer)
+        if event.learned or event.reason not in _NOT_BELIEVED:
+            self._publish(self._recorder.note(answer, str(event.endpoint), boottime_seconds()), event)
+
+    def _compare(self, event: ResolutionEvent, answer: Answer) -> None:
+        if event.is_complete and event.answers != len(answer.records):
+            self._counters["mismatch"] += 1
+            _log.warning("kernel and parser disagree", name=answer.name, kernel=event.answers, ours=len(answer.records))
+
+    async def _observe(self, event: ResolutionEvent, answer: Answer) -> None:
+        observed = Observed(
+            endpoint_id=event.endpoint,
+            name=answer.name,
+            addresses=answer.addresses,
+            ttl_seconds=answer.ttl_seconds,
+            rcode=answer.rcode,
+        )
+        if not self._connection.is_connected:
+            self._counters["observed_dropped"] += 1
+            return
+        try:
+            await self._connection.publish(
+                wire.subject_observed(self._node), wire.encode(observed), headers=wire.headers_for(observed)
+            )
+        except (nats.errors.Error, OSError):
+            self._counters["observed_dropped"] += 1
+
+    # -- to the bus
+
+    def _publish(self, publication: Publication | None, event: ResolutionEvent | None = None) -> None:
+        if publication is None:
+            return
+        resolution = Resolution(
+            name=publication.name,
+            addresses=publication.addresses,
+            ttl_seconds=publication.ttl_seconds,
+            node=self._node,
+            resolver=event.resolver if event else "",
+            learned_unix_nanos=_unix_nanos(event) if event else 0,
+        )
+        with _tracer.start_as_current_span("publish resolution", kind=SpanKind.PRODUCER) as span:
+            span.set_attribute("dns.question.name", publication.name)
+            headers = inject(wire.headers_for(resolution), span)
+        headers[wire.HEADER_TTL] = f"{publication.keep_seconds}s"
+        self._outbox.put(
+            Letter(wire.subject_resolution(self._node, publication.name), wire.encode(resolution), headers)
+        )
+
+    # -- from the bus
+
+    async def _follow_patterns(self) -> None:
+        async with Follower(self._connection, wire.STREAM_POLICY, FILTERS) as follower:
+            async for item in follower:
+                if isinstance(item, list):
+                    for message in item:
+                        self._apply(message)
+                elif isinstance(item, Reset):
+                    _log.warning("the policy stream begins again", reason=item.reason)
+                    self._recorder.patterns.clear()
+                    self._publish_all(self._recorder.republish(boottime_seconds()))
+
+    def _apply(self, message: Message) -> None:
+        now = boottime_seconds()
+        if message.is_delete:
+            if message.subject.startswith("yett.policy.domain."):
+                self._recorder.remove_pattern(wire.decode_pattern(message.subject.rpartition(".")[2]))
+            return
+        try:
+            row = wire.decode(message.subject, message.body)
+        except wire.WireError as error:
+            self._refuse(f"undecodable_{error.kind}", error)
+            return
+        if isinstance(row, DomainRow):
+            self._publish_all(self._recorder.add_pattern(row.pattern, now))
+        elif isinstance(row, Config):
+            self._publish_all(self._recorder.set_config(row, now))
+
+    def _publish_all(self, publications: list[Publication]) -> None:
+        for publication in publications:
+            self._publish(publication)
+
+    # -- what a person sees
+
+    async def _speak(self) -> None:
+        while True:
+            status = RecorderStatus(
+                node=self._node, counters=self._count(), buffered=len(self._outbox), pid=os.getpid()
+            )
+            if self._connection.is_connected:
+                try:
+                    await self._connection.publish(
+                        wire.subject_status_recorder(self._node), wire.encode(status), headers=wire.headers_for(status)
+                    )
+                except (nats.errors.Error, OSError) as error:
+                    _log.debug("status not sent", problem=str(error))
+            await asyncio.sleep(STATUS_SECONDS)
+
+    async def _save(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_SECONDS)
+            self._memory.save(self._recorder)
+
+    def _count(self) -> dict[str, int]:
+        return {
+            **self._counters,
+            **self._recorder.counters,
+            "remembered": len(self._recorder),
+            "published": self._outbox.published,
+            "dropped": self._outbox.dropped,
+            "ring_waiting_bytes": self._capture.count_waiting_bytes(),
+            "ring_moves": self._capture.moves,
+        }
+
+    def _refuse(self, kind: str, error: Exception) -> None:
+        """Count a message that cannot be used; say so once a kind."""
+        self._counters[kind] += 1
+        if kind not in self._said:
+            self._said.add(kind)
+            _log.warning("refused, and counted from now on", kind=kind, problem=str(error))
+
+
+_NOT_BELIEVED = frozenset(
+    {Reason.LEARN_UNTRUSTED, Reason.LEARN_UNASKED, Reason.LEARN_QUOTA, Reason.LEARN_REFUSED_ADDRESS}
+)
+"""Reported for people, never published, unless the kernel learned a part of the answer."""
+
+
+async def _share_failure(task: asyncio.Task[None]) -> None:
+    """End with the task's error, without ending the task when cancelled."""
+    await asyncio.shield(task)
+
+
+class MemoryFile:
+    """The recorder's memory on disk, valid for one boot of the machine (its times are of CLOCK_BOOTTIME)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().encode()
+
+    def load_into(self, recorder: Recorder) -> None:
+        """A file that is absent, foreign or of an earlier boot is left aside."""
+        try:
+            boot, _, content = self._path.read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            return
+        if boot != self._boot:
+            _log.info("memory is of an earlier boot, left aside", file=str(self._path))
+            return
+        try:
+            recorder.load(content, boottime_seconds())
+        except ValueError as error:
+            _log.warning("memory cannot be read, left aside", file=str(self._path), problem=str(error))
+
+    def save(self, recorder: Recorder) -> None:
+        """Written beside, then renamed: a crash leaves the old one."""
+        beside = self._path.with_suffix(".new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_bytes(self._boot + b"\n" + recorder.dump())
+            beside.replace(self._path)
+        except OSError as error:
+            _log.warning("memory not saved", file=str(self._path), problem=str(error))
+
+
+def _reason_name(reason: int) -> str:
+    try:
+        return Reason(reason).name.lower()
+    except ValueError:
+        return f"reason_{reason}"
+
+
+def _unix_nanos(event: ResolutionEvent) -> int:
+    return time.time_ns() - (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - event.boottime_nanos)
+
+
+async def main(settings: RecorderSettings) -> None:
+    """Connect and run until cancelled."""
+    connection = await bus.connect(settings, f"yett-dnsrecorder-{settings.node}")
+    try:
+        await App(settings, connection).run()
+    finally:
+        await bus.close(connection)

@@ -1,0 +1,166 @@
+"""What a recorder remembers and publishes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.policy import Config
+from services.dnsrecorder import record
+from services.dnsrecorder.dnswire import Answer, Record
+from services.dnsrecorder.record import Patterns, Recorder
+
+CONFIG = Config(ttl_min_seconds=30, ttl_max_seconds=3600, grace_seconds=60)
+labels = st.text("ab", min_size=1, max_size=2)
+names = st.lists(labels, min_size=1, max_size=4).map(".".join)
+
+
+def make_recorder(*patterns: str) -> Recorder:
+    recorder = Recorder()
+    recorder.set_config(CONFIG, 0.0)
+    for pattern in patterns:
+        recorder.add_pattern(pattern, 0.0)
+    return recorder
+
+
+def answer(name: str, *addresses: str, ttl: int = 100) -> Answer:
+    return Answer(name, 0, tuple(Record(address, ttl) for address in addresses))
+
+
+def covers_by_definition(pattern: str, name: str) -> bool:
+    if pattern.startswith("*."):
+        return name.endswith(pattern[1:]) and name != pattern[2:]
+    return name == pattern
+
+
+@given(st.lists(names.flatmap(lambda name: st.sampled_from([name, f"*.{name}"])), max_size=4), names)
+def test_patterns_cover_what_the_definition_says(patterns: list[str], name: str) -> None:
+    """``*.x`` covers one or more labels under x and not x; any other pattern its own name alone."""
+    kept = Patterns()
+    for pattern in patterns:
+        kept.add(pattern)
+    assert kept.covers(name) == any(covers_by_definition(pattern, name) for pattern in patterns)
+
+
+def test_a_covered_name_is_published_once_for_its_time() -> None:
+    """The second answer with the same address is no news."""
+    recorder = make_recorder("example.com")
+    published = recorder.note(answer("example.com", "192.0.2.1"), "1", 0.0)
+    assert published is not None
+    assert (published.addresses, published.ttl_seconds, published.keep_seconds) == (("192.0.2.1",), 100, 160)
+    assert recorder.note(answer("example.com", "192.0.2.1"), "2", 1.0) is None
+    assert recorder.counters["known"] == 1
+
+
+def test_a_name_is_published_again_when_half_of_its_time_is_over() -> None:
+    """So that no name in use runs out on a node that only hears of it."""
+    recorder = make_recorder("example.com")
+    recorder.note(answer("example.com", "192.0.2.1"), "1", 0.0)
+    assert recorder.note(answer("example.com", "192.0.2.1"), "1", 120.0) is not None
+
+
+def test_a_new_address_is_published_and_the_old_one_is_not_repeated() -> None:
+    """Only what is news goes out."""
+    recorder = make_recorder("example.com")
+    recorder.note(answer("example.com", "192.0.2.1"), "1", 0.0)
+    published = recorder.note(answer("example.com", "192.0.2.1", "192.0.2.2"), "1", 1.0)
+    assert published is not None
+    assert published.addresses == ("192.0.2.2",)
+
+
+def test_a_name_resolved_before_its_pattern_is_published_with_the_pattern() -> None:
+    """The operator writes the rule after the pod has looked the name up: it works at once."""
+    recorder = make_recorder()
+    assert recorder.note(answer("a.example.com", "192.0.2.1"), "1", 0.0) is None
+    assert recorder.counters["uncovered"] == 1
+    published = recorder.add_pattern("*.example.com", 40.0)
+    assert [item.name for item in published] == ["a.example.com"]
+    assert (published[0].ttl_seconds, published[0].keep_seconds) == (60, 120)
+
+
+def test_a_name_that_has_expired_is_not_published_with_its_pattern() -> None:
+    """TTL and grace bound what is said of the past."""
+    recorder = make_recorder()
+    recorder.note(answer("example.com", "192.0.2.1", ttl=1), "1", 0.0)
+    assert recorder.add_pattern("example.com", 91.0) == []
+
+
+def test_learn_all_publishes_uncovered_names_from_then_on_and_those_known() -> None:
+    """``learn: all`` is a setting that works live."""
+    recorder = make_recorder()
+    recorder.note(answer("a.test", "192.0.2.1"), "1", 0.0)
+    known = recorder.set_config(Config(learn_all=True), 1.0)
+    assert [item.name for item in known] == ["a.test"]
+    assert recorder.note(answer("b.test", "192.0.2.2"), "1", 2.0) is not None
+
+
+def test_after_the_bus_forgot_everything_what_is_covered_is_published_again() -> None:
+    """A stream that was deleted fills again from the recorders' memories."""
+    recorder = make_recorder("example.com")
+    recorder.note(answer("example.com", "192.0.2.1"), "1", 0.0)
+    recorder.note(answer("other.test", "192.0.2.2"), "1", 0.0)
+    assert [item.name for item in recorder.republish(1.0)] == ["example.com"]
+
+
+def test_an_endpoint_over_its_budget_is_not_published_and_others_are() -> None:
+    """A flood of fresh names from one pod costs that pod alone."""
+    recorder = make_recorder("*.evil.test", "example.com")
+    results = [
+        recorder.note(answer(f"n{number}.evil.test", "192.0.2.1"), "1", 0.0)
+        for number in range(int(record.ENDPOINT_BURST) + 5)
+    ]
+    assert sum(result is None for result in results) == 5
+    assert recorder.counters["over_endpoint_budget"] == 5
+    assert recorder.note(answer("example.com", "192.0.2.9"), "2", 0.0) is not None
+
+
+def test_what_was_over_budget_is_published_once_there_is_budget_again() -> None:
+    """Refused for now is not published for ever: the name stays due."""
+    recorder = make_recorder("*.evil.test")
+    for number in range(int(record.ENDPOINT_BURST)):
+        recorder.note(answer(f"n{number}.evil.test", "192.0.2.1"), "1", 0.0)
+    assert recorder.note(answer("late.evil.test", "192.0.2.2"), "1", 0.0) is None
+    assert recorder.note(answer("late.evil.test", "192.0.2.2"), "1", 5.0) is not None
+
+
+def test_memory_is_bounded_and_the_names_told_longest_ago_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh subdomains for ever take no more memory, and what is lost is counted."""
+    monkeypatch.setattr(record, "MAX_REMEMBERED", 10)
+    recorder = make_recorder()
+    for number in range(25):
+        recorder.note(answer(f"n{number}.test", "192.0.2.1"), "1", float(number))
+    assert len(recorder) == 10
+    assert recorder.counters["forgotten"] == 15
+    assert [item.name for item in recorder.add_pattern("*.test", 25.0)] == [
+        f"n{number}.test" for number in range(15, 25)
+    ]
+
+
+def test_addresses_beyond_the_limit_of_a_name_are_counted() -> None:
+    """At most ``addresses_per_name`` of one name travel."""
+    recorder = make_recorder("example.com")
+    recorder.set_config(Config(addresses_per_name=3), 0.0)
+    published = recorder.note(answer("example.com", *[f"192.0.2.{n}" for n in range(1, 6)]), "1", 0.0)
+    assert published is not None
+    assert len(published.addresses) == 3
+    assert recorder.counters["over_addresses_per_name"] == 1
+
+
+@given(st.lists(st.tuples(names, st.integers(0, 3), st.integers(0, 200)), max_size=20))
+def test_a_dumped_memory_says_after_loading_what_it_would_have_said(told: list[tuple[str, int, int]]) -> None:
+    """A restart of the recorder forgets nothing that is still valid."""
+    recorder = make_recorder()
+    for name, number, ttl in told:
+        recorder.note(answer(name, f"192.0.2.{number}", ttl=ttl), "1", 0.0)
+    again = make_recorder()
+    again.load(recorder.dump(), 0.0)
+    assert len(again) == len(recorder)
+    for pattern in ("*.a", "a", "*.b", "b.a"):
+        assert again.add_pattern(pattern, 50.0) == recorder.add_pattern(pattern, 50.0)
+
+
+def test_a_memory_that_is_none_is_refused() -> None:
+    """A torn file is said to be one."""
+    with pytest.raises(ValueError, match="not a recorder's memory"):
+        Recorder().load(b"\xff\x00garbage", 0.0)
