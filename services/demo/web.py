@@ -21,19 +21,27 @@ async def answer_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     """One request, one response, closed."""
     with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         await reader.readuntil(b"\r\n\r\n")
-        body = f"{writer.get_extra_info('sockname')[0]}\n".encode()
-        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-        await writer.drain()
+        await _respond(writer)
     writer.close()
 
 
 async def answer_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Every line comes back, until the other side closes."""
+    """Every line comes back, until the other side closes; a line that begins an HTTP request is answered as one."""
     with contextlib.suppress(ConnectionError, ValueError):
         while line := await reader.readline():
+            if line.startswith(b"GET "):
+                await reader.readuntil(b"\r\n\r\n")
+                await _respond(writer)
+                break
             writer.write(line)
             await writer.drain()
     writer.close()
+
+
+async def _respond(writer: asyncio.StreamWriter) -> None:
+    body = f"{writer.get_extra_info('sockname')[0]}\n".encode()
+    writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    await writer.drain()
 
 
 async def serve(http_ports: list[int], echo_ports: list[int]) -> None:

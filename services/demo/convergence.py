@@ -1,0 +1,60 @@
+"""Waiting until what was written is enforced everywhere, by what the services themselves report."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+from services.demo.bus import POLL_SECONDS, Bus
+from services.demo.state import DemoError
+from services.demo.topology import NODES, Pod
+
+ENFORCED_SECONDS = 20.0
+"""Longer than any start; a change takes milliseconds."""
+QUIET_SECONDS = 0.15
+"""Revisions are coalesced every 50 ms: after three such intervals without one, all files of a step are in."""
+ENFORCED = "enforced"
+
+
+async def read_revision(bus: Bus) -> int:
+    """The newest published revision; 0 if no controller answers."""
+    status = await bus.ask_controller()
+    return int(status.revision) if status else 0
+
+
+async def wait_enforced(bus: Bus, pods: Iterable[Pod], *, above: int, seconds: float = ENFORCED_SECONDS) -> int:
+    """The revision that both nodes enforce, newer than ``above``, with every pod's interface in place.
+
+    DemoError says what is missing when the time is over.
+    """
+    pods = list(pods)
+    deadline = time.monotonic() + seconds
+    quiet_since, newest = time.monotonic(), -1
+    while True:
+        revision = await read_revision(bus)
+        now = time.monotonic()
+        if revision != newest:
+            quiet_since, newest = now, revision
+        missing = describe_missing(bus, pods, revision) if revision > above else f"no revision after {above}"
+        if not missing and now - quiet_since >= QUIET_SECONDS:
+            return revision
+        if now > deadline:
+            raise DemoError(f"not enforced after {seconds:.0f} s: {missing}")
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def describe_missing(bus: Bus, pods: Iterable[Pod], revision: int) -> str:
+    """What is not yet enforced at ``revision``, in words; empty if all is."""
+    acknowledged = bus.controller.nodes if bus.controller else {}
+    for node in NODES:
+        status = bus.agents.get(node.name)
+        reached = max(acknowledged.get(node.name, 0), status.revision if status else 0)
+        if reached < revision:
+            return f"{node.name} is at revision {reached} of {revision}"
+        assert status is not None or reached
+        states = {endpoint.pod: endpoint.state for endpoint in status.endpoints} if status else {}
+        for pod in pods:
+            if pod.node is node and states.get(pod.key) != ENFORCED:
+                return f"{pod.key} on {node.name}: {states.get(pod.key, 'no endpoint')}"
+    return ""

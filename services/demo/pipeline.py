@@ -1,0 +1,89 @@
+"""Yett's own processes: one controller, and a nodeagent and a dnsrecorder a node, each as users start them.
+
+They are configured by environment alone. An agent and a recorder run in their node's network namespace and in the
+host's mount namespace, because the pinned maps are there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+from services.demo import topology
+from services.demo.lab import UPLINK, Lab, in_namespace
+from services.demo.servers import start_process
+from services.demo.state import Process
+from services.demo.topology import NODES, Node
+
+CONTROLLER = "controller"
+
+
+def agent_name(node: Node) -> str:
+    """The name of a node's agent among the processes."""
+    return f"nodeagent-{node.key}"
+
+
+def recorder_name(node: Node) -> str:
+    """The name of a node's recorder among the processes."""
+    return f"dnsrecorder-{node.key}"
+
+
+class Pipeline:
+    """Starts the services, and starts them again; the newest process of each name is the one that counts."""
+
+    def __init__(self, lab: Lab, *, mode: str = "standard") -> None:
+        self._lab = lab
+        self._mode = mode
+        self.processes: dict[str, Process] = {}
+
+    def start(self) -> None:
+        """All of them, in no order that matters: each waits for what it needs."""
+        self.start_controller()
+        for node in NODES:
+            self.start_agent(node)
+            self.start_recorder(node)
+
+    def start_controller(self) -> Process:
+        """The controller, on the host, reading the run's folder of manifests."""
+        environment = self._environment({"YETT_MANIFESTS": str(self._lab.run.folder / "manifests")})
+        return self._start(CONTROLLER, [sys.executable, "-m", "services.controller"], environment)
+
+    def start_agent(self, node: Node) -> Process:
+        """A node's agent."""
+        command = in_namespace(self._lab.node_namespace(node), sys.executable, "-m", "services.nodeagent")
+        return self._start(agent_name(node), command, self._node_environment(node))
+
+    def start_recorder(self, node: Node) -> Process:
+        """A node's recorder."""
+        command = in_namespace(self._lab.node_namespace(node), sys.executable, "-m", "services.dnsrecorder")
+        return self._start(recorder_name(node), command, self._node_environment(node))
+
+    def _start(self, name: str, command: list[str], environment: Mapping[str, str]) -> Process:
+        self.processes[name] = start_process(self._lab.run, name, command, environment)
+        return self.processes[name]
+
+    def _node_environment(self, node: Node) -> dict[str, str]:
+        run = self._lab.run
+        pins, state = run.pins / node.key, run.folder / f"state-{node.key}"
+        for folder in (pins, state):
+            folder.mkdir(parents=True, exist_ok=True)
+        return self._environment(
+            {
+                "YETT_NODE": node.name,
+                "YETT_PIN_ROOT": str(pins),
+                "YETT_STATE_DIR": str(state),
+                "YETT_MODE": self._mode,
+                "YETT_INTERFACES": "pod*",
+                "YETT_UPLINKS": UPLINK,
+            }
+        )
+
+    def _environment(self, own: Mapping[str, str]) -> dict[str, str]:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("YETT_")}
+        return {**inherited, "YETT_NATS_URL": self._lab.run.state.nats_url, **own}
+
+
+def node_by_name(name: str) -> Node | None:
+    """The demo's node that Kubernetes calls ``name``."""
+    return next((node for node in topology.NODES if node.name == name), None)
