@@ -37,7 +37,7 @@ async def connect(settings: CommonSettings, name: str) -> Client:
     """A connection that reconnects for ever. Waits until there is a server; ServerTooOldError if it is too old."""
     retrying = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type((nats.errors.Error, OSError, asyncio.TimeoutError)),
-        wait=tenacity.wait_exponential_jitter(initial=0.05, max=WAIT_MAX_SECONDS, jitter=0.1),
+        wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=WAIT_MAX_SECONDS, jitter=0.1),
         before_sleep=_Narrator(settings.nats_url),
     )
     client: Client = await retrying(_connect_once, settings, name)
