@@ -1,9 +1,9 @@
 """Policies -> rulesets: the order of evaluation made into lists, with nothing left to decide at the node.
 
-* Admin and Baseline: by priority. At one priority AWS-group Denies come first, then upstream policies by name with their
-  rules in order, then AWS-group Accepts, then AWS-group Passes.
-* NetworkPolicy tier: a union, so order has no meaning; it is by (kind, namespace, name, rule), and the first that matches
-  is the one a verdict names.
+* Admin and Baseline: by priority. At one priority AWS-group Denies come first, then upstream policies by name with
+  their rules in order, then AWS-group Accepts, then AWS-group Passes.
+* NetworkPolicy tier: a union, so order has no meaning; it is by (kind, namespace, name, rule), and the first that
+  matches is the one a verdict names.
 * Identical rules share a bit. In an ordered tier the first one stands: what it matches never reaches the second.
 * Named ports: on a peer they are a label of its identity, one rule for each number; on the subject they are numbers.
 

@@ -1,8 +1,8 @@
 """Two states of rows -> the changes between them, in an order that is safe to stop at anywhere.
 
-Facts that nothing refers to yet come first, then what rulesets are made of, then rulesets, then endpoints (the flip); then
-removals in the reverse order. A controller that dies at any row leaves a state that is closed: no endpoint without its
-rulesets and identity, no ruleset without its peersets, no address without its identity.
+Facts that nothing refers to yet come first, then what rulesets are made of, then rulesets, then endpoints (the flip);
+then removals in the reverse order. A controller that dies at any row leaves a state that is closed: no endpoint
+without its rulesets and identity, no ruleset without its peersets, no address without its identity.
 
 ``apply(old, diff(old, new)) == new`` for any two states.
 """

@@ -1,7 +1,7 @@
 """Numbers for identities: allocated once, never reused within an epoch, the same after a restart.
 
-An identity is a namespace and those labels that some policy names, derived port labels included. The stream is the memory:
-``restore`` reads rows and tombstones back, so that a restarted controller renumbers nothing.
+An identity is a namespace and those labels that some policy names, derived port labels included. The stream is the
+memory: ``restore`` reads rows and tombstones back, so that a restarted controller renumbers nothing.
 """
 
 from __future__ import annotations

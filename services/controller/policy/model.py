@@ -39,6 +39,7 @@ PolicyKey = tuple[str, str, str]
 """(kind, namespace, name)."""
 Labels = dict[str, str]
 
+PORT_LABEL_PREFIX = "port:"
 NO_NODE = NodeName("")
 DEFAULT_CONFIG = Config()
 
@@ -53,7 +54,15 @@ class NamedPort:
     @property
     def label(self) -> str:
         """The derived label that carries its number on an identity; ':' is illegal in Kubernetes label keys."""
-        return f"port:{Protocol(self.protocol).name}/{self.name}"
+        return f"{PORT_LABEL_PREFIX}{Protocol(self.protocol).name}/{self.name}"
+
+    @classmethod
+    def of_label(cls, label: str) -> NamedPort | None:
+        """Inverse of ``label``; None for a real label."""
+        protocol, slash, name = label.removeprefix(PORT_LABEL_PREFIX).partition("/")
+        if not label.startswith(PORT_LABEL_PREFIX) or not slash or protocol not in Protocol.__members__:
+            return None
+        return cls(protocol=Protocol[protocol], name=name)
 
 
 PortSpec = PortRange | NamedPort
@@ -165,6 +174,14 @@ class Pod:
             if declared.name == port.name and declared.protocol == port.protocol:
                 return declared.number
         return None
+
+    def named_ports(self) -> dict[NamedPort, int]:
+        """Every named port with its number."""
+        found: dict[NamedPort, int] = {}
+        for declared in self.ports:
+            if declared.name:
+                found.setdefault(NamedPort(protocol=declared.protocol, name=declared.name), declared.number)
+        return found
 
 
 @dataclass(frozen=True, slots=True)

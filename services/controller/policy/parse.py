@@ -189,8 +189,14 @@ def _parse_fact(obj: Reader, header: Header) -> Fact | None:
 
 
 def _read_config_map(obj: Reader, namespace: str, name: str) -> Fact | None:
-    """Only our own; every other ConfigMap is of no interest."""
-    return parse_settings.read_settings(obj.get("data")) if name == parse_settings.SETTINGS_NAME else None
+    """Only our own, and never from a tenant's namespace; every other ConfigMap is of no interest."""
+    if name != parse_settings.SETTINGS_NAME:
+        return None
+    if obj.get("metadata").get("namespace").is_present and namespace not in parse_settings.SETTINGS_NAMESPACES:
+        known = ", ".join(parse_settings.SETTINGS_NAMESPACES)
+        obj.report.add("metadata.namespace", f"ignored: settings are read from {known}", "warning")
+        return None
+    return parse_settings.read_settings(obj.get("data"))
 
 
 NAMESPACED_FACTS: dict[str, Callable[[Reader, str, str], Fact | None]] = {

@@ -18,6 +18,8 @@ from services.controller.policy.parse_facts import DEFAULTS
 from services.controller.policy.parse_reader import Reader
 
 SETTINGS_NAME = "yett"
+SETTINGS_NAMESPACES = ("yett-system", "yett", "kube-system")
+"""Where the ConfigMap may stand; a manifest without a namespace is taken as one of them."""
 SECONDS_MAX = 7 * 24 * 3600
 SHARES = ("cluster", "zone", "node", "off")
 DEFAULT_DNS_SERVICE: ObjectKey = ("kube-system", "kube-dns")

@@ -4,12 +4,13 @@ Pods of one namespace with the same labels are one *profile*: a policy selects a
 asked once a profile. The index answers incrementally: a policy's change asks about the profiles of its namespace, a
 namespace's relabelling about its own.
 
-Rules of this module: no I/O; the predicate itself is ``schemas.selectors``, shared with the agent and with ``evaluate``.
+Rules of this module: no I/O; the predicate itself is ``schemas.selectors``, shared with the agent and ``evaluate``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from schemas.policy import NodePeer, Peer, PodPeer, Selector
 from schemas.selectors import NAMESPACE_NAME_LABEL, matches
@@ -30,18 +31,40 @@ def governs(policy: Policy, namespace: str, namespace_labels: Mapping[str, str],
     return matches(policy.subject.namespaces, namespace_labels) and matches(policy.subject.pods, labels)
 
 
-def label_keys(policies: Iterable[Policy]) -> tuple[set[str], set[str]]:
-    """Label keys of pods and of nodes that any peer names: what makes identities."""
-    pods: set[str] = set()
-    nodes: set[str] = set()
-    for policy in policies:
-        for rule in (*policy.egress, *policy.ingress):
-            for peer in rule.peers:
-                if isinstance(peer, PodPeer):
-                    pods |= _keys(peer.pods)
-                elif isinstance(peer, NodePeer):
-                    nodes |= _keys(peer.nodes)
-    return pods, nodes
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What identities tell apart: label keys of pods, label keys of nodes, named ports of peers."""
+
+    pods: set[str] = field(default_factory=set)
+    nodes: set[str] = field(default_factory=set)
+    ports: set[NamedPort] = field(default_factory=set)
+
+    def __or__(self, other: Named) -> Named:
+        return Named(self.pods | other.pods, self.nodes | other.nodes, self.ports | other.ports)
+
+    def __and__(self, other: Named) -> Named:
+        return Named(self.pods & other.pods, self.nodes & other.nodes, self.ports & other.ports)
+
+    def __sub__(self, other: Named) -> Named:
+        return Named(self.pods - other.pods, self.nodes - other.nodes, self.ports - other.ports)
+
+    def __xor__(self, other: Named) -> Named:
+        return Named(self.pods ^ other.pods, self.nodes ^ other.nodes, self.ports ^ other.ports)
+
+    def __len__(self) -> int:
+        return len(self.pods) + len(self.nodes) + len(self.ports)
+
+
+def named_by(policy: Policy) -> Named:
+    """What a policy's peers name: what makes identities."""
+    named = Named(ports=peer_ports(policy))
+    for rule in (*policy.egress, *policy.ingress):
+        for peer in rule.peers:
+            if isinstance(peer, PodPeer):
+                named.pods.update(_keys(peer.pods))
+            elif isinstance(peer, NodePeer):
+                named.nodes.update(_keys(peer.nodes))
+    return named
 
 
 def _keys(selector: Selector) -> set[str]:

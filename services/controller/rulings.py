@@ -1,0 +1,190 @@
+"""Rulesets in force: policies x profiles, compiled once for each distinct combination and remembered.
+
+A policy event recompiles the combinations that hold the policy; a pod event usually finds its rulesets made.
+Versions stand for content: every accepted change of a policy, or of the numbers behind its named ports, is a new one,
+so that what is remembered is never wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+
+from schemas.policy import PodPeer
+from schemas.terms import Default, Direction, Tier
+from services.controller.facts import Facts
+from services.controller.policy.compile import BUDGETS, Compiled, Fragment, compile_policy, compile_ruleset, fit
+from services.controller.policy.model import NamedPort, Policy, PolicyKey
+from services.controller.policy.select import (
+    Named,
+    Profile,
+    Selection,
+    named_by,
+    peer_ports,
+    pod_peers,
+    subject_ports,
+)
+
+Numbers = tuple[tuple[NamedPort, int], ...]
+"""A subject's named ports with their numbers, as far as the policies in question ask."""
+Combination = tuple[Direction, Default, tuple[int, ...], Numbers, bool]
+
+ORDERED_TIERS = (Tier.ADMIN, Tier.BASELINE)
+IDLE_MAX = 256
+"""Combinations remembered beyond twice those in use, for what comes back; beyond it the idle ones are dropped."""
+
+
+class Rulings:
+    """``stale``: profiles whose rulesets must be asked for again; who handles them clears it."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.selection = Selection()
+        self.policies: dict[PolicyKey, Policy] = {}
+        self.stale: set[Profile] = set()
+        self.refused: frozenset[PolicyKey] = frozenset()
+        """Admin and Baseline policies that do not fit some pod's budget."""
+        self._facts = facts
+        self._version = 0
+        self._versions: dict[PolicyKey, int] = {}
+        self._numbers: dict[PolicyKey, dict[NamedPort, tuple[tuple[int, ...], ...]]] = {}
+        self._asking: dict[NamedPort, set[PolicyKey]] = {}
+        self._named: dict[PolicyKey, Named] = {}
+        self._fragments: dict[PolicyKey, dict[tuple[Direction, Numbers], Fragment]] = {}
+        self._combinations: dict[Combination, Compiled] = {}
+        self._remember_max = IDLE_MAX
+        self._weighed: frozenset[frozenset[PolicyKey]] = frozenset()
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def put(self, policy: Policy) -> None:
+        self._unindex(policy.key)
+        self.policies[policy.key] = policy
+        for port in peer_ports(policy):
+            self._asking.setdefault(port, set()).add(policy.key)
+        self._renew(policy.key)
+        self._named[policy.key] = named_by(policy)
+        self._numbers[policy.key] = self._resolve(policy)
+        self.stale |= self.selection.put(policy)
+
+    def drop(self, key: PolicyKey) -> None:
+        self._unindex(key)
+        if self.policies.pop(key, None) is not None:
+            self.stale |= self.selection.remove(key)
+            for memory in (self._versions, self._numbers, self._named, self._fragments):
+                memory.pop(key, None)
+            self._weighed = frozenset()
+
+    def relabel(self, namespace: str) -> None:
+        """A namespace appeared or changed its labels."""
+        self.stale |= self.selection.relabel(namespace, self._facts.namespace_labels(namespace))
+        self.renumber(self._asking)
+
+    def renumber(self, ports: Iterable[NamedPort]) -> None:
+        """Pods that declare these ports came, went or changed: look again what the names stand for."""
+        asking = {key for port in ports for key in self._asking.get(port, ())}
+        for key in asking:
+            numbers = self._resolve(self.policies[key])
+            if numbers != self._numbers[key]:
+                self._numbers[key] = numbers
+                self._renew(key)
+                self.stale |= self.selection.profiles_of(key)
+
+    def is_asked(self, port: NamedPort) -> bool:
+        return port in self._asking and bool(self._asking[port])
+
+    def named(self) -> Named:
+        """What identities must tell apart for the policies in force."""
+        named = Named()
+        for each in self._named.values():
+            named.pods.update(each.pods)
+            named.nodes.update(each.nodes)
+            named.ports.update(each.ports)
+        return named
+
+    def prune(self, in_use: Container[str]) -> None:
+        """Forget combinations that nobody uses, when there are many."""
+        if len(self._combinations) > self._remember_max:
+            self._combinations = {place: each for place, each in self._combinations.items() if each.hash in in_use}
+            self._remember_max = 2 * len(self._combinations) + IDLE_MAX
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Decide which Admin and Baseline policies do not fit; those of a pod that overflows are refused for all."""
+        sets = frozenset(self.selection.applied_sets())
+        if sets == self._weighed:
+            return
+        self._weighed = sets
+        refused = frozenset(key for applied in sets for key in self._overflow(applied))
+        for key in refused ^ self.refused:
+            self.stale |= self.selection.profiles_of(key)
+        self.refused = refused
+
+    def ruleset(
+        self, profile: Profile, direction: Direction, default: Default, ports: Numbers, *, dns: bool
+    ) -> Compiled:
+        """The ruleset of a profile's pods with these named ports."""
+        keys = self._applied(profile, direction)
+        asked = {port for key in keys for port in subject_ports(self.policies[key])} if ports else set()
+        numbers = tuple(pair for pair in ports if pair[0] in asked) if direction is Direction.INGRESS else ()
+        combination = (direction, default, tuple(self._versions[key] for key in keys), numbers, dns)
+        compiled = self._combinations.get(combination)
+        if compiled is None:
+            fragments = [self._fragment(key, direction, numbers) for key in keys]
+            compiled = compile_ruleset(direction, default, fragments, dns_implicit=dns)
+            self._combinations[combination] = compiled
+        return compiled
+
+    def _applied(self, profile: Profile, direction: Direction) -> list[PolicyKey]:
+        """The policies that govern a profile and say something about this direction."""
+        applied = self.selection.policies_for(profile) - self.refused
+        return sorted(
+            key for key in applied if self.policies[key].rules(direction) or direction in self.policies[key].isolates
+        )
+
+    def _fragment(self, key: PolicyKey, direction: Direction, numbers: Numbers) -> Fragment:
+        fragments = self._fragments.setdefault(key, {})
+        fragment = fragments.get((direction, numbers))
+        if fragment is None:
+            known = dict(numbers)
+
+            def find(port: NamedPort, peers: Sequence[PodPeer]) -> Iterable[int]:
+                if direction is Direction.EGRESS:
+                    return self._facts.numbers_of(port, peers)
+                return [known[port]] if port in known else []
+
+            fragment = fragments[direction, numbers] = compile_policy(self.policies[key], direction, find)
+        return fragment
+
+    def _overflow(self, applied: frozenset[PolicyKey]) -> Iterable[PolicyKey]:
+        for tier in ORDERED_TIERS:
+            keys = [key for key in applied if self.policies[key].tier is tier]
+            for direction in Direction:
+                # A rule is at least one bit, so few rules cannot overflow unless named ports multiply them.
+                rules = sum(len(self.policies[key].rules(direction)) for key in keys)
+                if rules <= BUDGETS[tier] and not any(peer_ports(self.policies[key]) for key in keys):
+                    continue
+                _, left_out = fit([self._fragment(key, direction, ()) for key in keys], tier)
+                yield from (each.policy.key for each in left_out)
+
+    def _resolve(self, policy: Policy) -> dict[NamedPort, tuple[tuple[int, ...], ...]]:
+        """What each named port of the egress rules stands for today, rule by rule."""
+        return {
+            port: tuple(
+                tuple(sorted(self._facts.numbers_of(port, pod_peers(rule.peers) or [PodPeer()])))
+                for rule in policy.egress
+                if port in rule.ports
+            )
+            for port in peer_ports(policy)
+        }
+
+    def _renew(self, key: PolicyKey) -> None:
+        self._version += 1
+        self._versions[key] = self._version
+        self._fragments.pop(key, None)
+        self._weighed = frozenset()
+
+    def _unindex(self, key: PolicyKey) -> None:
+        old = self.policies.get(key)
+        if old is not None:
+            for port in peer_ports(old):
+                self._asking[port].discard(key)
