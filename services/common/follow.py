@@ -244,7 +244,8 @@ class Follower:
         if not self._arrivals:
             self._arrived.clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), self._pace.poll)
+                async with asyncio.timeout(self._pace.poll):
+                    await self._arrived.wait()
             except TimeoutError:
                 await self._check()
                 return

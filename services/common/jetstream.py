@@ -14,6 +14,7 @@ import msgspec
 import nats.errors
 from nats.aio.client import Client
 
+from services.common.cancellation import heed_cancellation
 from services.common.messages import Message
 from services.common.received import read_stored
 
@@ -57,6 +58,8 @@ class JetStream:
             reply = await self.connection.request(f"{self.prefix}.{operation}", payload, timeout=self._timeout_seconds)
         except (nats.errors.Error, OSError) as error:
             raise JetStreamError(operation, str(error) or type(error).__name__) from error
+        finally:
+            heed_cancellation()
         answer: dict[str, Any] = msgspec.json.decode(reply.data)
         if "error" in answer:
             refusal = answer["error"]

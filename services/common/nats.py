@@ -50,7 +50,8 @@ async def close(client: Client, *, seconds: float = 2.0) -> None:
     """Send what is pending and close; a server that is away does not hold it up."""
     try:
         if client.is_connected:
-            await asyncio.wait_for(client.flush(), seconds)
+            async with asyncio.timeout(seconds):
+                await client.flush()
     except (TimeoutError, nats.errors.Error, OSError) as error:
         _log.warning("closed with messages unsent", problem=_describe(error))
     finally:

@@ -110,7 +110,8 @@ class Window:
         self._moved.clear()
         subject, deadline = next(iter(self._waiting.values()))
         try:
-            await asyncio.wait_for(self._moved.wait(), deadline - self._now())
+            async with asyncio.timeout(deadline - self._now()):
+                await self._moved.wait()
         except TimeoutError:
             self._fail(WindowError(subject, f"no acknowledgement within {self._deadline_seconds} s"))
         self._raise_failure()

@@ -10,6 +10,7 @@ Deliberately absent: NATS, files, and the question whether an answer is to be be
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -224,7 +225,7 @@ class Recorder:
             self.counters["over_addresses_per_name"] += 1
         for known in due.values():
             known.published_until = shortest.expires
-        keep_seconds = max(1, int(shortest.expires - now))
+        keep_seconds = max(1, math.ceil(shortest.expires - now))
         ttl_seconds = max(0, min(shortest.ttl_seconds, keep_seconds - self.config.grace_seconds))
         return Publication(name, addresses, ttl_seconds, keep_seconds)
 

@@ -1,0 +1,195 @@
+"""The recorder between a ring and a real NATS server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import struct
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from schemas import wire
+from schemas.policy import DomainRow
+from schemas.resolution import Observed, Resolution
+from services.common import nats as bus
+from services.common.jetstream import JetStream
+from services.common.settings import RecorderSettings
+from services.common.streams import ensure_stream, policy_stream, resolution_stream
+from services.common.telemetry import setup_telemetry
+from services.dnsrecorder.app import App
+from tests.dnsrecorder.test_dnswire import make_answer
+from tests.nats_server import NatsServer
+
+pytestmark = pytest.mark.nats
+WAIT_SECONDS = 20.0
+LAYOUT = struct.Struct("=QII16s2sHBBBBII")
+RESOLVER = wire.pack_address("10.100.0.10")
+
+
+class StandInRing:
+    """In place of the kernel's ring: yields what the test puts."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self.moves = 0
+
+    async def batches(self) -> AsyncIterator[list[bytes]]:
+        while True:
+            yield [await self.queue.get()]
+
+    def count_waiting_bytes(self) -> int:
+        return 0
+
+    def tell(self, message: bytes, *, answers: int = 1, endpoint: int = 7) -> None:
+        port = (53).to_bytes(2, "big")
+        header = LAYOUT.pack(1, endpoint, 0, RESOLVER, port, len(message), 0, answers, answers, 17, 1, 0)
+        self.queue.put_nowait(header + message)
+
+
+class Scene:
+    """A recorder that runs, its ring, and a listener on everything it says."""
+
+    def __init__(self, connection: Client, ring: StandInRing, app: App, server: NatsServer) -> None:
+        self.connection, self.ring, self.app, self.server = connection, ring, app, server
+        self.heard: list[Msg] = []
+        self._arrived = asyncio.Event()
+
+    async def hear(self, message: Msg) -> None:
+        self.heard.append(message)
+        self._arrived.set()
+
+    async def wait_for(self, matches: Callable[[Msg], bool]) -> Msg:
+        async with asyncio.timeout(WAIT_SECONDS):
+            while True:
+                for message in self.heard:
+                    if matches(message):
+                        return message
+                self._arrived.clear()
+                await self._arrived.wait()
+
+    async def add_pattern(self, pattern: str) -> None:
+        row = DomainRow(pattern=pattern)
+        await self.connection.jetstream().publish(wire.subject_domain(pattern), wire.encode(row))
+
+
+@contextlib.asynccontextmanager
+async def running(server: NatsServer, folder: Path) -> AsyncIterator[Scene]:
+    settings = RecorderSettings(node="node.a", nats_url=server.url, state_dir=str(folder))
+    setup_telemetry(settings, "dnsrecorder")
+    connection = await bus.connect(settings, "test")
+    jetstream = JetStream(connection)
+    await ensure_stream(jetstream, policy_stream())
+    await ensure_stream(jetstream, resolution_stream(max_bytes=1 << 20))
+    own = await bus.connect(settings, "recorder")
+    app, ring = App(settings, own), StandInRing()
+    app._capture = ring  # type: ignore[assignment]  # the one seam: everything behind the ring is real
+    scene = Scene(connection, ring, app, server)
+    await connection.subscribe("yett.resolution.>", cb=scene.hear)
+    await connection.subscribe("yett.observed.>", cb=scene.hear)
+    await connection.flush()
+    task = asyncio.create_task(app.run())
+    try:
+        yield scene
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await bus.close(own)
+        await bus.close(connection)
+
+
+def is_resolution_of(name: str) -> Callable[[Msg], bool]:
+    return lambda message: message.subject == wire.subject_resolution("node.a", name)  # type: ignore[arg-type]
+
+
+def test_a_covered_answer_becomes_a_resolution_with_its_time_to_live(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Subject by reversed labels, body by the table, Nats-TTL of clamped TTL and grace, a traceparent."""
+
+    async def scene() -> None:
+        async with running(nats_server, tmp_path) as scene:
+            await scene.add_pattern("*.example.com")
+            scene.ring.tell(make_answer("a.example.com.", ("a.example.com.", "A", "192.0.2.1")))
+            message = await scene.wait_for(is_resolution_of("a.example.com"))
+            resolution = wire.decode(message.subject, message.data)
+            assert isinstance(resolution, Resolution)
+            assert (resolution.name, resolution.addresses, resolution.ttl_seconds, resolution.node) == (
+                "a.example.com",
+                ("192.0.2.1",),
+                60,
+                "node.a",
+            )
+            assert message.headers is not None
+            assert int(message.headers["Nats-TTL"].rstrip("s")) == 120
+            assert message.headers["traceparent"].startswith("00-")
+
+    asyncio.run(scene())
+
+
+def test_every_answer_is_observed_and_an_uncovered_one_is_not_shared(nats_server: NatsServer, tmp_path: Path) -> None:
+    """The agent of the same node hears every name; the cluster only those that a pattern covers."""
+
+    async def scene() -> None:
+        async with running(nats_server, tmp_path) as scene:
+            await scene.add_pattern("example.com")
+            scene.ring.tell(make_answer("httpbin.org.", ("httpbin.org.", "A", "192.0.2.5")), endpoint=9)
+            scene.ring.tell(make_answer("example.com.", ("example.com.", "A", "192.0.2.1")))
+            await scene.wait_for(is_resolution_of("example.com"))
+            observed = [wire.decode(m.subject, m.data) for m in scene.heard if m.subject == "yett.observed.node_a"]
+            assert isinstance(observed[0], Observed)
+            assert (observed[0].endpoint_id, observed[0].name) == (9, "httpbin.org")
+            assert not any(is_resolution_of("httpbin.org")(message) for message in scene.heard)
+
+    asyncio.run(scene())
+
+
+def test_answers_given_while_nats_is_away_are_stored_when_it_returns(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Buffered within the bound, stored after the return, nothing lost."""
+
+    async def scene() -> None:
+        async with running(nats_server, tmp_path) as scene:
+            await scene.add_pattern("*.example.com")
+            scene.ring.tell(make_answer("a.example.com.", ("a.example.com.", "A", "192.0.2.1")))
+            await scene.wait_for(is_resolution_of("a.example.com"))
+            await asyncio.to_thread(nats_server.stop, signal.SIGKILL)
+            for number in range(5):
+                name = f"n{number}.example.com."
+                scene.ring.tell(make_answer(name, (name, "A", "192.0.2.7")))
+            await asyncio.to_thread(nats_server.start)
+            jetstream = JetStream(scene.connection)
+            async with asyncio.timeout(WAIT_SECONDS):
+                while not scene.connection.is_connected or (  # noqa: ASYNC110 - the server is asked, nothing tells
+                    (await jetstream.read_stream(wire.STREAM_RESOLUTION)).last_sequence < 6
+                ):
+                    await asyncio.sleep(0.05)
+
+    asyncio.run(scene())
+
+
+def test_a_mismatch_with_the_kernel_is_counted(nats_server: NatsServer, tmp_path: Path) -> None:
+    """The kernel says it read two addresses, the parser finds one."""
+
+    async def scene() -> None:
+        async with running(nats_server, tmp_path) as scene:
+            scene.ring.tell(make_answer("x.test.", ("x.test.", "A", "192.0.2.1")), answers=2)
+            await scene.wait_for(lambda message: message.subject.startswith("yett.observed"))
+            assert scene.app._counters["mismatch"] == 1
+
+    asyncio.run(scene())
+
+
+def test_a_record_that_is_no_event_is_counted_and_skipped(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Garbage in the ring costs that record and nothing else."""
+
+    async def scene() -> None:
+        async with running(nats_server, tmp_path) as scene:
+            scene.ring.queue.put_nowait(b"garbage")
+            scene.ring.tell(make_answer("x.test.", ("x.test.", "A", "192.0.2.1")))
+            await scene.wait_for(lambda message: message.subject.startswith("yett.observed"))
+            assert scene.app._counters["event_malformed"] == 1
+
+    asyncio.run(scene())
