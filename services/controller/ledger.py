@@ -4,13 +4,13 @@ Rules: an existing row with equal bytes is never said again; a ``NodeRow`` follo
 ``Revision`` follows where the digest did. So a leader that finds everything as it wants it says nothing, and one that
 finds a predecessor's half-finished work completes or removes it, orphans included.
 
-Pure. Deliberately absent: the fence and the sending (``publisher``), the order of rows (``policy.diff``).
+Pure. Deliberately absent: the fence and the sending (``publisher``), the order of rows (``policy.diff``'s).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -40,8 +40,6 @@ class RowChange(Protocol):
 
 
 Rows = Mapping[str, bytes]
-Diff = Callable[[Rows, Rows], Sequence[RowChange]]
-"""Changes that lead from one set of rows to another, in an order of which every prefix is safe to follow."""
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -53,12 +51,21 @@ class Outgoing(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """A replay of the stream: the policy rows, the node rows, the last revision, and subjects that are in no table."""
+    """A replay of the stream: the policy rows, the node rows, the last revision.
+
+    ``removed``: subjects whose removal is still readable. ``unknown``: subjects that are in no table.
+    """
 
     rows: dict[str, bytes]
     nodes: dict[str, bytes]
     revision: Revision | None = None
+    removed: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+
+    @property
+    def remembered(self) -> dict[str, bytes]:
+        """The rows, and an empty body for each that was removed: what is known of numbers that were given away."""
+        return dict.fromkeys(self.removed, b"") | self.rows
 
 
 def read_snapshot(messages: Iterable[Message]) -> Snapshot:
@@ -66,19 +73,16 @@ def read_snapshot(messages: Iterable[Message]) -> Snapshot:
 
     A revision that does not decode counts as none. Subjects in no table are left alone: a newer controller's.
     """
-    live: dict[str, bytes] = {}
-    for message in messages:
-        if message.is_delete:
-            live.pop(message.subject, None)
-        else:
-            live[message.subject] = message.body
+    last = {message.subject: message for message in messages}
+    live = {subject: message.body for subject, message in last.items() if not message.is_delete}
+    removed = tuple(subject for subject, message in last.items() if message.is_delete)
     live.pop(wire.SUBJECT_LEADER, None)
     revision = _read_revision(live.pop(wire.SUBJECT_REVISION, b""))
     nodes = {subject: live.pop(subject) for subject in list(live) if subject.startswith(NODE_PREFIX)}
     unknown = tuple(subject for subject in live if not _is_known(subject))
     for subject in unknown:
         del live[subject]
-    return Snapshot(live, nodes, revision, unknown)
+    return Snapshot(live, nodes, revision, removed, unknown)
 
 
 class Ledger:
@@ -107,9 +111,13 @@ class Ledger:
         """Nodes with endpoints."""
         return frozenset(NodeName(wire.decode_name(token)) for token, rows in self._endpoints.items() if rows)
 
-    def plan_rows(self, desired: Rows, diff: Diff, *, trace: str) -> list[Outgoing]:
-        """The rows that differ, in the order of ``diff``, then the node rows of nodes whose endpoints changed."""
-        outgoing = [self._plan_change(change.subject, change.body, trace) for change in diff(self.rows, desired)]
+    def plan_rows(self, changes: Iterable[RowChange], *, trace: str) -> list[Outgoing]:
+        """These changes, in their order, then the node rows of nodes whose endpoints changed."""
+        outgoing = [
+            self._plan_change(change.subject, change.body, trace)
+            for change in changes
+            if self.rows.get(change.subject) != change.body
+        ]
         for token in sorted(self._stale_nodes):
             outgoing += self._plan_node(token, trace)
         self._stale_nodes.clear()

@@ -7,30 +7,31 @@ Any refusal or silence ends the term; nothing is retried, because what the strea
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from schemas.policy import Revision
 from services.common.window import Window
 from services.controller.leader import Term
-from services.controller.ledger import Diff, Ledger, Outgoing, Rows
+from services.controller.ledger import Ledger, Outgoing, RowChange
 
 
 class Publisher:
     """One per term; one task calls it."""
 
-    def __init__(self, window: Window, term: Term, ledger: Ledger, diff: Diff) -> None:
+    def __init__(self, window: Window, term: Term, ledger: Ledger) -> None:
         self._window = window
         self._fence = dict(term.headers)
         self._ledger = ledger
-        self._diff = diff
         self.rows_published = 0
         self.revisions_published = 0
 
-    async def publish(self, desired: Rows, *, trace: str = "") -> Revision | None:
-        """Publish what differs and, if any of it is digested, a revision. Raises WindowError: the term is over.
+    async def publish(self, changes: Iterable[RowChange], *, trace: str = "") -> Revision | None:
+        """Publish changes and, if they move the digest, a revision. Raises WindowError: the term is over.
 
-        Returns the revision once the server has acknowledged it, or None where the last one still holds.
+        ``changes``: in an order of which every prefix is safe (``policy.diff``); those the stream has already are not
+        said again. Returns the revision once the server has acknowledged it, or None where the last one still holds.
         """
-        for outgoing in self._ledger.plan_rows(desired, self._diff, trace=trace):
+        for outgoing in self._ledger.plan_rows(changes, trace=trace):
             await self._send(outgoing)
         await self._window.drain()
         planned = self._ledger.plan_revision(trace=trace, now_seconds=time.time())

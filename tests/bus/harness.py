@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from nats.aio.client import Client
 
 from schemas import wire
+from schemas.policy import Revision
 from services.common import nats, streams
 from services.common.follow import Follower, Pace
 from services.common.jetstream import JetStream
@@ -64,6 +65,10 @@ class Lead:
     publisher: Publisher
     window: Window
 
+    async def publish(self, rows: dict[str, bytes], *, trace: str = "") -> Revision | None:
+        """Bring the stream to these rows."""
+        return await self.publisher.publish(diff(self.ledger.rows, rows), trace=trace)
+
 
 @asynccontextmanager
 async def leading(client: Client, jetstream: JetStream, holder: str = "test") -> AsyncIterator[Lead]:
@@ -71,7 +76,7 @@ async def leading(client: Client, jetstream: JetStream, holder: str = "test") ->
     term = await take_term(jetstream, holder)
     ledger = Ledger(await read_stream_rows(client, term), epoch=term.epoch)
     async with Window(client) as window:
-        yield Lead(term, ledger, Publisher(window, term, ledger, diff), window)
+        yield Lead(term, ledger, Publisher(window, term, ledger), window)
 
 
 async def stored(client: Client, jetstream: JetStream) -> dict[str, Message]:

@@ -41,10 +41,10 @@ def test_a_restart_says_nothing_but_its_mark(nats_server: NatsServer) -> None:
         rows = _toy().rows()
         async with connected(nats_server) as (client, jetstream):
             async with leading(client, jetstream) as first:
-                revision = await first.publisher.publish(rows)
+                revision = await first.publish(rows)
             before = await stored(client, jetstream)
             async with leading(client, jetstream) as second:
-                assert await second.publisher.publish(rows) is None
+                assert await second.publish(rows) is None
             after = await stored(client, jetstream)
         assert revision is not None and revision.number == 1
         assert second.publisher.rows_published == 0
@@ -61,10 +61,10 @@ def test_only_what_differs_is_said(nats_server: NatsServer) -> None:
     async def scenario() -> None:
         toy = _toy()
         async with connected(nats_server) as (client, jetstream), leading(client, jetstream) as lead:
-            await lead.publisher.publish(toy.rows())
+            await lead.publish(toy.rows())
             before = await stored(client, jetstream)
             pod = toy.add_pod("ns-0", "node-a")
-            revision = await lead.publisher.publish(toy.rows(), trace="00-" + "1" * 32 + "-" + "2" * 16 + "-01")
+            revision = await lead.publish(toy.rows(), trace="00-" + "1" * 32 + "-" + "2" * 16 + "-01")
             after = await stored(client, jetstream)
         moved = {s for s, m in after.items() if s not in before or before[s].sequence != m.sequence}
         assert moved == {
@@ -86,9 +86,9 @@ def test_a_removal_is_a_message_that_names_its_owner(nats_server: NatsServer) ->
         toy = Toy()
         pod = toy.add_pod("ns-0", "node-a")
         async with connected(nats_server) as (client, jetstream), leading(client, jetstream) as lead:
-            await lead.publisher.publish(toy.rows())
+            await lead.publish(toy.rows())
             toy.remove_pod(pod)
-            await lead.publisher.publish(toy.rows())
+            await lead.publish(toy.rows())
             after = await stored(client, jetstream)
         for subject in (wire.subject_endpoint("node-a", "ns-0", pod), wire.subject_address("10.0.0.1")):
             assert after[subject].is_delete and after[subject].uid == f"uid-{pod}" and after[subject].body == b""
@@ -143,7 +143,7 @@ def test_the_publisher_of_a_deposed_leader_ends(nats_server: NatsServer) -> None
         async with connected(nats_server) as (client, jetstream), leading(client, jetstream, "old") as old:
             await take_term(jetstream, "new")
             with pytest.raises(FencedError) as raised:
-                await old.publisher.publish(_toy().rows())
+                await old.publish(_toy().rows())
             assert raised.value.subject.startswith("yett.policy.")
             assert set(await stored(client, jetstream)) == {wire.SUBJECT_LEADER}
 
@@ -233,12 +233,12 @@ def test_killed_between_any_two_rows(nats_server: NatsServer) -> None:
         async with connected(nats_server) as (client, jetstream):
             while not finished:
                 async with leading(client, jetstream, f"back-{cut}") as lead:
-                    await lead.publisher.publish(before)
+                    await lead.publish(before)
                 finished = await _publish_and_die(client, jetstream, wanted, cut)
                 rows = _policy_rows(await stored(client, jetstream))
                 assert find_dangling(rows) == [], f"after {cut} messages"
                 async with leading(client, jetstream, f"next-{cut}") as lead:
-                    await lead.publisher.publish(wanted)
+                    await lead.publish(wanted)
                     assert lead.ledger.rows == wanted
                 found = await stored(client, jetstream)
                 assert _policy_rows(found) == wanted
@@ -253,7 +253,7 @@ async def _publish_and_die(client: Client, jetstream: JetStream, rows: dict[str,
     """Lead, and die before message ``count``; whether the change was complete before that."""
     async with leading(client, jetstream) as lead, _DyingWindow(client, count) as window:
         try:
-            await Publisher(window, lead.term, lead.ledger, diff).publish(rows)
+            await Publisher(window, lead.term, lead.ledger).publish(diff(lead.ledger.rows, rows))
         except _Killed:
             await window.drain()
             return False
@@ -292,7 +292,7 @@ def test_a_new_stream_has_a_new_epoch_of_the_other_parity(nats_server: NatsServe
     async def scenario() -> None:
         async with connected(nats_server) as (client, jetstream):
             async with leading(client, jetstream) as lead:
-                await lead.publisher.publish(_toy().rows())
+                await lead.publish(_toy().rows())
             await jetstream.call(f"STREAM.DELETE.{wire.STREAM_POLICY}")
             await _make_stream(jetstream)
             term = await take_term(jetstream, "test", known_epoch=lead.term.epoch)

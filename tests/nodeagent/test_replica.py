@@ -31,7 +31,7 @@ class Log:
 
     def publish(self, rows: dict[str, bytes]) -> list[Message]:
         """Publish the difference; returns the new messages."""
-        outgoing = self.ledger.plan_rows(rows, diff, trace="")
+        outgoing = self.ledger.plan_rows(diff(self.ledger.rows, rows), trace="")
         planned = self.ledger.plan_revision(trace="", now_seconds=0.0)
         if planned:
             outgoing.append(planned[1])
