@@ -80,8 +80,12 @@ class Pipeline:
         )
 
     def _environment(self, own: Mapping[str, str]) -> dict[str, str]:
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("YETT_")}
-        return {**inherited, "YETT_NATS_URL": self._lab.run.state.nats_url, **own}
+        return make_environment({"YETT_NATS_URL": self._lab.run.state.nats_url, **own})
+
+
+def make_environment(own: Mapping[str, str]) -> dict[str, str]:
+    """A service's environment: ours without its ``YETT_`` variables, and ``own``."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("YETT_")} | dict(own)
 
 
 def node_by_name(name: str) -> Node | None:

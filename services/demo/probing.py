@@ -53,7 +53,7 @@ class Prober:
         targets: Sequence[str] = list_targets(probe)
         if probe.target in topology.OUTSIDE and not probe.addresses:
             answers = await asyncio.gather(*(self._traffic.resolve(pod, host, kind) for kind in ("A", "AAAA")))
-            targets = pick_by_family([*targets, *(address for answer in answers for address in answer)][::-1])
+            targets = pick_by_family([*(address for answer in answers for address in answer), *targets])
         reached = await asyncio.gather(*(self._traffic.connect(pod, host, probe.port, address) for address in targets))
         return [
             Attempt(

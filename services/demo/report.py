@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from services.demo.rows import Row
+from services.demo.state import Run
 from services.demo.steps import ALLOWED, Step
 
 COLUMNS = ("source", "destination", "expected", "observed", "policy", "rule", "tier", "reason")
@@ -39,15 +40,30 @@ def print_step(console: Console, step: Step, rows: Iterable[Row]) -> None:
             console.print(f"  [red]✗ {escape(row.source)} → {escape(row.destination)}: {escape(row.problem)}[/]")
 
 
-def print_figures(console: Console, timings: Mapping[str, object]) -> None:
-    """The figures, a line each."""
-    table = Table(title="Figures", title_justify="left", title_style="bold", pad_edge=False)
+def print_timings(console: Console, timings: Mapping[str, object]) -> None:
+    """The figures and the seconds, a line each."""
+    table = Table(title="Figures and times", title_justify="left", title_style="bold", pad_edge=False)
     for column in ("what", "value"):
         table.add_column(column, overflow="fold")
     for name, value in timings.items():
-        shown = ", ".join(f"{key} {_round(part)}" for key, part in value.items()) if isinstance(value, dict) else value
-        table.add_row(escape(name), escape(_round(shown)))
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        table.add_row(name, ", ".join(f"{key} {_round(part)}".strip() for key, part in parts))
     console.print(table)
+
+
+def print_hints(console: Console, run: Run) -> None:
+    """How to go on with a lab that was left running."""
+    pod = run.namespace("app-curl-backend")
+    console.print(
+        "\nThe lab is still running. To enter a pod, follow verdicts, see who enforces what, and stop:\n\n"
+        f"  ip netns exec {pod} curl --max-time 2 http://example.com\n"
+        f"  yett flows --nats {run.state.nats_url}\n"
+        f"  yett status --nats {run.state.nats_url}\n"
+        "  yett demo --stop\n\n"
+        f"Its manifests, watched: {run.folder}/manifests. Its logs: {run.logs}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _round(value: object) -> str:

@@ -41,6 +41,7 @@ class Options:
     sabotage: Sabotage = field(default_factory=Sabotage)
     mode: str = "standard"
     nats_server: Path = field(default_factory=servers.find_nats_server)
+    with_figures: bool = True
 
 
 @dataclass(slots=True)

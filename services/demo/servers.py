@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import dns.exception
 import dns.message
@@ -33,6 +34,8 @@ NATS_PORT = 4222
 NATS_MINIMUM = (2, 11)
 """Older servers ignore per-message TTL without an error, and removals and names would never end."""
 READY_SECONDS = 10.0
+LOG_SHOWN = 4000
+"""Characters of a log that a failure quotes."""
 POLL_SECONDS = 0.01
 
 
@@ -83,21 +86,40 @@ def wait_until(run: Run, process: Process, is_ready: Callable[[], bool]) -> None
     deadline = time.monotonic() + READY_SECONDS
     while not is_ready():
         if not is_alive(process) or time.monotonic() > deadline:
-            log = (run.logs / f"{process.name}.log").read_text(errors="replace")[-2000:]
-            raise DemoError(f"{process.name} did not get ready:\n{log}")
+            fail_with_log(run, process)
         time.sleep(POLL_SECONDS)
+
+
+def fail_with_log(run: Run, process: Process) -> NoReturn:
+    """DemoError with the end of what the process said."""
+    log = (run.logs / f"{process.name}.log").read_text(errors="replace")[-LOG_SHOWN:]
+    raise DemoError(f"{process.name} did not get ready:\n{log}")
 
 
 def start_nats(lab: Lab, binary: Path) -> Process:
     """A JetStream server in the fabric, reachable from the host and from both nodes; the URL goes to the record."""
     run = lab.run
+    return _start_nats(run, binary, run.fabric_address, NATS_PORT, namespace=lab.fabric)
+
+
+def start_local_nats(run: Run, binary: Path) -> str:
+    """A JetStream server on a free port of this host's loopback; its URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    _start_nats(run, binary, "127.0.0.1", port)
+    return run.state.nats_url
+
+
+def _start_nats(run: Run, binary: Path, address: str, port: int, *, namespace: str = "") -> Process:
     folder = run.folder / "nats"
     folder.mkdir(exist_ok=True)
     configuration = folder / "nats-server.conf"
-    configuration.write_text(zones.render_nats(folder, address=run.fabric_address, port=NATS_PORT))
-    process = start_process(run, "nats", in_namespace(lab.fabric, str(binary), "-c", str(configuration)))
-    wait_until(run, process, lambda: _connects(run.fabric_address, NATS_PORT))
-    run.state.nats_url = f"nats://{run.fabric_address}:{NATS_PORT}"
+    configuration.write_text(zones.render_nats(folder, address=address, port=port))
+    command = [str(binary), "-c", str(configuration)]
+    process = start_process(run, "nats", in_namespace(namespace, *command) if namespace else command)
+    wait_until(run, process, lambda: _connects(address, port))
+    run.state.nats_url = f"nats://{address}:{port}"
     run.save()
     return process
 

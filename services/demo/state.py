@@ -18,13 +18,15 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
-FOLDER = Path("/run/yett-demo")
+FOLDER = Path("/run/yett-demo" if os.geteuid() == 0 else f"{tempfile.gettempdir()}/yett-demo-{os.geteuid()}")
+"""Without root there is no lab, only a check of manifests; it needs a folder all the same."""
 PIN_FOLDER = Path("/sys/fs/bpf/yett-demo")
 NETNS_CONFIG = Path("/etc/netns")
 NETNS = Path("/run/netns")
@@ -81,7 +83,7 @@ class Run:
     def create(cls) -> Run:
         """Takes a free slot, sweeping up slots whose owner died; DemoError if all are in use."""
         for run in find_runs():
-            if run.state.owner is not None and not is_alive(run.state.owner):
+            if run.state.owner is not None and not run.is_owned():
                 run.remove()
         FOLDER.mkdir(parents=True, exist_ok=True)
         for slot in range(MAX_RUNS):
@@ -140,6 +142,10 @@ class Run:
         self.state.processes.append(process)
         self.save()
         return process
+
+    def is_owned(self) -> bool:
+        """Whether the process that made the run still looks after it."""
+        return self.state.owner is not None and is_alive(self.state.owner)
 
     def release(self) -> None:
         """Leaves everything running after this process: nobody sweeps it but ``yett demo --stop``."""

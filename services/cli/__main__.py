@@ -1,0 +1,26 @@
+"""``yett``: the command line. One file a command, no logic of its own."""
+
+from __future__ import annotations
+
+import typer
+
+from services.cli import demo, flows, status
+
+app = typer.Typer(
+    help="Kubernetes network policy by name.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.command)
+app.command("status")(status.command)
+app.command("flows")(flows.command)
+
+
+def main() -> None:
+    """Entry point of the ``yett`` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""``yett status``: who leads, at which revision, what each node enforces, which objects are refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+import msgspec
+import typer
+from nats.errors import Error as NatsError
+from rich.console import Console
+from rich.table import Table
+
+from schemas.status import AgentStatus, ControllerStatus, Problem
+from services.cli.output import (
+    EXIT_DIFFERENT,
+    EXIT_PROBLEMS,
+    NatsOption,
+    Output,
+    OutputOption,
+    are_refusals,
+    fail,
+    find_nats_url,
+    print_problems,
+)
+from services.demo.bus import Bus, wait_for
+
+LISTEN_SECONDS = 3.0
+"""Agents speak at least once a second; three are enough for all."""
+
+
+def command(*, nats: NatsOption = "", output: OutputOption = Output.TABLE) -> None:
+    """Who leads, what is enforced where, what is refused. Exit 3 if an object is refused."""
+    url = find_nats_url(nats)
+    try:
+        controller, agents = asyncio.run(read_status(url))
+    except (NatsError, OSError, TimeoutError) as error:
+        fail(f"{url}: {error or type(error).__name__}")
+    problems = collect_problems(controller, agents)
+    if output is Output.JSON:
+        json.dump(to_json(controller, agents, problems), sys.stdout)
+        sys.stdout.write("\n")
+    else:
+        _print(Console(), controller, agents, problems)
+    if are_refusals(problems):
+        raise typer.Exit(EXIT_PROBLEMS)
+    if controller is None:
+        fail("no controller answers", EXIT_DIFFERENT)
+
+
+async def read_status(url: str) -> tuple[ControllerStatus | None, dict[str, AgentStatus]]:
+    """The leader's status and each node's newest; waits until every node that the leader knows was heard."""
+    bus = await Bus.open(url)
+    try:
+        controller = await bus.ask_controller()
+        wanted = set(controller.nodes) if controller else set()
+        await wait_for(lambda: bool(wanted) and wanted <= bus.agents.keys(), LISTEN_SECONDS)
+        return controller, dict(bus.agents)
+    finally:
+        await bus.close()
+
+
+def collect_problems(controller: ControllerStatus | None, agents: dict[str, AgentStatus]) -> tuple[Problem, ...]:
+    """The controller's, then each node's."""
+    own = controller.problems if controller else ()
+    return (*own, *(problem for name in sorted(agents) for problem in agents[name].problems))
+
+
+def to_json(
+    controller: ControllerStatus | None, agents: dict[str, AgentStatus], problems: tuple[Problem, ...]
+) -> dict[str, object]:
+    """What ``--output json`` prints."""
+    reached, known = count_converged(controller, agents)
+    return {
+        "leader": controller.holder if controller else "",
+        "revision": controller.revision if controller else 0,
+        "converged": {"nodes": reached, "of": known},
+        "nodes": msgspec.to_builtins(agents),
+        "problems": msgspec.to_builtins(problems),
+    }
+
+
+def count_converged(controller: ControllerStatus | None, agents: dict[str, AgentStatus]) -> tuple[int, int]:
+    """On how many nodes the newest revision is enforced, and how many there are."""
+    revision = controller.revision if controller else 0
+    reached = dict(controller.nodes) if controller else {}
+    for name, status in agents.items():
+        reached[name] = max(reached.get(name, status.revision), status.revision)
+    return sum(number >= revision > 0 for number in reached.values()), len(reached)
+
+
+def _print(
+    console: Console,
+    controller: ControllerStatus | None,
+    agents: dict[str, AgentStatus],
+    problems: tuple[Problem, ...],
+) -> None:
+    reached, known = count_converged(controller, agents)
+    if controller is not None:
+        console.print(
+            f"leader {controller.holder}, revision {controller.revision} enforced on {reached} of {known} nodes",
+            highlight=False,
+        )
+    for name in sorted(agents):
+        status = agents[name]
+        table = Table(
+            title=f"{name}: revision {status.revision}, {status.mode} mode, {status.names} names", title_justify="left"
+        )
+        for column in ("pod", "interface", "state", "addresses"):
+            table.add_column(column, overflow="fold")
+        for endpoint in status.endpoints:
+            table.add_row(endpoint.pod, endpoint.interface, endpoint.state, ", ".join(endpoint.addresses))
+        console.print(table)
+    print_problems(console, problems)
