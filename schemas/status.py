@@ -59,6 +59,8 @@ class ControllerStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     revision: RevisionNumber = RevisionNumber(0)
     nodes: dict[str, RevisionNumber] = {}
     """Highest revision that each node has acknowledged."""
+    convergence: str = ""
+    """For people: "revision 7 enforced on 2 of 3 nodes"."""
     problems: tuple[Problem, ...] = ()
     counters: dict[str, int] = {}
     pid: int = 0

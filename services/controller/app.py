@@ -1,0 +1,286 @@
+"""The controller: manifests in, rows out, for as long as this process leads; else it stands by with everything read.
+
+Tasks: one reads the manifests, one leads or stands by (and alone owns the state of the world), one speaks, and two
+subscriptions listen. They share the inventory, the board and the queue of events, all on one loop; nobody awaits with
+half a change in hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from schemas import wire
+from schemas.status import AgentStatus, ControllerStatus
+from services.common import streams, telemetry
+from services.common.jetstream import JetStream, JetStreamError
+from services.common.log import get_logger
+from services.common.settings import ControllerSettings, default_controller_name
+from services.common.window import Window, WindowError
+from services.controller.board import Board
+from services.controller.inventory import Inventory, State
+from services.controller.leader import Term, TermEndedError, read_mark, read_stream_rows, take_term, watch_marks
+from services.controller.ledger import Ledger, RowChange
+from services.controller.manifests import ManifestEvent
+from services.controller.policy.diff import diff
+from services.controller.publisher import Publisher
+
+ANNOUNCE_SECONDS = 1.0
+SILENCE_SECONDS = 4.0
+"""A leader that has not spoken for this long is deposed."""
+ASK_SECONDS = 0.5
+"""How often a standby asks whether somebody leads, and how long it waits for the answer."""
+EPOCH_LISTEN_SECONDS = 1.2
+"""Before a new epoch is made: time for an agent to say which one it holds. Agents speak once a second."""
+RETRY_SECONDS = 0.5
+
+TermOver = (TermEndedError, WindowError, JetStreamError, nats.errors.Error, ConnectionError)
+"""What ends a term, and not the process."""
+
+STATUS_HEADERS = wire.headers_for(ControllerStatus(holder=""))
+
+Watch = Callable[[Path], AsyncIterator[list[ManifestEvent]]]
+
+_log = get_logger("controller")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Manifest events that came at once, and the trace they began."""
+
+    events: list[ManifestEvent]
+    trace: str
+
+
+class Controller:
+    """One controller process. ``watch`` yields the manifests; ``make_state`` a fresh world for an epoch's parity."""
+
+    def __init__(
+        self, settings: ControllerSettings, connection: Client, watch: Watch, make_state: Callable[[int], State]
+    ) -> None:
+        self._settings = settings
+        self._connection = connection
+        self._watch = watch
+        self._make_state = make_state
+        self._jetstream = JetStream(connection)
+        self._holder = settings.controller_name or default_controller_name()
+        self._tracer = telemetry.get_tracer("controller")
+        self._inventory = Inventory()
+        self._board = Board(self._holder, os.getpid())
+        self._batches: list[Batch] = []
+        self._read_once = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._speak = asyncio.Event()
+        self._is_leading = False
+        self._known_epoch = ""
+        self._leader_heard = float("-inf")
+
+    async def run(self) -> None:
+        """Until cancelled. StreamError if the server cannot hold our streams; FileNotFoundError without a folder."""
+        await self._connection.subscribe("yett.status.*", cb=self._on_status)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._read_manifests())
+            group.create_task(self._announce())
+            group.create_task(self._lead_or_stand_by())
+
+    # -- manifests
+
+    async def _read_manifests(self) -> None:
+        async for events in self._watch(Path(self._settings.manifests)):
+            with self._tracer.start_as_current_span("manifests changed", attributes={"yett.events": len(events)}):
+                self._inventory.take(events)
+                self._batches.append(Batch(events, telemetry.traceparent()))
+            self._read_once.set()
+            self._changed.set()
+        raise RuntimeError(f"the watch on {self._settings.manifests} ended")
+
+    # -- leading
+
+    async def _lead_or_stand_by(self) -> None:
+        await self._read_once.wait()
+        while True:
+            try:
+                await self._stand_by()
+                await self._lead()
+            except* TermOver as group:
+                for error in group.exceptions:
+                    _log.warning("term over", reason=str(error) or type(error).__name__)
+            await asyncio.sleep(RETRY_SECONDS * (0.5 + random.random()))
+
+    async def _stand_by(self) -> None:
+        """Return when nobody leads, or whoever did has been silent for too long."""
+        said = ""
+        while leader := await self._find_leader():
+            if leader != said:
+                _log.info("standing by", leader=leader)
+                said = leader
+            # The inventory knows what they said; who leads has its own.
+            self._batches.clear()
+            await asyncio.sleep(ASK_SECONDS)
+
+    async def _find_leader(self) -> str:
+        """Who answers as the leader, or spoke as one of late; empty if nobody."""
+        try:
+            reply = await self._connection.request(wire.SUBJECT_STATUS_CONTROLLER_GET, timeout=ASK_SECONDS)
+        except nats.errors.NoRespondersError:
+            return ""
+        except nats.errors.Error as error:
+            is_silent = self._now() - self._leader_heard > SILENCE_SECONDS
+            return "" if is_silent else f"? ({str(error) or type(error).__name__})"
+        self._leader_heard = self._now()
+        return _read_holder(reply)
+
+    async def _lead(self) -> None:
+        """One term, to its end: raises what ended it, in a group where two tasks ran."""
+        for config in self._streams():
+            await streams.ensure_stream(self._jetstream, config)
+        async with self._answering():
+            await self._learn_epoch()
+            term = await take_term(self._jetstream, self._holder, known_epoch=self._known_epoch)
+            _log.info("leading", term=term.number, epoch=term.epoch, fence=term.fence)
+            self._known_epoch = term.epoch
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(watch_marks(self._connection, term))
+                    group.create_task(self._publish_term(term))
+            finally:
+                self._is_leading = False
+
+    def _streams(self) -> list[streams.Config]:
+        settings = self._settings
+        replicas = settings.stream_replicas
+        return [
+            streams.policy_stream(replicas=replicas),
+            streams.resolution_stream(max_bytes=settings.resolution_max_bytes, replicas=replicas),
+            streams.verdict_stream(
+                max_bytes=settings.verdict_max_bytes,
+                max_age_seconds=settings.verdict_max_age_seconds,
+                replicas=replicas,
+            ),
+        ]
+
+    async def _learn_epoch(self) -> None:
+        """Where the stream is new and we remember no epoch, ask the agents' statuses for the one they hold."""
+        mark, _ = await read_mark(self._jetstream)
+        if mark is None and not self._known_epoch and not self._board.last_agent_epoch:
+            await asyncio.sleep(EPOCH_LISTEN_SECONDS)
+        self._known_epoch = self._known_epoch or self._board.last_agent_epoch
+
+    async def _publish_term(self, term: Term) -> None:
+        snapshot = await read_stream_rows(self._connection, term)
+        for subject in snapshot.unknown:
+            _log.warning("left alone, a subject in no table", subject=subject)
+        state = self._make_state(term.parity)
+        self._inventory.fill(state, snapshot.remembered)
+        batches, self._batches = self._batches, []
+        ledger = Ledger(snapshot, epoch=term.epoch, least_number=0 if snapshot.revision else term.fence - 1)
+        async with Window(self._connection) as window:
+            publisher = Publisher(window, term, ledger)
+            self._board.begin_term(term.epoch, term.number, ledger.number)
+            changes: list[RowChange] = list(diff(ledger.rows, state.rows()))
+            state.changes()
+            self._is_leading = True
+            while True:
+                started = self._now()
+                await self._publish(publisher, ledger, state, changes, batches)
+                await asyncio.sleep(started + self._settings.revision_interval_millis / 1000 - self._now())
+                batches = await self._next_batches()
+                for batch in batches:
+                    self._inventory.follow(state, batch.events)
+                changes = list(state.changes())
+
+    async def _next_batches(self) -> list[Batch]:
+        while not self._batches:
+            self._changed.clear()
+            await self._changed.wait()
+        batches, self._batches = self._batches, []
+        return batches
+
+    async def _publish(
+        self, publisher: Publisher, ledger: Ledger, state: State, changes: list[RowChange], batches: list[Batch]
+    ) -> None:
+        """One revision, as a span: child of the first change it stands for, linked with the others."""
+        traces = [batch.trace for batch in batches]
+        with self._tracer.start_as_current_span(
+            "publish revision",
+            context=telemetry.extract(traces[0]) if traces else None,
+            links=telemetry.links(traces[1:]),
+        ) as span:
+            started = time.perf_counter()
+            revision = await publisher.publish(changes, trace=telemetry.traceparent(span))
+            if revision is not None:
+                span.set_attribute("yett.revision", revision.number)
+                millis = round((time.perf_counter() - started) * 1000, 3)
+                _log.info("published", revision=revision.number, rows=len(changes), millis=millis, trace=revision.trace)
+        board = self._board
+        board.revision = ledger.number
+        board.note_nodes(ledger.nodes)
+        board.problems = (*self._inventory.problems, *state.problems())
+        board.counters |= {"rows": publisher.rows_published, "revisions": publisher.revisions_published}
+        self._speak.set()
+
+    # -- speaking and listening
+
+    @asynccontextmanager
+    async def _answering(self) -> AsyncIterator[None]:
+        """Answer who asks for the leader's status: from before our mark, so that of two starts one yields."""
+        subscription = await self._connection.subscribe(wire.SUBJECT_STATUS_CONTROLLER_GET, cb=self._on_ask)
+        try:
+            yield
+        finally:
+            if not self._connection.is_closed:
+                await subscription.unsubscribe()
+
+    async def _on_ask(self, message: Msg) -> None:
+        await message.respond(self._board.encode(self._now()))
+
+    async def _announce(self) -> None:
+        """The status at once when something changed, else once a second; only while leading."""
+        while True:
+            self._speak.clear()
+            if self._is_leading and self._connection.is_connected:
+                body = self._board.encode(self._now())
+                await self._connection.publish(wire.SUBJECT_STATUS_CONTROLLER, body, headers=STATUS_HEADERS)
+            try:
+                async with asyncio.timeout(ANNOUNCE_SECONDS):
+                    await self._speak.wait()
+            except TimeoutError:
+                continue
+
+    async def _on_status(self, message: Msg) -> None:
+        try:
+            status = wire.decode(message.subject, message.data)
+        except wire.WireError as error:
+            self._count_undecodable(error)
+            return
+        if isinstance(status, AgentStatus) and self._board.note_agent(status, self._now()):
+            self._speak.set()
+        elif isinstance(status, ControllerStatus) and status.holder != self._holder:
+            self._leader_heard = self._now()
+
+    def _count_undecodable(self, error: wire.WireError) -> None:
+        name = f"undecodable_{error.kind}"
+        if name not in self._board.counters:
+            _log.warning("a message that does not decode; others of its kind are only counted", problem=str(error))
+        self._board.counters[name] = self._board.counters.get(name, 0) + 1
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _read_holder(reply: Msg) -> str:
+    try:
+        status = wire.decode(wire.SUBJECT_STATUS_CONTROLLER, reply.data)
+    except wire.WireError:
+        return "? (unreadable)"
+    return status.holder if isinstance(status, ControllerStatus) else ""

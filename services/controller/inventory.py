@@ -1,0 +1,78 @@
+"""The present objects, whoever leads: a term's state of the world is built from them, then follows the events.
+
+Pure. A standby keeps it hot, so that taking over needs no reading of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from schemas.status import Problem
+from services.controller.ledger import RowChange, Rows
+from services.controller.manifests import ManifestEvent
+from services.controller.policy.model import PolicyKey
+from services.controller.policy.parse import identify
+
+
+class State(Protocol):
+    """The world and the rows that follow from it (``world.State``)."""
+
+    def upsert(self, obj: Any, file: str = "") -> list[Problem]: ...
+    def delete(self, kind: str, namespace: str, name: str) -> None: ...
+    def rows(self) -> dict[str, bytes]: ...
+    def changes(self) -> Sequence[RowChange]: ...
+    def problems(self) -> list[Problem]: ...
+    def restore(self, rows: Rows) -> None: ...
+    def adopt_unseen(self) -> list[PolicyKey]: ...
+
+
+class Inventory:
+    """Every object's present version, with its file, and what is wrong with whole files."""
+
+    def __init__(self) -> None:
+        self._objects: dict[PolicyKey, ManifestEvent] = {}
+        self._file_problems: dict[str, tuple[Problem, ...]] = {}
+        self._adopted: list[PolicyKey] = []
+
+    def take(self, events: Iterable[ManifestEvent]) -> None:
+        """Events in their order."""
+        for event in events:
+            if event.problems is not None:
+                self._file_problems[event.file] = event.problems
+            elif event.gone is not None:
+                self._objects.pop(event.gone, None)
+            elif (key := identify(event.obj)) is not None:
+                self._objects[key] = event
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What is wrong with whole files."""
+        return [problem for file in sorted(self._file_problems) for problem in self._file_problems[file]]
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a file cannot be read: what it held is not known to be gone."""
+        return any(problem.severity == "error" for problem in self.problems)
+
+    def fill(self, state: State, remembered: Rows) -> None:
+        """Bring a fresh state to the present: what the stream remembers, then every object."""
+        state.restore(remembered)
+        self._adopted = []
+        self.follow(state, self._objects.values())
+        if self.is_partial:
+            self._adopted = state.adopt_unseen()
+
+    def follow(self, state: State, events: Iterable[ManifestEvent]) -> None:
+        """Tell the state of objects that came, changed or went; ``take`` had them before."""
+        for event in events:
+            if event.gone is not None:
+                state.delete(*event.gone)
+            elif event.obj is not None:
+                state.upsert(event.obj, event.file)
+        if self._adopted and not self.is_partial:
+            # Every file can be read now: what none of them holds is gone.
+            for key in self._adopted:
+                if key not in self._objects:
+                    state.delete(*key)
+            self._adopted = []
