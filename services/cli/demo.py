@@ -27,7 +27,14 @@ from services.demo.runner import Options, Outcome
 from services.demo.sabotage import SABOTAGES, Sabotage
 from services.demo.state import DemoError
 
-SabotageName = enum.StrEnum("SabotageName", [(name.upper().replace("-", "_"), name) for name in SABOTAGES])
+
+class SabotageName(enum.StrEnum):
+    """The keys of ``SABOTAGES``."""
+
+    DETACH = "detach"
+    OPEN = "open"
+    NO_BUS = "no-bus"
+    NODE_SCOPE = "node-scope"
 
 
 class Mode(enum.StrEnum):

@@ -25,8 +25,6 @@ VERDICTS_KEPT = 20_000
 POLL_SECONDS = 0.01
 REQUEST_SECONDS = 1.0
 
-SUBJECT_ASK_CONTROLLER = f"{wire.SUBJECT_STATUS_CONTROLLER}.get"
-
 T = TypeVar("T")
 
 
@@ -68,7 +66,7 @@ class Bus:
     async def ask_controller(self) -> ControllerStatus | None:
         """The leader's status now; None if no controller answers."""
         try:
-            answer = await self._client.request(SUBJECT_ASK_CONTROLLER, b"", timeout=REQUEST_SECONDS)
+            answer = await self._client.request(wire.SUBJECT_STATUS_CONTROLLER_GET, b"", timeout=REQUEST_SECONDS)
             status = wire.decode(wire.SUBJECT_STATUS_CONTROLLER, answer.data)
         except (nats.errors.Error, TimeoutError, wire.WireError):
             return None
@@ -81,7 +79,7 @@ class Bus:
         return [heard.event for heard in self.verdicts if heard.at >= since and matches(heard.event)]
 
     async def _on_message(self, message: Msg) -> None:
-        if message.subject == SUBJECT_ASK_CONTROLLER:
+        if message.subject == wire.SUBJECT_STATUS_CONTROLLER_GET:
             return
         try:
             body = wire.decode(message.subject, message.data)

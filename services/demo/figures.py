@@ -281,7 +281,8 @@ def ask(questions: socket.socket, name: str) -> float:
         if int.from_bytes(answer[:2], "big") == query.id:
             break
     seconds, nanos = next(struct.unpack("=qq", data) for _, kind, data in control if kind == SO_TIMESTAMPNS)
-    return time.monotonic() - (time.time() - (seconds + nanos / 1e9))
+    arrived: float = seconds + nanos / 1e9
+    return time.monotonic() - (time.time() - arrived)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

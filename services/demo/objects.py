@@ -38,11 +38,11 @@ def make_config(settings: Mapping[str, str]) -> Object:
     data = {
         "default": "deny",
         "resolvers": f"{topology.DNS_SERVICE}:53,[{topology.DNS_SERVICE6}]:53",
-        "service_cidrs": ",".join(topology.SERVICE_CIDRS),
-        "pod_cidrs": ",".join(topology.POD_CIDRS),
+        "service-cidrs": ",".join(topology.SERVICE_CIDRS),
+        "pod-cidrs": ",".join(topology.POD_CIDRS),
         # Lowered, so that step 10 is over in seconds.
-        "ttl_min_seconds": str(topology.DATABASE_TTL_SECONDS),
-        "grace_seconds": str(GRACE_SECONDS),
+        "ttl-min": str(topology.DATABASE_TTL_SECONDS),
+        "grace": str(GRACE_SECONDS),
         **settings,
     }
     return {
