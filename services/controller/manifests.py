@@ -24,8 +24,8 @@ from services.controller.policy.model import PolicyKey
 from services.controller.policy.parse import identify, parse_object
 
 SUFFIXES = (".yaml", ".yml", ".json")
-STEP_MILLIS = 4
-"""How long the watcher waits for another change of the same burst; half of it is the mean delay of an event."""
+STEP_MILLIS = 1
+"""How often the watcher looks whether a burst of changes is over: an event is late by one or two of these."""
 DEBOUNCE_MILLIS = 50
 QUIET_SECONDS = 0.010
 FILE_BYTES_MAX = 64 * 1024 * 1024
@@ -163,28 +163,22 @@ async def watch(folder: Path, *, stop: asyncio.Event | None = None) -> AsyncIter
     Raises FileNotFoundError if there is no such folder.
     """
     state = Folder()
-    yield load(folder, state)
-    # A first look after the watcher stands catches what changed between the load and now.
-    pending: set[Path] = set()
-    is_first = True
-    async for changes in awatch(
-        folder,
-        stop_event=stop,
-        step=STEP_MILLIS,
-        debounce=DEBOUNCE_MILLIS,
-        rust_timeout=STEP_MILLIS * 5,
-        yield_on_timeout=True,
-        raise_interrupt=False,
-        recursive=True,
-    ):
-        events: list[ManifestEvent] = []
-        if is_first:
-            is_first = False
-            events += await _reread(folder, state, _known_paths(folder, state))
-        pending = {Path(name) for _, name in changes if _is_manifest(Path(name), folder)}
-        events += await _reread(folder, state, pending)
-        if events:
-            yield events
+    bursts = awatch(folder, stop_event=stop, step=STEP_MILLIS, debounce=DEBOUNCE_MILLIS, raise_interrupt=False)
+    # The watcher stands before the folder is read, so that nothing falls between the two.
+    burst = asyncio.ensure_future(anext(bursts, None))
+    try:
+        await asyncio.sleep(0)
+        yield load(folder, state)
+        while (changes := await burst) is not None:
+            burst = asyncio.ensure_future(anext(bursts, None))
+            paths = {Path(name) for _, name in changes}
+            events = await _reread(folder, state, {path for path in paths if _is_manifest(path, folder)})
+            if events:
+                yield events
+    finally:
+        burst.cancel()
+        await asyncio.gather(burst, return_exceptions=True)
+        await bursts.aclose()
 
 
 async def _reread(folder: Path, state: Folder, paths: set[Path]) -> list[ManifestEvent]:
@@ -201,11 +195,6 @@ async def _reread(folder: Path, state: Folder, paths: set[Path]) -> list[Manifes
     for path in doubtful:
         events += _read(folder, path, state, is_quiet=True)
     return events
-
-
-def _known_paths(folder: Path, state: Folder) -> set[Path]:
-    present = {path for path in folder.rglob("*") if _is_manifest(path, folder)}
-    return present | {folder / name for name in state.objects}
 
 
 def _read(folder: Path, path: Path, state: Folder, *, is_quiet: bool) -> list[ManifestEvent]:

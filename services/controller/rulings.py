@@ -29,6 +29,8 @@ Numbers = tuple[tuple[NamedPort, int], ...]
 Combination = tuple[Direction, Default, tuple[int, ...], Numbers, bool]
 
 ORDERED_TIERS = (Tier.ADMIN, Tier.BASELINE)
+BEYOND_PORTS = 1 << 16
+"""Numbers from here on are no ports: stand-ins for names that no subject has resolved."""
 IDLE_MAX = 256
 """Combinations remembered beyond twice those in use, for what comes back; beyond it the idle ones are dropped."""
 
@@ -51,6 +53,7 @@ class Rulings:
         self._fragments: dict[PolicyKey, dict[tuple[Direction, Numbers], Fragment]] = {}
         self._combinations: dict[Combination, Compiled] = {}
         self._remember_max = IDLE_MAX
+        self._stand_ins: dict[NamedPort, int] = {}
         self._weighed: frozenset[frozenset[PolicyKey]] = frozenset()
 
     # -- events -------------------------------------------------------------------------------------------------------
@@ -163,8 +166,16 @@ class Rulings:
                 rules = sum(len(self.policies[key].rules(direction)) for key in keys)
                 if rules <= BUDGETS[tier] and not any(peer_ports(self.policies[key]) for key in keys):
                     continue
-                _, left_out = fit([self._fragment(key, direction, ()) for key in keys], tier)
+                _, left_out = fit([self._widest(key, direction) for key in keys], tier)
                 yield from (each.policy.key for each in left_out)
+
+    def _widest(self, key: PolicyKey, direction: Direction) -> Fragment:
+        """A fragment with as many bits as it may have for any subject: each named port of subjects is one of its own."""
+        if direction is Direction.EGRESS:
+            return self._fragment(key, direction, ())
+        ports = sorted(subject_ports(self.policies[key]))
+        stand_ins = [self._stand_ins.setdefault(port, BEYOND_PORTS + len(self._stand_ins)) for port in ports]
+        return self._fragment(key, direction, tuple(zip(ports, stand_ins, strict=True)))
 
     def _resolve(self, policy: Policy) -> dict[NamedPort, tuple[tuple[int, ...], ...]]:
         """What each named port of the egress rules stands for today, rule by rule."""
