@@ -1,0 +1,86 @@
+"""Which pod an interface belongs to: decided from the host's side, once, for the life of the interface.
+
+Rules of this module:
+
+* An address proves itself by the host route that leads to the interface; what the pod says of itself is no authority.
+* The pod is found by the interface's computed name (prefix + sha1("namespace.pod")[:11]: VPC CNI, Calico), or address.
+* A binding is frozen: an interface that was one pod's is never another's. Its addresses follow the host's routes.
+* An address that two interfaces claim is denied on both.
+
+Deliberately absent: netlink, rows' arrival, the kernel.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha1
+
+from schemas.policy import AddressRow, EndpointRow
+
+_HASH_DIGITS = 11
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A pod interface as the host sees it. ``addresses``: of host routes to it, sorted. ``gateways``: its own."""
+
+    ifindex: int
+    name: str
+    addresses: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """One interface and its pod; ``uid`` is empty while no row is known for it."""
+
+    link: Link
+    uid: str = ""
+    claimed_twice: bool = False
+
+
+def compute_suffix(namespace: str, pod: str) -> str:
+    """The part of a host interface's name after its prefix."""
+    return sha1(f"{namespace}.{pod}".encode(), usedforsecurity=False).hexdigest()[:_HASH_DIGITS]
+
+
+def bind_links(
+    links: Iterable[Link],
+    endpoints: Iterable[EndpointRow],
+    addresses: Mapping[str, AddressRow],
+    frozen: Mapping[int, str],
+) -> dict[int, Binding]:
+    """ifindex -> binding. ``frozen``: ifindex -> uid of earlier bindings of interfaces that still live."""
+    known = tuple(links)
+    local = {row.uid: row for row in endpoints}
+    by_suffix = {compute_suffix(row.namespace, row.pod): row.uid for row in local.values()}
+    by_address = _index_addresses(local.values(), addresses)
+    claims = Counter(address for link in known for address in link.addresses)
+    found = {}
+    for link in known:
+        uid = frozen.get(link.ifindex) or _find_pod(link, by_suffix, by_address)
+        found[link.ifindex] = Binding(link, uid, any(claims[one] > 1 for one in link.addresses))
+    return found
+
+
+def _index_addresses(endpoints: Iterable[EndpointRow], addresses: Mapping[str, AddressRow]) -> dict[str, str]:
+    """address -> uid of the local pod that owns it; the address row wins over the endpoint's own list."""
+    index: dict[str, str] = {}
+    rows = tuple(endpoints)
+    for row in rows:
+        for address in row.addresses:
+            owner = addresses.get(address)
+            if owner is None or owner.uid == row.uid:
+                index[address] = row.uid
+    local = {row.uid for row in rows}
+    index.update({address: row.uid for address, row in addresses.items() if row.uid in local})
+    return index
+
+
+def _find_pod(link: Link, by_suffix: Mapping[str, str], by_address: Mapping[str, str]) -> str:
+    suffix = link.name[-_HASH_DIGITS:]
+    if len(link.name) > _HASH_DIGITS and suffix in by_suffix:
+        return by_suffix[suffix]
+    return next((by_address[address] for address in link.addresses if address in by_address), "")
