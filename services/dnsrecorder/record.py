@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from schemas.policy import Config
+from services.common.bucket import Buckets
 from services.dnsrecorder.dnswire import Answer
 
 MAX_REMEMBERED = 50_000
@@ -28,8 +29,6 @@ ENDPOINT_BURST = 2_000.0
 PARENT_RATE = 500.0
 PARENT_BURST = 5_000.0
 """The same for all fresh names below one parent, from this node: a flood of subdomains under one wildcard."""
-MAX_BUCKETS = 10_000
-"""Budgets kept; the one used longest ago is dropped, and starts full when it returns."""
 
 
 class Known(msgspec.Struct):
@@ -49,25 +48,6 @@ class Publication:
     ttl_seconds: int
     keep_seconds: int
     """How long the bus shall hold it: TTL within the clamp, and grace."""
-
-
-class Bucket:
-    """A token bucket a key; the number of keys is bounded."""
-
-    def __init__(self, *, rate: float, burst: float) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, key: str, now: float) -> bool:
-        """Whether there is a token for ``key``; takes it."""
-        level, since = self._levels.pop(key, (self._burst, now))
-        level = min(self._burst, level + (now - since) * self._rate)
-        allowed = level >= 1.0
-        self._levels[key] = (level - 1.0 if allowed else level, now)
-        if len(self._levels) > MAX_BUCKETS:
-            self._levels.popitem(last=False)
-        return allowed
 
 
 @dataclass(slots=True)
@@ -114,8 +94,8 @@ class Recorder:
         self.counters: Counter[str] = Counter()
         self._known: OrderedDict[str, dict[str, Known]] = OrderedDict()
         self._pairs = 0
-        self._by_endpoint = Bucket(rate=ENDPOINT_RATE, burst=ENDPOINT_BURST)
-        self._by_parent = Bucket(rate=PARENT_RATE, burst=PARENT_BURST)
+        self._by_endpoint = Buckets(rate=ENDPOINT_RATE, burst=ENDPOINT_BURST)
+        self._by_parent = Buckets(rate=PARENT_RATE, burst=PARENT_BURST)
 
     def note(self, answer: Answer, endpoint: str, now: float) -> Publication | None:
         """Remember an answer; what to publish of it, if anything. ``endpoint``: whose budget it is charged to."""

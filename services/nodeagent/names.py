@@ -1,0 +1,162 @@
+"""Names that other nodes resolved: which of them this node's kernel should know, under which domain row, until when.
+
+Rules of this module:
+
+* What comes from the bus is judged as if the sender lied: the rebinding guard, the TTL clamp, a limit of addresses a
+  name and a budget a node are applied here again.
+* Who said it is the node in the *subject*, which the server's permissions bind, never the one in the body.
+* Age is the server's, expiry is of the local clock. What is known already for as long is no news.
+
+Pure. Deliberately absent: subscriptions (``namebus``), the map's slots (``datapath``).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from schemas import wire
+from schemas.policy import Config
+from schemas.resolution import Resolution
+from schemas.selectors import parse_network
+from services.common.bucket import Buckets
+from services.nodeagent.patterns import find_node
+
+NODE_RATE = 2_000.0
+NODE_BURST = 50_000.0
+"""Resolutions a second, and at once, that one node may teach this one."""
+MAX_KNOWN = 200_000
+"""(name, address) pairs remembered; beyond it those heard of longest ago are forgotten (the kernel keeps its own)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Write to ``resolutions``: this address has the name of this domain row until ``expires`` (boottime seconds)."""
+
+    address: str
+    row: int
+    expires: int
+    name: str
+    node: str
+
+
+class Guard:
+    """Longest match over the prefixes of ``Tables.guard``."""
+
+    def __init__(self, prefixes: Mapping[str, bool]) -> None:
+        self._lengths: dict[tuple[int, int], dict[int, bool]] = {}
+        for text, refused in prefixes.items():
+            network = parse_network(text)
+            at_length = self._lengths.setdefault((network.version, network.prefixlen), {})
+            at_length[int(network.network_address)] = refused
+        self._order = sorted(self._lengths, reverse=True)
+
+    def refuses(self, address: str) -> bool:
+        """Whether no name may have this address; every v4-mapped form is refused."""
+        parsed = ipaddress.ip_address(address)
+        if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+            return True
+        value, bits = int(parsed), parsed.max_prefixlen
+        for version, length in self._order:
+            if version == parsed.version:
+                found = self._lengths[version, length].get(value >> (bits - length) << (bits - length))
+                if found is not None:
+                    return found
+        return False
+
+
+class BusNames:
+    """What one node has heard on the bus."""
+
+    def __init__(self) -> None:
+        self.counters: Counter[str] = Counter()
+        self._config = Config()
+        self._rows: Mapping[str, int] = {}
+        self._guard = Guard({})
+        self._owned: Mapping[str, int] = {}
+        self._known: OrderedDict[tuple[str, str, int], int] = OrderedDict()
+        self._addresses: Counter[str] = Counter()
+        self._budgets = Buckets(rate=NODE_RATE, burst=NODE_BURST)
+
+    def set_tables(
+        self, config: Config, rows: Mapping[str, int], guard: Mapping[str, bool], owned: Mapping[str, int]
+    ) -> None:
+        """``rows``: pattern -> domain row; ``owned``: addresses of pods and nodes (both are looked up live)."""
+        self._config = config
+        self._rows = rows
+        self._guard = Guard(guard)
+        self._owned = owned
+
+    def hear(self, subject: str, resolution: Resolution, *, age_seconds: float, now: float) -> list[Lesson]:
+        """What a resolution teaches. ``age_seconds``: since the server stored it; ``now``: boottime seconds."""
+        node = read_node(subject)
+        if subject != wire.subject_resolution(resolution.node, resolution.name) or node != resolution.node:
+            return self._refuse("forged")
+        row = self._rows.get(find_node(resolution.name, self._rows.keys()), 0)
+        if not row:
+            return self._refuse("uncovered")
+        if not self._budgets.take(node, now):
+            return self._refuse("over_node_budget")
+        expires = int(now - max(0.0, age_seconds)) + self._keep_seconds(resolution.ttl_seconds)
+        if expires <= now:
+            return self._refuse("expired")
+        made = (self._learn(resolution, address, row, expires, node) for address in resolution.addresses)
+        return [lesson for lesson in made if lesson is not None]
+
+    def forget(self) -> None:
+        """The kernel may have lost what was taught: everything is news again."""
+        self._known.clear()
+        self._addresses.clear()
+
+    def _learn(self, resolution: Resolution, address: str, row: int, expires: int, node: str) -> Lesson | None:
+        if not self._may_have(address):
+            self.counters["refused_address"] += 1
+            return None
+        key = (resolution.name, address, row)
+        before = self._known.get(key, 0)
+        if before >= expires:
+            self.counters["known"] += 1
+            return None
+        if not before and self._addresses[resolution.name] >= self._config.addresses_per_name:
+            self.counters["over_addresses_per_name"] += 1
+            return None
+        self._remember(key, expires, is_new=not before)
+        self.counters["learned"] += 1
+        return Lesson(address, row, expires, resolution.name, node)
+
+    def _remember(self, key: tuple[str, str, int], expires: int, *, is_new: bool) -> None:
+        self._known[key] = expires
+        self._known.move_to_end(key)
+        self._addresses[key[0]] += is_new
+        if len(self._known) > MAX_KNOWN:
+            (name, _, _), _ = self._known.popitem(last=False)
+            self._addresses[name] -= 1
+
+    def drop_expired(self, now: float) -> None:
+        """Make room for a name's new addresses once the old ones are over; call it now and then."""
+        for key in [key for key, expires in self._known.items() if expires <= now]:
+            del self._known[key]
+            self._addresses[key[0]] -= 1
+        self._addresses = +self._addresses
+
+    def _may_have(self, address: str) -> bool:
+        try:
+            return not self._guard.refuses(address) and address not in self._owned
+        except ValueError:
+            return False
+
+    def _keep_seconds(self, ttl_seconds: int) -> int:
+        config = self._config
+        return min(max(ttl_seconds, config.ttl_min_seconds), config.ttl_max_seconds) + config.grace_seconds
+
+    def _refuse(self, kind: str) -> list[Lesson]:
+        self.counters[kind] += 1
+        return []
+
+
+def read_node(subject: str) -> str:
+    """The node that published on a resolution subject; WireError if it is none."""
+    tokens = subject.removeprefix(wire.RESOLUTION_PREFIX).split(".")
+    return wire.decode_name(tokens[0])

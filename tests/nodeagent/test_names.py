@@ -1,0 +1,192 @@
+"""What an agent believes of the names that other nodes say they resolved."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from schemas import wire
+from schemas.policy import Config
+from schemas.resolution import Resolution
+from schemas.terms import NodeName
+from services.common import nats as bus
+from services.common.jetstream import JetStream
+from services.common.settings import RecorderSettings
+from services.common.streams import ensure_stream, resolution_stream
+from services.nodeagent.guard import build_guard
+from services.nodeagent.namebus import MAX_FILTERS, NameBus, make_filters
+from services.nodeagent.names import BusNames, Guard
+from tests.nats_server import NatsServer, nats_server
+
+__all__ = ["nats_server"]
+CONFIG = Config(ttl_min_seconds=30, ttl_max_seconds=3600, grace_seconds=60, service_cidrs=("10.100.0.0/16",))
+ROWS = {"example.com": 1, "*.example.com": 2, "*.s3.amazonaws.com": 3}
+OWNED = {"10.1.0.5": 300}
+
+
+def make_names(config: Config = CONFIG) -> BusNames:
+    names = BusNames()
+    names.set_tables(config, ROWS, build_guard(config, ["203.0.113.80"]), OWNED)
+    return names
+
+
+def resolution(name: str, *addresses: str, ttl: int = 100, node: str = "node-b") -> Resolution:
+    return Resolution(name=name, addresses=addresses, ttl_seconds=ttl, node=NodeName(node))
+
+
+def hear(names: BusNames, told: Resolution, *, age: float = 0.0, now: float = 1000.0) -> list[tuple[str, int, int]]:
+    subject = wire.subject_resolution(told.node, told.name)
+    lessons = names.hear(subject, told, age_seconds=age, now=now)
+    return [(lesson.address, lesson.row, lesson.expires) for lesson in lessons]
+
+
+def test_a_name_is_learned_under_the_most_specific_row_that_covers_it() -> None:
+    """As the kernel's longest match does."""
+    names = make_names()
+    assert hear(names, resolution("example.com", "192.0.2.1")) == [("192.0.2.1", 1, 1160)]
+    assert hear(names, resolution("a.b.example.com", "192.0.2.2")) == [("192.0.2.2", 2, 1160)]
+    assert hear(names, resolution("s3.amazonaws.com", "192.0.2.3")) == []
+
+
+@pytest.mark.parametrize(("ttl", "expires"), [(0, 1090), (100, 1160), (86400, 4660)])
+def test_the_clamp_and_the_grace_are_applied_again(ttl: int, expires: int) -> None:
+    """A sender cannot make a name live for a day."""
+    assert hear(make_names(), resolution("example.com", "192.0.2.1", ttl=ttl))[0][2] == expires
+
+
+def test_age_is_taken_off() -> None:
+    """History is as old as the server says; what is over is not learned."""
+    names = make_names()
+    assert hear(names, resolution("example.com", "192.0.2.1"), age=150.0) == [("192.0.2.1", 1, 1010)]
+    assert hear(names, resolution("example.com", "192.0.2.2"), age=161.0) == []
+    assert names.counters["expired"] == 1
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "169.254.169.254",
+        "fd00:ec2::254",
+        "::ffff:192.0.2.1",
+        "::ffff:c000:201",
+        "::192.0.2.1",
+        "64:ff9b::a9fe:a9fe",
+        "2002:a9fe:a9fe::1",
+        "10.100.0.10",
+        "203.0.113.80",
+        "10.1.0.5",
+        "ff02::1",
+        "not an address",
+    ],
+)
+def test_the_rebinding_guard_holds_on_the_bus_too(address: str) -> None:
+    """Loopback, link-local, metadata, Services, pods, and every form that embeds one: refused, whoever says it."""
+    names = make_names()
+    assert hear(names, resolution("example.com", address)) == []
+    assert names.counters["refused_address"] == 1
+
+
+def test_nat64_of_an_innocent_address_is_learned() -> None:
+    """Only the embedded forms of refused addresses are refused."""
+    assert not Guard(build_guard(CONFIG, [])).refuses("64:ff9b::c000:201")
+
+
+def test_a_node_cannot_speak_in_anothers_name() -> None:
+    """Who said it is the node in the subject; a body that says otherwise is refused whole."""
+    names = make_names()
+    told = resolution("example.com", "192.0.2.1", node="node-b")
+    subject = wire.subject_resolution(NodeName("node-c"), "example.com")
+    assert names.hear(subject, told, age_seconds=0.0, now=1000.0) == []
+    assert names.counters["forged"] == 1
+
+
+def test_what_is_known_for_as_long_is_no_news() -> None:
+    """The map is written once a fact, not once a message."""
+    names = make_names()
+    hear(names, resolution("example.com", "192.0.2.1"))
+    assert hear(names, resolution("example.com", "192.0.2.1")) == []
+    assert hear(names, resolution("example.com", "192.0.2.1"), now=1001.0) == [("192.0.2.1", 1, 1161)]
+
+
+def test_a_name_has_at_most_its_limit_of_addresses_until_some_are_over() -> None:
+    """addresses_per_name bounds what one name may occupy."""
+    names = make_names(Config(addresses_per_name=2))
+    told = resolution("example.com", "192.0.2.1", "192.0.2.2", "192.0.2.3")
+    assert [lesson[0] for lesson in hear(names, told)] == ["192.0.2.1", "192.0.2.2"]
+    assert names.counters["over_addresses_per_name"] == 1
+    names.drop_expired(5000.0)
+    assert [lesson[0] for lesson in hear(names, resolution("example.com", "192.0.2.3"), now=5000.0)] == ["192.0.2.3"]
+
+
+def test_filters_are_prefix_free_and_bounded() -> None:
+    """The server refuses overlapping filters and takes seconds for thousands."""
+    assert make_filters(["*.amazonaws.com", "*.s3.us-east-1.amazonaws.com", "example.com"]) == [
+        "yett.resolution.*.com.amazonaws.>",
+        "yett.resolution.*.com.example",
+    ]
+    assert len(make_filters(f"n{number}.example.com" for number in range(1000))) <= MAX_FILTERS
+
+
+@pytest.mark.nats
+def test_history_and_live_names_are_heard_once_a_pattern_is_followed(nats_server: NatsServer) -> None:
+    """A name published before the pattern comes from the stream, one after it from the wire; others do not come."""
+
+    async def scene() -> None:
+        connection = await bus.connect(RecorderSettings(node="n", nats_url=nats_server.url), "test")
+        await ensure_stream(JetStream(connection), resolution_stream(max_bytes=1 << 20))
+        heard: list[tuple[str, float]] = []
+        arrived = asyncio.Event()
+
+        async def listen(subject: str, told: Resolution, age_seconds: float) -> None:
+            heard.append((told.name, age_seconds))
+            arrived.set()
+
+        async def publish(name: str) -> None:
+            body = wire.encode(resolution(name, "192.0.2.1"))
+            await connection.jetstream().publish(wire.subject_resolution(NodeName("node-b"), name), body)
+
+        names = NameBus(connection, listen)
+        await publish("a.example.com")
+        await publish("other.test")
+        await names.set_patterns(["*.example.com"])
+        assert [name for name, _ in heard] == ["a.example.com"]
+        assert heard[0][1] < 5.0
+        arrived.clear()
+        await publish("b.example.com")
+        async with asyncio.timeout(10):
+            await arrived.wait()
+        assert [name for name, _ in heard] == ["a.example.com", "b.example.com"]
+        await names.set_patterns([])
+        await publish("c.example.com")
+        await connection.flush()
+        assert len(heard) == 2
+        await bus.close(connection)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.nats
+def test_a_message_that_does_not_decode_is_counted_and_skipped(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Garbage from one sender costs nobody a name."""
+
+    async def scene() -> None:
+        connection = await bus.connect(RecorderSettings(node="n", nats_url=nats_server.url), "test")
+        await ensure_stream(JetStream(connection), resolution_stream(max_bytes=1 << 20))
+        heard: list[str] = []
+
+        async def listen(subject: str, told: Resolution, age_seconds: float) -> None:
+            heard.append(told.name)
+
+        subject = wire.subject_resolution(NodeName("node-b"), "a.example.com")
+        await connection.jetstream().publish(subject, b'{"name": 5}')
+        await connection.jetstream().publish(subject, wire.encode(resolution("a.example.com", "192.0.2.1")))
+        names = NameBus(connection, listen)
+        await names.set_patterns(["*.example.com"])
+        assert heard == ["a.example.com"]
+        assert names.counters["undecodable_Resolution"] == 1
+        await bus.close(connection)
+
+    asyncio.run(scene())
