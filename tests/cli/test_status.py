@@ -1,0 +1,69 @@
+"""``yett status`` adds nothing to what the services say."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+
+from schemas.status import AgentStatus, ControllerStatus, Problem
+from schemas.terms import NodeName, RevisionNumber
+from services.cli.output import ENVIRONMENT_URL, are_refusals, find_nats_url
+from services.cli.status import collect_problems, count_converged, to_json
+
+WARNING = Problem(object="NetworkPolicy a/b", path="spec", message="read as", severity="warning")
+REFUSAL = Problem(object="NetworkPolicy a/c", path="spec.egress[0]", message="unknown field", file="c.yaml")
+
+
+def make_agent(node: str, revision: int) -> AgentStatus:
+    """An agent that enforces a revision."""
+    return AgentStatus(node=NodeName(node), revision=RevisionNumber(revision))
+
+
+def make_controller(revision: int, **nodes: int) -> ControllerStatus:
+    """A leader that heard of nodes."""
+    known = {node: RevisionNumber(number) for node, number in nodes.items()}
+    return ControllerStatus(holder="x", revision=RevisionNumber(revision), nodes=known, problems=(WARNING, REFUSAL))
+
+
+def test_convergence_counts_nodes_at_the_newest_revision() -> None:
+    """An acknowledgement that the controller has not heard yet counts if the agent says so itself."""
+    controller = make_controller(7, a=7, b=6, c=5)
+    assert count_converged(controller, {"b": make_agent("b", 7)}) == (2, 3)
+
+
+def test_nothing_is_converged_before_the_first_revision() -> None:
+    """Revision 0 is "none yet"."""
+    assert count_converged(make_controller(0, a=0), {}) == (0, 1)
+    assert count_converged(None, {"a": make_agent("a", 3)}) == (0, 1)
+
+
+def test_a_warning_is_no_refusal() -> None:
+    """Exit status 3 is for objects that are refused."""
+    assert not are_refusals([WARNING])
+    assert are_refusals([WARNING, REFUSAL])
+
+
+def test_problems_of_controller_and_nodes_are_shown_with_file_object_and_path() -> None:
+    """In the JSON as in the table."""
+    own = Problem(object="endpoint", path="", message="claimed twice")
+    agents = {"a": AgentStatus(node=NodeName("a"), problems=(own,))}
+    problems = collect_problems(make_controller(7), agents)
+    assert problems == (WARNING, REFUSAL, own)
+    shown = to_json(make_controller(7), agents, problems)["problems"]
+    assert {
+        "file": "c.yaml",
+        "object": "NetworkPolicy a/c",
+        "path": "spec.egress[0]",
+        "message": "unknown field",
+    } in shown  # type: ignore[operator]  # a list, by to_builtins
+
+
+def test_the_bus_is_found_by_option_then_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And without any the command says what to do."""
+    monkeypatch.setenv(ENVIRONMENT_URL, "nats://environment:4222")
+    assert find_nats_url("nats://option:4222") == "nats://option:4222"
+    assert find_nats_url("") == "nats://environment:4222"
+    monkeypatch.delenv(ENVIRONMENT_URL)
+    monkeypatch.setattr("services.cli.output.find_runs", list)
+    with pytest.raises(typer.Exit):
+        find_nats_url("")
