@@ -136,7 +136,7 @@ class Ranges(msgspec.Struct, kw_only=True):
         self.given.setdefault(key, (start, size))
 
 
-HANDLES = 4096
+HANDLES = 1024
 IDENTITY_CLASSES = 0x3FFF_FFFF
 CIDR_CLASSES = 0x3FFF_FFFF
 PORT_CLASSES = 0xFFFF

@@ -133,6 +133,7 @@ class Wanted:
         self._fronts = Fronts(spaces.sets, _tracked(self.tables.frontends), _tracked(self.tables.mixed))
         self._segments: dict[range, int] = {}
         self._classified_pod_cidrs: tuple[str, ...] = ()
+        self._is_resumed = False
         self._guarded: frozenset[str] | None = None
 
     # -- the steps
@@ -161,6 +162,7 @@ class Wanted:
         """Before the first ``prepare`` of a restarted agent: the rulesets that the kernel still refers to."""
         for name, ruleset in rulesets.items():
             self._enforce(name, ruleset, peersets)
+        self._is_resumed = True
 
     def rulesets(self) -> dict[RulesetHash, Ruleset]:
         """The rulesets in force, for ``resume``."""
@@ -302,7 +304,8 @@ class Wanted:
             self._drop_ruleset(name)
         for name in added:
             self._add_ruleset(state, name)
-        if added or removed:
+        if added or removed or self._is_resumed:
+            self._is_resumed = False
             self._reclassify()
         elif self._local.config.pod_cidrs != self._classified_pod_cidrs:
             self._classify_prefixes({peer for one in self._in_force.values() for peer in one.parts.cidrs})

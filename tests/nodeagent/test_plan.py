@@ -14,6 +14,7 @@ from services.nodeagent.judge import Conclusion, Packet, judge
 from services.nodeagent.numbers import make_spaces
 from services.nodeagent.plan import ORDER, Kind, Op, format_plan, order_changes, plan_changes
 from services.nodeagent.policystate import PolicyState
+from services.nodeagent.portranges import index_of
 from services.nodeagent.tables import Tables
 from services.nodeagent.wanted import Wanted
 from tests.nodeagent.worlds import (
@@ -37,6 +38,8 @@ PACKETS = [
     for direction in Direction
 ]
 CIDRS = {"cidrs4": False, "cidrs6": True}
+
+PROBED = {pickle.dumps(index_of(packet.protocol, packet.port), protocol=5) for packet in PACKETS}
 
 Present = dict[str, dict[bytes, bytes]]
 
@@ -79,9 +82,17 @@ def apply(present: Present, op: Op) -> None:
             del present[op.map][key]
 
 
-def single_steps(ops: list[Op]) -> list[Op]:
-    """The finest grain at which a plan can be stopped: one entry."""
-    return [Op(op.kind, op.map, {key: value}) for op in ops for key, value in op.entries.items()]
+def single_steps(ops: list[Op]) -> Iterator[Op]:
+    """The finest grain at which a plan can be stopped: one entry; ports that no packet here has go together."""
+    for op in ops:
+        if op.kind is Kind.BUMP:
+            continue
+        seen = {key: value for key, value in op.entries.items() if op.map != "port_classes" or key in PROBED}
+        unseen = {key: value for key, value in op.entries.items() if key not in seen}
+        if unseen:
+            yield Op(op.kind, op.map, unseen)
+        for key, value in seen.items():
+            yield Op(op.kind, op.map, {key: value})
 
 
 def verdicts(tables: Tables) -> list[Conclusion | None]:
