@@ -5,6 +5,7 @@ It is started by its path (PATH may hold an older one) and stopped by its proces
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -54,6 +55,19 @@ class NatsServer:
             self._process.send_signal(how)
             self._process.wait(10)
             self._process = None
+
+    def kill(self) -> None:
+        """As a crash: no drain, no sync."""
+        self.stop(signal.SIGKILL)
+
+    def save_store(self) -> None:
+        """Keep a copy of what is on disk; the server must be stopped."""
+        shutil.copytree(self.folder / "store", self.folder / "saved")
+
+    def restore_store(self) -> None:
+        """Put the copy back, as an operator who restores a backup; the server must be stopped."""
+        shutil.rmtree(self.folder / "store")
+        shutil.copytree(self.folder / "saved", self.folder / "store")
 
     def _answers(self) -> bool:
         try:

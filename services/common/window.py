@@ -23,6 +23,8 @@ from nats.aio.subscription import Subscription
 LIMIT = 4_000
 """In flight at once: below what a server sheds, above what a round trip needs."""
 DEADLINE_SECONDS = 5.0
+POLL_SECONDS = 0.25
+"""How often a connection that was lost and found again is noticed: what was in flight then is never answered."""
 WRONG_LAST_SEQUENCE = (10071, 10164)
 """The server's numbers for an expectation (our fence) that does not hold."""
 
@@ -65,6 +67,7 @@ class Window:
         self._waiting: dict[int, tuple[str, float]] = {}
         self._number = 0
         self._failure: WindowError | None = None
+        self._reconnects = connection.stats["reconnects"]
         self._moved = asyncio.Event()
         self.last_sequence = 0
         """Highest stream sequence acknowledged so far."""
@@ -110,11 +113,17 @@ class Window:
         self._moved.clear()
         subject, deadline = next(iter(self._waiting.values()))
         try:
-            async with asyncio.timeout(deadline - self._now()):
+            async with asyncio.timeout(min(deadline - self._now(), POLL_SECONDS)):
                 await self._moved.wait()
         except TimeoutError:
-            self._fail(WindowError(subject, f"no acknowledgement within {self._deadline_seconds} s"))
+            self._judge_silence(subject, deadline)
         self._raise_failure()
+
+    def _judge_silence(self, subject: str, deadline: float) -> None:
+        if self._connection.stats["reconnects"] != self._reconnects:
+            self._fail(WindowError(subject, "the connection was lost before it was acknowledged"))
+        elif self._now() >= deadline:
+            self._fail(WindowError(subject, f"no acknowledgement within {self._deadline_seconds} s"))
 
     async def _on_answer(self, message: Msg) -> None:
         waiting = self._waiting.pop(int(message.subject.rpartition(".")[2]), None)

@@ -43,6 +43,18 @@ async def eventually(is_true: Callable[[], bool], seconds: float = 10.0) -> None
             await asyncio.sleep(0.005)
 
 
+async def restart(
+    server: NatsServer, client: Client, *, kill: bool = False, while_down: Callable[[], None] | None = None
+) -> None:
+    """Stop (or kill) the server, start it again, and wait until the client has noticed both."""
+    before = client.stats["reconnects"]
+    server.kill() if kill else server.stop()
+    if while_down:
+        while_down()
+    server.start()
+    await eventually(lambda: client.is_connected and client.stats["reconnects"] > before)
+
+
 @asynccontextmanager
 async def connected(server: NatsServer, *, with_streams: bool = True) -> AsyncIterator[tuple[Client, JetStream]]:
     """A connection, and the policy stream on its server."""
