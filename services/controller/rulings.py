@@ -170,7 +170,7 @@ class Rulings:
                 yield from (each.policy.key for each in left_out)
 
     def _widest(self, key: PolicyKey, direction: Direction) -> Fragment:
-        """A fragment with as many bits as it may have for any subject: each named port of subjects is one of its own."""
+        """A fragment with as many bits as any subject may make of it: each named port is a number of its own."""
         if direction is Direction.EGRESS:
             return self._fragment(key, direction, ())
         ports = sorted(subject_ports(self.policies[key]))

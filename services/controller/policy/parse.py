@@ -122,7 +122,7 @@ def _read_header(obj: Any, file: str) -> tuple[Header | None, Reader]:
     policy_kind = POLICY_KINDS.get((version, kind))
     is_namespaced = policy_kind in NAMESPACED_KINDS or kind in NAMESPACED_FACTS
     place = (namespace or DEFAULT_NAMESPACE) if is_namespaced else ""
-    reader = Reader(obj, "", Report(f"{kind} {place + '/' if place else ''}{name}", file))
+    reader = Reader(obj, "", Report(f"{kind} {f'{place}/' if place else ''}{name}", file))
     for field, value in (("metadata.name", name), ("metadata.namespace", place or "-")):
         if not isinstance(value, str) or (value != "-" and not (_NAME.match(value) and len(value) <= NAME_MAX)):
             reader.report.add(field, f"{value!r} is not a Kubernetes name" if value is not None else "required")
