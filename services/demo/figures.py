@@ -31,7 +31,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from services.demo import topology
-from services.demo.convergence import read_revision, wait_enforced
+from services.demo.convergence import read_revision
 from services.demo.lab import Lab
 from services.demo.netns import open_socket
 from services.demo.runner import Demo
@@ -80,7 +80,7 @@ async def measure(demo: Demo, counts: Counts) -> dict[str, object]:
     """All figures, by name; the demo must have both nodes enforcing. DemoError if a sample does not come."""
     before = await read_revision(demo.bus)
     demo.folder.write_policy("figures.yaml")
-    await wait_enforced(demo.bus, demo.lab.pods.values(), above=before)
+    await demo.settle(before)
     names = FreshNames()
     # The same stretch of time for the bare round trip as for what is compared with it.
     round_trips = await measure_round_trips(demo.run.state.nats_url, counts.round_trips // 2)

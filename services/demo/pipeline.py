@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from services.demo import topology
 from services.demo.lab import UPLINK, Lab, in_namespace
 from services.demo.servers import start_process
-from services.demo.state import Process
+from services.demo.state import Process, is_alive
 from services.demo.topology import NODES, Node
 
 CONTROLLER = "controller"
@@ -58,6 +58,10 @@ class Pipeline:
         """A node's recorder."""
         command = in_namespace(self._lab.node_namespace(node), sys.executable, "-m", "services.dnsrecorder")
         return self._start(recorder_name(node), command, self._node_environment(node))
+
+    def find_dead(self) -> list[Process]:
+        """Services whose newest process has ended."""
+        return [process for process in self.processes.values() if not is_alive(process)]
 
     def _start(self, name: str, command: list[str], environment: Mapping[str, str]) -> Process:
         self.processes[name] = start_process(self._lab.run, name, command, environment)

@@ -109,7 +109,7 @@ class Demo:
         self._bus = await Bus.open(self.run.state.nats_url)
         self.say(f"services: 1 controller, 2 nodeagents, 2 dnsrecorders; {self.options.mode} mode, default deny")
         self.pipeline.start()
-        revision = await wait_enforced(self.bus, self.lab.pods.values(), above=0)
+        revision = await self.settle(0)
         self.outcome.timings["start_seconds"] = round(time.monotonic() - started, 3)
         self.say(f"revision {revision} is enforced on both nodes")
         self._say_windows()
@@ -135,7 +135,7 @@ class Demo:
 
     def say(self, text: str) -> None:
         """Progress."""
-        self._console.print(f"[dim]·[/] {text}", highlight=False)
+        self._console.print(f"[dim]·[/] {text}", highlight=False, soft_wrap=True)
 
     async def _play_step(self, step: Step, *, is_tried: bool) -> list[Row]:
         rows: list[Row] = []
@@ -155,16 +155,22 @@ class Demo:
                 for name, text in extra.items():
                     self.folder.write(name, text)
             elif is_pending:
-                await self._settle(before)
+                await self.settle(before)
                 is_pending = False
             await self._actor.perform(action)
         if is_pending:
-            await self._settle(before)
+            await self.settle(before)
 
-    async def _settle(self, before: int) -> None:
+    async def settle(self, before: int) -> int:
+        """The revision after ``before`` that both nodes enforce; DemoError says what is missing, and what died."""
         # A setting that sabotage holds fast makes no revision: there is nothing to wait for.
         above = before if not self.options.sabotage.settings else -1
-        await wait_enforced(self.bus, self.lab.pods.values(), above=above)
+        try:
+            return await wait_enforced(self.bus, self.lab.pods.values(), above=above)
+        except DemoError as error:
+            dead = [process.name for process in self.pipeline.find_dead()]
+            logs = [f"{name} has ended:\n{servers.read_log_end(self.run, name)}" for name in dead]
+            raise DemoError("\n".join([str(error), *logs])) from error
 
     async def try_probes(self, step: int, probes: Sequence[Probe]) -> list[Row]:
         """All at once; then the verdicts; a row each, in order."""

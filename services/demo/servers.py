@@ -92,8 +92,12 @@ def wait_until(run: Run, process: Process, is_ready: Callable[[], bool]) -> None
 
 def fail_with_log(run: Run, process: Process) -> NoReturn:
     """DemoError with the end of what the process said."""
-    log = (run.logs / f"{process.name}.log").read_text(errors="replace")[-LOG_SHOWN:]
-    raise DemoError(f"{process.name} did not get ready:\n{log}")
+    raise DemoError(f"{process.name} did not get ready:\n{read_log_end(run, process.name)}")
+
+
+def read_log_end(run: Run, name: str) -> str:
+    """The last of what the processes of that name said."""
+    return (run.logs / f"{name}.log").read_text(errors="replace")[-LOG_SHOWN:]
 
 
 def start_nats(lab: Lab, binary: Path) -> Process:

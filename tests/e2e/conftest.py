@@ -16,7 +16,7 @@ import uvloop
 from rich.console import Console
 
 from services.demo.app import owned_run
-from services.demo.convergence import read_revision, wait_enforced
+from services.demo.convergence import read_revision
 from services.demo.runner import Demo, Options
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class Running:
 
     def settle(self, above: int) -> int:
         """Waits until a revision newer than ``above`` is enforced on both nodes; which one."""
-        return self.run(wait_enforced(self.demo.bus, self.demo.lab.pods.values(), above=above))
+        return self.run(self.demo.settle(above))
 
     def apply(self, name: str, text: str | None = None) -> int:
         """One of the demo's manifests, or ``text``, into the folder; the revision that enforces it."""
