@@ -1,0 +1,348 @@
+"""Wanted tables <-> the bytes of keys and values, map by map.
+
+Layouts are those of ``bpf/types.h``; ``tests/bpf/test_layouts.py`` compares every offset with the compiler's. Numbers
+are in the machine's order, ports and addresses in network order. Array maps without content for an index hold zeroes,
+and zero denies; an array's entry is "deleted" by writing zeroes (``ARRAYS``).
+
+Pure. Deliberately absent: which bytes to write when (``plan``), and file descriptors (``datapath``).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, ip_network
+from typing import Any
+
+from schemas import wire
+from services.nodeagent.patterns import covering_candidates
+from services.nodeagent.tables import (
+    CidrEntry,
+    ConfigEntry,
+    EndpointEntry,
+    FrontendEntry,
+    MixedEntry,
+    RulesetEntry,
+    Tables,
+)
+
+Bytes = dict[bytes, bytes]
+
+ENDPOINT_CLAIMED_TWICE = 1
+ENDPOINT_MORE_ADDRESSES = 2
+ENDPOINT_SCOPED_NAMES = 4
+RULESET_VALID = 1
+RULESET_ISOLATED = 2
+RULESET_DNS_IMPLICIT = 4
+RULESET_HAS_CIDRS = 8
+RULESET_HAS_IDENTITIES = 16
+RULESET_HAS_DOMAINS = 32
+CIDR_UNKNOWN_POD = 1
+GUARD_REFUSE = 1
+GUARD_PERMIT = 2
+CONFIG_ALLOW_EVENTS = 1
+CONFIG_MANY_RESOLVER_PORTS = 2
+RESOLVER_PORTS = 4
+SEARCH_SUFFIXES = 8
+SUFFIX_BYTES = 64
+NAME_BYTES = 256
+NAME_SLOTS = 8
+NAME_PAGES = 8
+SCOPE_LEARNED = 0
+SCOPE_SHARED = 0xFFFFFFFF
+
+_WORDS = struct.Struct("=8Q")
+_U32 = struct.Struct("=I")
+_PAIR = struct.Struct("=II")
+_ENDPOINT = struct.Struct("=I I 4I I I 4s I 16s 16s")
+_ENDPOINT_ADDRESS = struct.Struct("=I4x16s")
+_RULESET = struct.Struct("=8Q8Q4Q III HHHH 16s 4x")
+_CIDR = struct.Struct("=II")
+_FRONTEND_KEY = struct.Struct("=16s2sBx4x")
+_FRONTEND = struct.Struct("=II2s2x4x16s")
+_MIXED = struct.Struct("=IIII")
+_RESOLVER_KEY = struct.Struct("=16s2s2x4x")
+_CONFIG_HEAD = struct.Struct("=7I8s4x")
+_SUFFIX = struct.Struct(f"=I{SUFFIX_BYTES}s")
+_RESOLUTION_KEY = struct.Struct("=16sII")
+_NAMES = struct.Struct("=8Q8HII")
+_NO_ADDRESS = bytes(16)
+
+ARRAYS: Mapping[str, bytes] = {
+    "endpoints": bytes(_ENDPOINT.size),
+    "rulesets": bytes(_RULESET.size),
+    "port_classes": bytes(4),
+}
+"""Array maps that the agent fills, and the value that stands for "deleted"."""
+
+
+def encode_port(port: int) -> bytes:
+    """Two bytes, network order."""
+    return port.to_bytes(2, "big")
+
+
+def encode_index(index: int) -> bytes:
+    """Key of an array map."""
+    return _U32.pack(index)
+
+
+def encode_mask(mask: int) -> bytes:
+    """512 bits, bit n in word n // 64."""
+    return mask.to_bytes(64, "little")
+
+
+def decode_mask(value: bytes) -> int:
+    """Inverse of ``encode_mask``."""
+    return int.from_bytes(value, "little")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One function a map: entry -> bytes
+
+
+def encode_endpoint(entry: EndpointEntry) -> bytes:
+    """struct endpoint."""
+    flags = (
+        ENDPOINT_CLAIMED_TWICE * entry.claimed_twice
+        | ENDPOINT_MORE_ADDRESSES * entry.more_addresses
+        | ENDPOINT_SCOPED_NAMES * entry.scoped_names
+    )
+    return _ENDPOINT.pack(
+        entry.ifindex,
+        entry.id,
+        entry.egress,
+        entry.ingress,
+        entry.egress_shadow,
+        entry.ingress_shadow,
+        flags,
+        entry.identity,
+        wire.pack_address(entry.address4)[12:] if entry.address4 else bytes(4),
+        0,
+        _address_or_none(entry.address6),
+        _address_or_none(entry.gateway6),
+    )
+
+
+def decode_endpoint(value: bytes) -> tuple[int, int, tuple[int, int, int, int]]:
+    """(ifindex, id, ruleset handles): what a restarted agent must know of an endpoint in force."""
+    fields = _ENDPOINT.unpack(value)
+    return fields[0], fields[1], fields[2:6]
+
+
+def encode_ruleset(entry: RulesetEntry) -> bytes:
+    """struct ruleset."""
+    flags = (
+        RULESET_VALID
+        | RULESET_ISOLATED * entry.isolated
+        | RULESET_DNS_IMPLICIT * entry.dns_implicit
+        | RULESET_HAS_CIDRS * entry.has_cidrs
+        | RULESET_HAS_IDENTITIES * entry.has_identities
+        | RULESET_HAS_DOMAINS * entry.has_domains
+    )
+    return _RULESET.pack(
+        *_WORDS.unpack(encode_mask(entry.any)),
+        *_WORDS.unpack(encode_mask(entry.deny)),
+        *_WORDS.unpack(encode_mask(entry.passes))[:4],
+        flags,
+        int(entry.default),
+        entry.counters,
+        entry.admin_rules,
+        entry.network_policy_rules,
+        entry.baseline_rules,
+        0,
+        bytes.fromhex(entry.hash),
+    )
+
+
+def decode_ruleset_hash(value: bytes) -> str:
+    """The content hash of a ruleset in the map; empty for an empty entry."""
+    fields = _RULESET.unpack(value)
+    return fields[-1].hex() if fields[20] & RULESET_VALID else ""
+
+
+def encode_cidr_key(prefix: str) -> tuple[str, bytes]:
+    """(map, key) of a prefix of either family."""
+    network = ip_network(prefix)
+    name = "cidrs4" if isinstance(network, IPv4Network) else "cidrs6"
+    return name, _U32.pack(network.prefixlen) + network.network_address.packed
+
+
+def encode_cidr(entry: CidrEntry) -> bytes:
+    """struct cidr."""
+    return _CIDR.pack(entry.klass, CIDR_UNKNOWN_POD * entry.unknown_pod)
+
+
+def encode_guard_key(prefix: str) -> bytes:
+    """Key of ``guard``: a prefix over the 128-bit form."""
+    network = ip_network(prefix)
+    extra = 96 if isinstance(network, IPv4Network) else 0
+    return _U32.pack(network.prefixlen + extra) + wire.pack_address(str(network.network_address))
+
+
+def encode_frontend_key(address: str, protocol: int, port: int) -> bytes:
+    """struct frontend_key."""
+    return _FRONTEND_KEY.pack(wire.pack_address(address), encode_port(port), protocol)
+
+
+def encode_frontend(entry: FrontendEntry) -> bytes:
+    """struct frontend."""
+    return _FRONTEND.pack(entry.kind, entry.target, encode_port(entry.port), _address_or_none(entry.backend))
+
+
+def encode_mixed(entry: MixedEntry) -> bytes:
+    """struct mixed."""
+    return _MIXED.pack(int(entry.verdict), int(entry.reason), int(entry.tier), entry.bit)
+
+
+def encode_domain_key(pattern: str) -> bytes:
+    """struct domain_key: ``x`` is exact (NUL at its end), ``*.x`` all names below x."""
+    reversed_name = encode_reversed(pattern.removeprefix("*."))
+    data = reversed_name if pattern.startswith("*.") else reversed_name + b"\0"
+    return _U32.pack(len(data) * 8) + data.ljust(NAME_BYTES, b"\0")
+
+
+def encode_reversed(name: str) -> bytes:
+    """``example.com`` -> ``moc.elpmaxe.``: wire form with dots for length bytes, lower case, reversed."""
+    return ("." + name.lower()).encode()[::-1]
+
+
+def encode_resolver_key(address: str, port: int) -> bytes:
+    """struct resolver_key."""
+    return _RESOLVER_KEY.pack(wire.pack_address(address), encode_port(port))
+
+
+def encode_config(entry: ConfigEntry, resolver_ports: frozenset[int] = frozenset()) -> bytes:
+    """struct config. ``resolver_ports``: of all resolvers; more than four are looked up packet by packet."""
+    ports = sorted(resolver_ports)
+    flags = CONFIG_ALLOW_EVENTS * entry.allow_events | CONFIG_MANY_RESOLVER_PORTS * (len(ports) > RESOLVER_PORTS)
+    head = _CONFIG_HEAD.pack(
+        entry.ttl_min_seconds,
+        entry.ttl_max_seconds,
+        entry.grace_seconds,
+        flags,
+        entry.names_per_endpoint,
+        entry.events_per_second,
+        entry.revision,
+        b"".join(encode_port(port) for port in ports[:RESOLVER_PORTS]).ljust(8, b"\0"),
+    )
+    suffixes = [encode_reversed(suffix) for suffix in entry.search_suffixes]
+    fitting = [suffix for suffix in suffixes if len(suffix) <= SUFFIX_BYTES][:SEARCH_SUFFIXES]
+    packed = [_SUFFIX.pack(len(suffix), suffix) for suffix in fitting]
+    return head + b"".join(packed).ljust(SEARCH_SUFFIXES * _SUFFIX.size, b"\0")
+
+
+def _address_or_none(address: str) -> bytes:
+    return wire.pack_address(address) if address else _NO_ADDRESS
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All tables
+
+
+def encode_tables(tables: Tables, *, endpoint_slots: int) -> dict[str, Bytes]:
+    """map name -> key -> value, for every map that the agent fills. ``endpoint_slots``: size of ``endpoints``."""
+    near, far = encode_endpoints(tables.endpoints, endpoint_slots=endpoint_slots)
+    encoded: dict[str, Bytes] = {"endpoints": near, "endpoints_far": far, "cidrs4": {}, "cidrs6": {}}
+    for prefix, cidr in tables.cidrs.items():
+        name, key = encode_cidr_key(prefix)
+        encoded[name][key] = encode_cidr(cidr)
+    for name, codec in CODECS.items():
+        encoded[name] = dict(codec.encode(key, value) for key, value in getattr(tables, name).items())
+    encoded["domains"] = encode_domains(tables.domains)
+    ports = frozenset(port for _, port in tables.resolvers)
+    encoded["config"] = {encode_index(0): encode_config(tables.config, ports)}
+    return encoded
+
+
+def encode_endpoints(endpoints: Mapping[int, EndpointEntry], *, endpoint_slots: int) -> tuple[Bytes, Bytes]:
+    """(endpoints, endpoints_far): of interfaces that share a slot the lowest ifindex has it."""
+    near: Bytes = {}
+    far: Bytes = {}
+    for ifindex in sorted(endpoints):
+        key = encode_index(ifindex & (endpoint_slots - 1))
+        value = encode_endpoint(endpoints[ifindex])
+        if key in near:
+            far[encode_index(ifindex)] = value
+        else:
+            near[key] = value
+    return near, far
+
+
+def encode_domains(domains: Mapping[str, int]) -> Bytes:
+    """Patterns, and for each ``*.x`` without an ``x`` an exact entry that carries only what covers x (0: nothing)."""
+    encoded = {encode_domain_key(pattern): _U32.pack(row) for pattern, row in domains.items()}
+    for pattern in domains:
+        if pattern.startswith("*."):
+            apex = pattern.removeprefix("*.")
+            encoded.setdefault(encode_domain_key(apex), _U32.pack(_find_row(apex, domains)))
+    return encoded
+
+
+def _find_row(name: str, domains: Mapping[str, int]) -> int:
+    return next((domains[one] for one in covering_candidates(name) if one in domains), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One map whose entries are encoded one by one."""
+
+    key: Callable[[Any], bytes]
+    value: Callable[[Any], bytes]
+
+    def encode(self, key: object, value: object) -> tuple[bytes, bytes]:
+        return self.key(key), self.value(value)
+
+
+CODECS: Mapping[str, Codec] = {
+    "endpoint_addresses": Codec(lambda key: _ENDPOINT_ADDRESS.pack(key[0], wire.pack_address(key[1])), _U32.pack),
+    "rulesets": Codec(encode_index, encode_ruleset),
+    "ipcache": Codec(wire.pack_address, _U32.pack),
+    "classes": Codec(_U32.pack, _U32.pack),
+    "peers": Codec(lambda key: _PAIR.pack(*key), encode_mask),
+    "port_classes": Codec(encode_index, _U32.pack),
+    "ports": Codec(lambda key: _PAIR.pack(*key), encode_mask),
+    "frontends": Codec(lambda key: encode_frontend_key(*key), encode_frontend),
+    "mixed": Codec(lambda key: _PAIR.pack(*key), encode_mixed),
+    "resolvers": Codec(lambda key: encode_resolver_key(*key), _U32.pack),
+    "guard": Codec(encode_guard_key, lambda refused: _U32.pack(GUARD_REFUSE if refused else GUARD_PERMIT)),
+    "own_addresses": Codec(wire.pack_address, _U32.pack),
+}
+"""Maps that mirror one table entry by entry; cidrs, endpoints, domains and config have functions of their own."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# resolutions
+
+
+@dataclass(frozen=True, slots=True)
+class NamesPage:
+    """One page of an address: (domain row, expiry in boottime seconds) a slot, (0, 0) where free."""
+
+    slots: tuple[tuple[int, int], ...]
+    owners: tuple[int, ...]
+    more: bool
+
+
+def encode_resolution_key(address: str, page: int = 0, scope: int = SCOPE_SHARED) -> bytes:
+    """struct resolution_key."""
+    return _RESOLUTION_KEY.pack(wire.pack_address(address), scope, page)
+
+
+def decode_resolution_key(key: bytes) -> tuple[str, int, int]:
+    """(address, scope, page)."""
+    address, scope, page = _RESOLUTION_KEY.unpack(key)
+    return wire.unpack_address(address), scope, page
+
+
+def encode_names(page: NamesPage) -> bytes:
+    """struct names."""
+    words = [row << 32 | expiry for row, expiry in page.slots]
+    return _NAMES.pack(*words, *page.owners, page.more, 0)
+
+
+def decode_names(value: bytes) -> NamesPage:
+    """Inverse of ``encode_names``."""
+    fields = _NAMES.unpack(value)
+    slots = tuple((word >> 32, word & 0xFFFFFFFF) for word in fields[:NAME_SLOTS])
+    return NamesPage(slots, fields[NAME_SLOTS : 2 * NAME_SLOTS], bool(fields[2 * NAME_SLOTS]))
