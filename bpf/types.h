@@ -16,6 +16,49 @@
 enum direction { EGRESS = 0, INGRESS = 1 };
 enum verdict { VERDICT_DENY = 0, VERDICT_ALLOW = 1, VERDICT_AUDIT = 2 };
 enum tier { TIER_NONE = 0, TIER_ADMIN = 1, TIER_NETWORK_POLICY = 2, TIER_BASELINE = 3, TIER_DEFAULT = 4 };
+enum default_verdict { DEFAULT_DENY = 0, DEFAULT_ALLOW = 1, DEFAULT_AUDIT = 2 };
+enum reason {
+    REASON_UNKNOWN = 0,
+    REASON_RULE = 1,
+    REASON_ISOLATED = 2,
+    REASON_DEFAULT = 3,
+    REASON_ESTABLISHED = 4,
+    REASON_REPLY = 5,
+    REASON_DNS_IMPLICIT = 6,
+    REASON_OWN_NODE = 7,
+    REASON_ALWAYS = 8,
+    REASON_RELATED = 9,
+    REASON_HAIRPIN = 10,
+    REASON_NAME_EXPIRED = 11,
+    REASON_NO_BACKEND = 12,
+    REASON_MIXED_BACKENDS = 13,
+    REASON_TOO_MANY_BACKENDS = 14,
+    REASON_UNKNOWN_POD = 15,
+    REASON_MALFORMED = 32,
+    REASON_SPOOFED_SOURCE = 33,
+    REASON_WRONG_DESTINATION = 34,
+    REASON_SOURCE_ROUTED = 35,
+    REASON_MAPPED_ADDRESS = 36,
+    REASON_FRAGMENT_UNKNOWN = 37,
+    REASON_UNKNOWN_ETHERTYPE = 38,
+    REASON_TOO_MANY_HEADERS = 39,
+    REASON_ND_REFUSED = 40,
+    REASON_ICMP_UNRELATED = 41,
+    REASON_BAD_ARP = 42,
+    REASON_NO_ENDPOINT = 64,
+    REASON_NO_RULESET = 65,
+    REASON_MAP_FULL = 66,
+    REASON_CLAIMED_TWICE = 67,
+    REASON_LEARN_UNTRUSTED = 96,
+    REASON_LEARN_UNASKED = 97,
+    REASON_LEARN_MALFORMED = 98,
+    REASON_LEARN_REFUSED_ADDRESS = 99,
+    REASON_LEARN_QUOTA = 100,
+    REASON_LEARN_RCODE = 101,
+    REASON_LEARN_HANDED_OVER = 102,
+    REASON_LEARN_BAD_NAME = 103,
+};
+#define REASONS 128
 
 struct address {
     union {
@@ -166,9 +209,13 @@ struct resolver_key {
 
 // resolutions: which names an address has now. A slot is (domain row << 32 | expiry); 0 is free; claimed by
 // compare-and-swap. Expiry: seconds of CLOCK_BOOTTIME, grace included. ``more``: a next page exists.
-// ``scope``: 0 for everyone; an endpoint's id for what a resolver outside the cluster told it.
+// ``scope``: SCOPE_LEARNED for what an answer on this node taught, written by the learner; SCOPE_SHARED for what other
+// nodes saw, written by the agent alone (so neither can lose the other's slot); an endpoint's id for what a resolver
+// outside the cluster told it. ``owner``: endpoint whose quota a learned slot counts against.
 #define NAME_SLOTS 8
 #define NAME_PAGES 8
+#define SCOPE_LEARNED 0u
+#define SCOPE_SHARED 0xffffffffu
 struct resolution_key {
     struct address address;
     __u32 scope;
@@ -176,8 +223,114 @@ struct resolution_key {
 };
 struct names {
     __u64 slot[NAME_SLOTS];
+    __u16 owner[NAME_SLOTS];
     __u32 more;
     __u32 pad;
+};
+
+// seen: which answers were news already, so that steady state costs user space nothing. ``address`` of an entry for one
+// address is that address; of an entry for a whole answer it is the sum over its addresses.
+struct seen_key {
+    __u64 name_hash;
+    struct address address;
+    __u32 endpoint;
+    __u32 kind; // 0: one address, 1: the whole answer
+};
+struct seen {
+    __u32 expiry; // seconds of CLOCK_BOOTTIME
+    __u32 domain; // the domain row it was learned under: a pattern added later makes it news again
+};
+
+// queries: array, index = (endpoint id & (endpoints - 1)) * QUERY_SETS + set. An endpoint can only overwrite its own.
+#define QUERY_SETS 256
+#define QUERY_WAYS 8
+#define QUERY_SECONDS 15
+struct query {
+    __u64 hash; // of name, type and resolver; 0: free
+    __u32 asked; // ticks, see flow
+    __u16 id_be;
+    __u16 port_be;
+};
+struct query_set {
+    struct query way[QUERY_WAYS];
+};
+
+// flows_unanswered, flows_answered: one entry a flow, in the endpoint's own view, whoever opened it. The endpoint's own
+// address is not in the key but its number (0: the first of its family), so that one short key serves both families.
+// ``own_port_be`` is 0 for queries to a trusted resolver: they share one flow, and the query entry admits the answer.
+struct flow_key {
+    struct address peer;
+    __u32 ifindex;
+    __u16 own_port_be;
+    __u16 peer_port_be;
+    __u8 protocol;
+    __u8 own_address;
+    __u16 pad;
+};
+struct flow {
+    __u64 epoch;      // of the judgement; the flow is judged again when it differs from the node's
+    __u64 packets[2]; // 0: from the opener, 1: replies
+    __u64 bytes[2];
+    __u32 expires; // ticks: CLOCK_MONOTONIC nanoseconds >> 30, 1.07 s each
+    __u32 domain;  // domain row that admitted it, 0: none
+    __u32 counter; // index in rule_counters, NO_COUNTER: none
+    __u32 dns_sequence; // TCP to a trusted resolver: sequence number at which the next message begins
+    __u16 bit;
+    __u8 direction; // of the opener
+    __u8 state;     // FLOW_* bits
+    __u8 verdict;   // ALLOW or AUDIT
+    __u8 tier;
+    __u8 reason;
+    __u8 pad;
+};
+#define NO_COUNTER 0xffffffffu
+#define FLOW_ANSWERED 1
+#define FLOW_FIN_OPENER 2
+#define FLOW_FIN_REPLY 4
+#define FLOW_RESET 8
+#define FLOW_OWN_NODE 16 // admitted as traffic that this node generated
+#define FLOW_HAIRPIN 32
+#define FLOW_DNS_SYNC 64 // dns_sequence is known
+#define FLOW_SYN_SENT 128 // opened by a SYN that nothing answered yet
+
+// fragments: ports of a datagram whose first fragment was let through.
+struct fragment_key {
+    struct address source;
+    struct address destination;
+    __u32 id;
+    __u32 ifindex;
+    __u8 protocol;
+    __u8 pad[7];
+};
+struct fragment {
+    __u16 source_port_be;
+    __u16 destination_port_be;
+    __u32 expires; // ticks
+    __u8 icmp_type;
+    __u8 pad[3];
+};
+
+// quotas: array by endpoint id, written by the programs alone. ``learned`` only grows; the agent writes what expired to
+// credits (array by endpoint id) and the difference is what the endpoint holds now.
+struct quota {
+    __u32 event_tick;
+    __u32 events;
+    __u32 suppressed;
+    __u32 answer_tick;
+    __u32 answers;
+    __u32 answers_suppressed;
+    __u32 icmp_tick;
+    __u32 icmp;
+    __u32 promotion_tick;
+    __u32 promotions;
+    __u32 learned;
+    __u32 pad;
+};
+
+// reasons: array, index = direction * REASONS + reason. rule_counters: array, index = ruleset.counters + rule's place.
+struct counter {
+    __u64 packets;
+    __u64 bytes;
 };
 
 // config: array of one. epoch: array of one u64, bumped at every change that a live flow must be judged by.
@@ -195,10 +348,12 @@ struct config {
     __u32 names_per_endpoint; // quota of learned (name, address) pairs
     __u32 events_per_second;  // token bucket an endpoint, verdict events
     __u32 revision;           // policy revision in force: copied into every event
+    __u16 resolver_port_be[4]; // the ports in ``resolvers``: other packets need no look there
     __u32 pad;
     struct suffix suffix[SEARCH_SUFFIXES];
 };
 #define CONFIG_ALLOW_EVENTS 1 // allowed new flows make events too
+#define CONFIG_MANY_RESOLVER_PORTS 2 // more than four: look for every port
 
 // ----------------------------------------------------------------------------------------------------------------------
 // Events. Every event starts with a header; ``suppressed`` counts like events that the token bucket held back.

@@ -1,0 +1,255 @@
+// The verdict on one new flow: ``question`` in, ``finding`` out, in two or three programs: rules that match
+// (judge_packet), rules that names bring (judge_names, where the ruleset has any), the tiers (conclude_packet).
+
+static INLINE void conclude(struct scratch *s, __u8 verdict, __u8 reason, __u8 tier, __u16 bit)
+{
+    s->finding.verdict = verdict;
+    s->finding.reason = reason;
+    s->finding.tier = tier;
+    s->finding.bit = bit;
+}
+
+static INLINE void conclude_rule(struct scratch *s, struct ruleset *rs, __u8 tier, __u32 bit)
+{
+    conclude(s, has_bit(rs->deny, bit) ? VERDICT_DENY : VERDICT_ALLOW, REASON_RULE, tier, bit);
+    if (has_bit(s->names.word, bit)) {
+        s->walk.wanted_bit = bit;
+        s->walk.wants_live = 1;
+    }
+}
+
+// Denied by isolation or by default. A name whose time is over and whose rule would have opened is the better reason.
+// ``words``: of the tiers that were walked.
+static INLINE void conclude_closed(struct scratch *s, __u8 reason, __u8 tier, int words)
+{
+    __u32 bit = find_first(s->expired.word, 0, words);
+
+    conclude(s, VERDICT_DENY, reason, tier, NO_BIT);
+    if (bit == NO_MATCH)
+        return;
+    s->finding.reason = REASON_NAME_EXPIRED;
+    s->walk.wanted_bit = bit;
+    s->walk.wants_live = 0;
+}
+
+static INLINE int is_resolver_port(__u16 port_be)
+{
+    struct config *c = find_config();
+
+    if (!c)
+        return 0;
+    return port_be == c->resolver_port_be[0] || port_be == c->resolver_port_be[1] ||
+           port_be == c->resolver_port_be[2] || port_be == c->resolver_port_be[3] ||
+           c->flags & CONFIG_MANY_RESOLVER_PORTS;
+}
+
+static INLINE __u32 find_resolver(struct scratch *s, const struct address *a, __u16 port_be)
+{
+    __u32 *flags;
+
+    if (!port_be || !is_resolver_port(port_be))
+        return 0;
+    s->resolver_key.address = *a;
+    s->resolver_key.port_be = port_be;
+    s->resolver_key.pad = 0;
+    flags = resolvers.lookup(&s->resolver_key);
+    return flags && *flags & RESOLVER_TRUSTED ? *flags : 0;
+}
+
+static INLINE int is_implicit_dns(struct scratch *s, struct ruleset *rs)
+{
+    struct question *q = &s->question;
+
+    if (!(rs->flags & RULESET_DNS_IMPLICIT) || q->direction != EGRESS)
+        return 0;
+    if (q->protocol != PROTOCOL_UDP && q->protocol != PROTOCOL_TCP)
+        return 0;
+    return find_resolver(s, &q->peer, q->port_be) != 0;
+}
+
+static INLINE int is_own_node(struct scratch *s)
+{
+    if (s->question.direction == INGRESS)
+        return s->question.own_node;
+    return own_addresses.lookup(&s->question.peer) != 0;
+}
+
+// The tiers in order. ``can_be_own``: not through a Service, which is judged before the own node's pass.
+static INLINE void walk_tiers(struct scratch *s, struct ruleset *rs, int can_be_own)
+{
+    __u32 bit = find_first(s->matched.word, 0, WORDS_ADMIN);
+    int is_own;
+
+    if (bit != NO_MATCH && !(rs->pass[(bit >> 6) & 3] >> (bit & 63) & 1)) {
+        conclude_rule(s, rs, TIER_ADMIN, bit);
+        return;
+    }
+    if (is_implicit_dns(s, rs)) {
+        conclude(s, VERDICT_ALLOW, REASON_DNS_IMPLICIT, TIER_NETWORK_POLICY, NO_BIT);
+        return;
+    }
+    bit = find_first(s->matched.word, WORDS_ADMIN, WORDS_ADMIN + WORDS_NETWORK_POLICY);
+    if (bit != NO_MATCH) {
+        conclude_rule(s, rs, TIER_NETWORK_POLICY, bit);
+        return;
+    }
+    is_own = can_be_own && is_own_node(s);
+    if (rs->flags & RULESET_ISOLATED) {
+        if (!is_own) {
+            conclude_closed(s, REASON_ISOLATED, TIER_NETWORK_POLICY, YETT_WORDS - 1);
+            return;
+        }
+    } else {
+        bit = find_first(s->matched.word, YETT_WORDS - 1, YETT_WORDS);
+        if (bit != NO_MATCH) {
+            conclude_rule(s, rs, TIER_BASELINE, bit);
+            return;
+        }
+    }
+    if (is_own)
+        conclude(s, VERDICT_ALLOW, REASON_OWN_NODE, TIER_NONE, NO_BIT);
+    else if (rs->default_verdict == DEFAULT_ALLOW)
+        conclude(s, VERDICT_ALLOW, REASON_DEFAULT, TIER_DEFAULT, NO_BIT);
+    else if (rs->default_verdict == DEFAULT_AUDIT)
+        conclude(s, VERDICT_AUDIT, REASON_DEFAULT, TIER_DEFAULT, NO_BIT);
+    else
+        conclude_closed(s, REASON_DEFAULT, TIER_DEFAULT, YETT_WORDS);
+}
+
+static INLINE void judge_mixed(struct scratch *s, __u32 set)
+{
+    struct mixed_key key = {.ruleset = s->question.ruleset, .set = set};
+    struct mixed *m = mixed.lookup(&key);
+
+    s->job.concluded = 1;
+    if (!m)
+        conclude(s, VERDICT_DENY, REASON_MIXED_BACKENDS, TIER_NONE, NO_BIT);
+    else
+        conclude(s, m->verdict, m->reason, m->tier, m->bit);
+}
+
+// A Service's address: pod peers are matched with the backends and their port, CIDR peers with the packet.
+static INLINE void match_frontend(struct scratch *s, struct ruleset *rs, struct frontend *f)
+{
+    struct question *q = &s->question;
+    struct mask *behind = 0, *outside = 0, *front = 0;
+    struct cidr *c;
+
+    if (f->kind == FRONTEND_TOO_MANY) {
+        s->job.concluded = 1;
+        conclude(s, VERDICT_DENY, REASON_TOO_MANY_BACKENDS, TIER_NONE, NO_BIT);
+        return;
+    }
+    if (f->kind == FRONTEND_MIXED) {
+        judge_mixed(s, f->target);
+        return;
+    }
+    s->job.by_frontend = FRONT_NO_BACKEND;
+    if (f->kind == FRONTEND_UNIFORM) {
+        s->job.by_frontend = FRONT_BACKENDS;
+        behind = find_identity_peers(s, q->ruleset, f->target);
+        if (!is_unspecified(&f->backend)) {
+            c = find_cidr(s, &f->backend);
+            outside = c ? find_peers(s, q->ruleset, c->class) : 0;
+        }
+        match(s, rs, behind, outside, find_ports(q->ruleset, q->protocol, f->port_be));
+    }
+    c = find_cidr(s, &q->peer);
+    front = c ? find_peers(s, q->ruleset, c->class) : 0;
+    match(s, rs, front, 0, find_ports(q->ruleset, q->protocol, q->port_be));
+}
+
+static INLINE struct frontend *find_frontend(struct scratch *s)
+{
+    struct question *q = &s->question;
+
+    if (q->direction != EGRESS || !has_ports(q->protocol))
+        return 0;
+    s->frontend_key.address = q->peer;
+    s->frontend_key.port_be = q->port_be;
+    s->frontend_key.protocol = q->protocol;
+    s->frontend_key.pad = 0;
+    return frontends.lookup(&s->frontend_key);
+}
+
+static INLINE void match_address(struct scratch *s, struct ruleset *rs)
+{
+    struct question *q = &s->question;
+    struct mask *by_identity = 0, *by_cidr = 0;
+    __u32 *identity = ipcache.lookup(&q->peer);
+
+    if (identity)
+        s->finding.identity = *identity;
+    if (!s->finding.identity || rs->flags & RULESET_HAS_CIDRS) {
+        struct cidr *c = find_cidr(s, &q->peer);
+
+        if (c && c->flags & CIDR_UNKNOWN_POD && !s->finding.identity && !is_own_node(s)) {
+            s->job.concluded = 1;
+            conclude(s, VERDICT_DENY, REASON_UNKNOWN_POD, TIER_NONE, NO_BIT);
+            return;
+        }
+        if (c && rs->flags & RULESET_HAS_CIDRS)
+            by_cidr = find_peers(s, q->ruleset, c->class);
+    }
+    if (s->finding.identity && rs->flags & RULESET_HAS_IDENTITIES)
+        by_identity = find_identity_peers(s, q->ruleset, s->finding.identity);
+    match(s, rs, by_identity, by_cidr, find_ports(q->ruleset, q->protocol, q->port_be));
+}
+
+// Fills ``matched``, or concludes. Returns whether names may bring more.
+static INLINE int match_rules(struct scratch *s)
+{
+    struct ruleset *rs = rulesets.lookup(&s->question.ruleset);
+    struct frontend *f;
+
+    s->finding.ruleset = s->question.ruleset;
+    s->finding.domain = s->finding.identity = 0;
+    s->job.by_frontend = FRONT_NONE;
+    s->job.concluded = 0;
+    if (!rs || !(rs->flags & RULESET_VALID)) {
+        s->job.concluded = 1;
+        conclude(s, VERDICT_DENY, REASON_NO_RULESET, TIER_NONE, NO_BIT);
+        return 0;
+    }
+#pragma unroll
+    for (int i = 0; i < YETT_WORDS; i++)
+        s->matched.word[i] = s->names.word[i] = s->expired.word[i] = 0;
+    f = find_frontend(s);
+    if (f) {
+        match_frontend(s, rs, f);
+        return 0;
+    }
+    match_address(s, rs);
+    return s->question.direction == EGRESS && rs->flags & RULESET_HAS_DOMAINS && !s->job.concluded;
+}
+
+static INLINE void decide(struct scratch *s)
+{
+    struct ruleset *rs = rulesets.lookup(&s->question.ruleset);
+
+    s->walk.wanted_bit = NO_MATCH;
+    if (s->job.concluded)
+        return;
+    conclude(s, VERDICT_DENY, REASON_NO_RULESET, TIER_NONE, NO_BIT);
+    if (!rs)
+        return;
+    walk_tiers(s, rs, s->job.by_frontend == FRONT_NONE);
+    if (s->job.by_frontend == FRONT_NO_BACKEND && s->finding.verdict == VERDICT_DENY &&
+        s->finding.reason != REASON_RULE)
+        s->finding.reason = REASON_NO_BACKEND;
+}
+
+// Index of the rule's counter: a ruleset's counters are dense, in order of its tiers.
+static INLINE __u32 find_counter(struct scratch *s)
+{
+    struct ruleset *rs = rulesets.lookup(&s->finding.ruleset);
+    __u32 bit = s->finding.bit;
+
+    if (!rs || bit == NO_BIT)
+        return NO_COUNTER;
+    if (bit < BIT_NETWORK_POLICY)
+        return rs->counters + bit;
+    if (bit < BIT_BASELINE)
+        return rs->counters + rs->admin_rules + bit - BIT_NETWORK_POLICY;
+    return rs->counters + rs->admin_rules + rs->network_policy_rules + bit - BIT_BASELINE;
+}

@@ -1,0 +1,288 @@
+// Whose packet it is, and what policy says of a new flow.
+//
+// ``judge`` is the whole of policy: a constant number of lookups whatever the number of rules. Peers that match OR-ed,
+// AND ports that match, is a mask of rules in order of evaluation; its first bit decides, tier by tier.
+// services/nodeagent/judge.py says the same of the same tables in Python, and a test holds the two equal.
+//
+// Zero denies: a missing ruleset, row or set shuts.
+
+// The endpoint behind an interface, or null: not ours, or not known yet.
+static INLINE struct endpoint *find_endpoint(__u32 ifindex)
+{
+    __u32 slot = ifindex & (ENDPOINT_SLOTS - 1);
+    struct endpoint *ep = endpoints.lookup(&slot);
+
+    if (ep && ep->ifindex == ifindex)
+        return ep;
+    ep = endpoints_far.lookup(&ifindex);
+    return ep && ep->ifindex == ifindex ? ep : 0;
+}
+
+#define NOT_OWN 255
+// The number of one of the endpoint's own addresses (0: the first of its family), or NOT_OWN.
+static INLINE __u8 number_own_address(struct scratch *s, struct endpoint *ep, const struct address *a, __u8 family)
+{
+    __u32 *number;
+
+    if (family == 4 && ep->address4 && a->word[3] == ep->address4)
+        return 0;
+    if (family == 6 && !is_unspecified(&ep->address6) && is_same_address(a, &ep->address6))
+        return 0;
+    if (!(ep->flags & ENDPOINT_MORE_ADDRESSES))
+        return NOT_OWN;
+    s->own_key.endpoint = ep->id;
+    s->own_key.address = *a;
+    number = endpoint_addresses.lookup(&s->own_key);
+    return number ? (__u8)*number : NOT_OWN;
+}
+
+// ----------------------------------------------------------------------------------------------------------------------
+// What always passes: exactly these. 1: passes, 0: judged on, else a reason to drop.
+
+#define PASSES 1
+
+struct arp_body {
+    __u16 hardware, protocol;
+    __u8 hardware_bytes, protocol_bytes;
+    __u16 operation;
+    __u8 sender_hardware[6];
+    __u8 sender[4];
+    __u8 target_hardware[6];
+    __u8 target[4];
+};
+
+// ARP from the pod: the sender is the endpoint's own, or it could draw its neighbours' traffic.
+static INLINE int check_arp(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
+{
+    struct arp_body *arp = (struct arp_body *)s->headers;
+    struct address sender;
+    __u32 ipv4;
+
+    if (bpf_skb_load_bytes(skb, s->packet.network, arp, sizeof(*arp)))
+        return REASON_BAD_ARP;
+    if (arp->hardware != bpf_htons(1) || arp->protocol != bpf_htons(ETHER_IPV4) || arp->hardware_bytes != 6 ||
+        arp->protocol_bytes != 4)
+        return REASON_BAD_ARP;
+    if (direction == INGRESS)
+        return PASSES;
+    __builtin_memcpy(&ipv4, arp->sender, 4);
+    set_mapped(&sender, ipv4);
+    s->packet.source = sender;
+    return number_own_address(s, ep, &sender, 4) == NOT_OWN ? REASON_BAD_ARP : PASSES;
+}
+
+#define ND_ROUTER_SOLICIT 133
+#define ND_ROUTER_ADVERT 134
+#define ND_NEIGHBOUR_ADVERT 136
+#define ND_REDIRECT 137
+
+static INLINE int is_own_or_local(struct scratch *s, struct endpoint *ep, const struct address *a)
+{
+    if (is_link_local6(a))
+        return is_unspecified(&ep->gateway6) || !is_same_address(a, &ep->gateway6);
+    return number_own_address(s, ep, a, 6) != NOT_OWN;
+}
+
+// Neighbour discovery, RFC 4861: hop limit 255, code 0, to the link. From a pod never an advertisement of routes, nor
+// of another's address. A link-local target must be the sender itself: nobody tells us which link-local is the pod's.
+static INLINE int check_discovery(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
+{
+    struct packet *p = &s->packet;
+    struct address *target = (struct address *)s->headers;
+    struct address *to = &p->destination;
+
+    if (p->icmp_code || p->hop_limit != 255)
+        return REASON_ND_REFUSED;
+    if (direction == INGRESS) {
+        if (is_link_multicast6(to) || is_link_local6(to) || number_own_address(s, ep, to, 6) != NOT_OWN)
+            return PASSES;
+        return REASON_ND_REFUSED;
+    }
+    if (p->icmp_type == ND_ROUTER_ADVERT || p->icmp_type == ND_REDIRECT)
+        return REASON_ND_REFUSED;
+    if (!is_link_multicast6(to) && !is_link_local6(to) &&
+        (is_unspecified(&ep->gateway6) || !is_same_address(to, &ep->gateway6)))
+        return REASON_ND_REFUSED;
+    if (is_unspecified(&p->source))
+        return is_link_multicast6(to) && p->icmp_type != ND_NEIGHBOUR_ADVERT ? PASSES : REASON_ND_REFUSED;
+    if (!is_own_or_local(s, ep, &p->source))
+        return REASON_ND_REFUSED;
+    if (p->icmp_type != ND_NEIGHBOUR_ADVERT)
+        return PASSES;
+    if (p->transport + 24 > p->end || bpf_skb_load_bytes(skb, p->transport + 8, target, sizeof(*target)))
+        return REASON_ND_REFUSED;
+    if (is_link_local6(target))
+        return is_same_address(target, &p->source) ? PASSES : REASON_ND_REFUSED;
+    return number_own_address(s, ep, target, 6) != NOT_OWN ? PASSES : REASON_ND_REFUSED;
+}
+
+static INLINE int is_listener_report(const struct packet *p) // MLD: RFC 2710, 3810
+{
+    return ((p->icmp_type >= 130 && p->icmp_type <= 132) || p->icmp_type == 143) && p->hop_limit == 1;
+}
+
+static INLINE int check_icmpv6(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
+{
+    struct packet *p = &s->packet;
+
+    if (p->icmp_type >= ND_ROUTER_SOLICIT && p->icmp_type <= ND_REDIRECT)
+        return p->fragment == FRAGMENT_WHOLE ? check_discovery(skb, s, ep, direction) : REASON_ND_REFUSED;
+    if (!is_listener_report(p) || !is_link_multicast6(&p->destination))
+        return 0;
+    if (direction == EGRESS && !is_unspecified(&p->source) && !is_own_or_local(s, ep, &p->source))
+        return 0;
+    return PASSES;
+}
+
+#define PORT_DHCP_SERVER 67
+#define PORT_DHCP_CLIENT 68
+#define PORT_DHCP6_CLIENT 546
+#define PORT_DHCP6_SERVER 547
+
+static INLINE int is_dhcp4(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
+{
+    struct packet *p = &s->packet;
+
+    if (direction == EGRESS)
+        return p->source_port_be == bpf_htons(PORT_DHCP_CLIENT) &&
+               p->destination_port_be == bpf_htons(PORT_DHCP_SERVER) && p->destination.word[3] == 0xffffffff &&
+               (p->source.word[3] == 0 || number_own_address(s, ep, &p->source, 4) != NOT_OWN);
+    return p->source_port_be == bpf_htons(PORT_DHCP_SERVER) && p->destination_port_be == bpf_htons(PORT_DHCP_CLIENT) &&
+           (p->destination.word[3] == 0xffffffff ||
+            (skb->ingress_ifindex == 0 && number_own_address(s, ep, &p->destination, 4) != NOT_OWN));
+}
+
+static INLINE int is_dhcp6(struct scratch *s, int direction)
+{
+    struct packet *p = &s->packet;
+
+    if (direction == EGRESS)
+        return p->source_port_be == bpf_htons(PORT_DHCP6_CLIENT) &&
+               p->destination_port_be == bpf_htons(PORT_DHCP6_SERVER) && is_link_multicast6(&p->destination) &&
+               is_link_local6(&p->source);
+    return p->source_port_be == bpf_htons(PORT_DHCP6_SERVER) &&
+           p->destination_port_be == bpf_htons(PORT_DHCP6_CLIENT) && is_link_local6(&p->destination) &&
+           is_link_local6(&p->source);
+}
+
+static INLINE int check_always(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
+{
+    struct packet *p = &s->packet;
+
+    if (p->fragment == FRAGMENT_LATER)
+        return 0;
+    if (p->protocol == PROTOCOL_ICMPV6 && p->family == 6)
+        return check_icmpv6(skb, s, ep, direction);
+    if (p->protocol != PROTOCOL_UDP || p->fragment != FRAGMENT_WHOLE)
+        return 0;
+    if (p->family == 4)
+        return is_dhcp4(skb, s, ep, direction);
+    return is_dhcp6(s, direction);
+}
+
+// ----------------------------------------------------------------------------------------------------------------------
+// The rules whose peer and port match.
+
+static INLINE __u32 find_port_index(__u8 protocol, __u16 port_be)
+{
+    __u32 port = bpf_ntohs(port_be);
+
+    if (protocol == PROTOCOL_TCP)
+        return PORT_SLOT_TCP * 65536 + port;
+    if (protocol == PROTOCOL_UDP)
+        return PORT_SLOT_UDP * 65536 + port;
+    if (protocol == PROTOCOL_SCTP)
+        return PORT_SLOT_SCTP * 65536 + port;
+    return PORT_SLOTS_OTHER + protocol;
+}
+
+static INLINE struct mask *find_ports(__u32 ruleset, __u8 protocol, __u16 port_be)
+{
+    struct port_key key = {.ruleset = ruleset};
+    __u32 index = find_port_index(protocol, port_be);
+    __u32 *class = port_classes.lookup(&index);
+
+    key.class = class ? *class : 0;
+    return ports.lookup(&key);
+}
+
+static INLINE struct mask *find_peers(struct scratch *s, __u32 ruleset, __u32 class)
+{
+    if (!class)
+        return 0;
+    s->peer_key.ruleset = ruleset;
+    s->peer_key.class = class;
+    return peers.lookup(&s->peer_key);
+}
+
+static INLINE struct mask *find_identity_peers(struct scratch *s, __u32 ruleset, __u32 identity)
+{
+    __u32 *class = classes.lookup(&identity);
+
+    return class ? find_peers(s, ruleset, *class) : 0;
+}
+
+static INLINE struct cidr *find_cidr(struct scratch *s, const struct address *a)
+{
+    if (is_mapped(a)) {
+        struct cidr4_key key = {.prefix_bits = 32};
+
+        __builtin_memcpy(key.byte, &a->word[3], 4);
+        return cidrs4.lookup(&key);
+    }
+    s->cidr_key.prefix_bits = 128;
+    __builtin_memcpy(s->cidr_key.byte, a, 16);
+    return cidrs6.lookup(&s->cidr_key);
+}
+
+// matched |= (any | a | b) & ports; either peer mask may be null.
+static INLINE void match(struct scratch *s, struct ruleset *rs, struct mask *a, struct mask *b, struct mask *ports_mask)
+{
+    if (!ports_mask)
+        return;
+#pragma unroll
+    for (int i = 0; i < YETT_WORDS; i++) {
+        __u64 word = rs->any[i];
+
+        if (a)
+            word |= a->word[i];
+        if (b)
+            word |= b->word[i];
+        s->matched.word[i] |= word & ports_mask->word[i];
+    }
+}
+
+// Without a branch: 64 known results would be 64 states to verify. x is not 0.
+static INLINE __u32 count_trailing_zeros(__u64 x)
+{
+    x = (x & -x) - 1;
+    x = x - (x >> 1 & 0x5555555555555555ULL);
+    x = (x & 0x3333333333333333ULL) + (x >> 2 & 0x3333333333333333ULL);
+    x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+    return x * 0x0101010101010101ULL >> 56;
+}
+
+// The lowest bit set in words [first, last), as a rule number, or NO_MATCH. Without a branch a word, for the same reason:
+// each "is it zero" would double what the verifier has to walk.
+static INLINE __u32 find_first(const __u64 *word, int first, int last)
+{
+    __u64 found = 0, base = 0;
+
+#pragma unroll
+    for (int i = YETT_WORDS - 1; i >= 0; i--) {
+        if (i >= first && i < last) {
+            __u64 w = word[i], take = (w | -w) >> 63;
+
+            FORGET(take); // or the compiler sees what it is and branches
+            take = -take; // all ones if any bit is set
+            found = (found & ~take) | w; // w is 0 where it is not taken
+            base = (base & ~take) | (take & (i * 64));
+        }
+    }
+    return found ? base + count_trailing_zeros(found) : NO_MATCH;
+}
+
+static INLINE int has_bit(const __u64 *word, __u32 bit)
+{
+    return word[(bit >> 6) & (YETT_WORDS - 1)] >> (bit & 63) & 1;
+}

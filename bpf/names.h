@@ -1,0 +1,104 @@
+// The names an address has now, and the rules they bring.
+//
+// An address has up to 64 names at once: pages of eight slots, each one 64-bit word so that it can be claimed by
+// compare-and-swap. Expired slots are not free for the taking by readers: they tell why a packet is denied.
+
+static INLINE struct names *find_names(struct scratch *s, const struct address *a, __u32 scope, __u32 page)
+{
+    s->resolution_key.address = *a;
+    s->resolution_key.scope = scope;
+    s->resolution_key.page = page;
+    return resolutions.lookup(&s->resolution_key);
+}
+
+static INLINE int is_live(const struct question *q, __u64 slot)
+{
+    return q->allow_expired || (__u32)slot > q->now;
+}
+
+// One slot: its rules go to those of live names, or to those that a name would bring were its time not over.
+static INLINE void add_name(struct scratch *s, __u64 slot)
+{
+    struct mask *m = find_peers(s, s->question.ruleset, CLASS_DOMAIN | slot >> 32);
+    struct mask *to = is_live(&s->question, slot) ? &s->names : &s->expired;
+
+    if (!m)
+        return;
+#pragma unroll
+    for (int i = 0; i < YETT_WORDS; i++)
+        to->word[i] |= m->word[i];
+}
+
+// The domain row whose rules hold the wanted bit. Kept apart from ``add_name``: only a verdict by name asks for it.
+static INLINE void match_name(struct scratch *s, __u64 slot)
+{
+    struct mask *m;
+
+    if (s->finding.domain || is_live(&s->question, slot) != s->walk.wants_live)
+        return;
+    m = find_peers(s, s->question.ruleset, CLASS_DOMAIN | slot >> 32);
+    if (m && has_bit(m->word, s->walk.wanted_bit))
+        s->finding.domain = slot >> 32;
+}
+
+#define FOR_ADD 0
+#define FOR_MATCH 1
+static INLINE void visit_page(struct scratch *s, struct names *page, int what)
+{
+    for (int i = 0; i < NAME_SLOTS; i++) {
+        __u64 slot = page->slot[i];
+
+        if (!slot)
+            continue;
+        if (what == FOR_ADD)
+            add_name(s, slot);
+        else
+            match_name(s, slot);
+    }
+}
+
+static INLINE void visit_scope(struct scratch *s, __u32 scope, int what)
+{
+    for (__u32 i = 0; i < NAME_PAGES; i++) {
+        struct names *page = find_names(s, &s->question.peer, scope, i);
+
+        if (!page)
+            return;
+        visit_page(s, page, what);
+        if (!page->more)
+            return;
+    }
+}
+
+static INLINE void visit_names(struct scratch *s, struct endpoint *ep, int what)
+{
+    visit_scope(s, SCOPE_LEARNED, what);
+    visit_scope(s, SCOPE_SHARED, what);
+    if (ep->flags & ENDPOINT_SCOPED_NAMES)
+        visit_scope(s, ep->id, what);
+}
+
+// Fills ``names`` and ``expired``. The name that admitted a flow counts while the flow lives, whatever its time.
+static INLINE void add_names(struct scratch *s, struct endpoint *ep)
+{
+    struct mask *ports_mask = find_ports(s->question.ruleset, s->question.protocol, s->question.port_be);
+
+    visit_names(s, ep, FOR_ADD);
+    if (s->question.stored_domain)
+        add_name(s, (__u64)s->question.stored_domain << 32 | 0xffffffff);
+#pragma unroll
+    for (int i = 0; i < YETT_WORDS; i++) {
+        __u64 word = ports_mask ? ports_mask->word[i] : 0;
+
+        s->names.word[i] &= word;
+        s->expired.word[i] &= word;
+        s->matched.word[i] |= s->names.word[i];
+    }
+}
+
+static INLINE void find_domain(struct scratch *s, struct endpoint *ep)
+{
+    if (s->question.stored_domain && s->walk.wants_live)
+        match_name(s, (__u64)s->question.stored_domain << 32 | 0xffffffff);
+    visit_names(s, ep, FOR_MATCH);
+}

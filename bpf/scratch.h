@@ -1,0 +1,150 @@
+// The working memory of one packet on one CPU: too much for a 512-byte stack, and a place where the verifier forgets.
+//
+// TC programs run with bottom halves off, so nothing else uses this CPU's copy between a packet's first instruction and
+// its last tail call. Deliberately absent: anything that must outlive the packet, except the cached clock.
+
+#define NO_BIT 0xffff
+#define NO_MATCH 0xffffu // no rule
+
+// What to judge: one new flow, in the orientation of the side that opened it.
+struct question {
+    struct address peer;
+    __u32 ruleset;
+    __u32 stored_domain; // of the flow that is judged again
+    __u32 now;           // seconds of CLOCK_BOOTTIME
+    __u16 port_be;       // the destination's: the peer's on egress, the endpoint's own on ingress
+    __u8 protocol;
+    __u8 direction;
+    __u8 own_node;      // ingress: generated on this node
+    __u8 allow_expired; // no SYN: names whose time is over still count
+    __u8 pad[2];
+};
+
+// What was concluded.
+struct finding {
+    __u32 ruleset;
+    __u32 domain;
+    __u32 identity;
+    __u16 bit;
+    __u8 verdict;
+    __u8 reason;
+    __u8 tier;
+    __u8 pad[3];
+};
+
+struct name_walk {
+    __u32 wanted_bit; // whose domain row is to be found, NO_MATCH: none
+    __u32 wants_live; // among the live names, or among those whose time is over
+};
+
+struct dns {
+    __u64 hash;      // of the asked name, its type and the resolver
+    __u64 name_hash; // of the asked name alone
+    struct address sum; // over the answer's addresses
+    __u32 cursor;
+    __u32 length; // of the message
+    __u32 name_length; // text, no trailing dot
+    __u32 left;   // records to walk
+    __u32 found;  // accepted records in ``at``
+    __u32 applied;
+    __u32 learned;
+    __u32 news;
+    __u32 refused;
+    __u32 domain;
+    __u32 endpoint;
+    __u32 scope;
+    __u32 now;
+    __u32 shortest; // expiry
+    __u32 min_ttl, max_ttl, grace, names_limit;
+    __u16 type;
+    __u16 id_be;
+    __u8 label;   // bytes left in the label being read
+    __u8 reason;
+    __u8 first;   // the first record was not read yet
+    __u8 autopath;
+    __u8 flags;   // RESOLVER_*
+    __u8 response;
+    __u8 opcode_rcode_ok;
+    __u8 pad;
+};
+
+// What the entry program leaves for the one that judges.
+enum mode { MODE_REFUSED = 0, MODE_NEW = 1, MODE_AGAIN = 2 };
+enum step { STEP_PACKET = 0, STEP_REVERSE = 1, STEP_SHADOW = 2 }; // whose orientation, which ruleset
+enum by_frontend { FRONT_NONE = 0, FRONT_BACKENDS = 1, FRONT_NO_BACKEND = 2 };
+enum dns_mode { DNS_NONE = 0, DNS_QUERY = 1, DNS_ANSWER = 2 };
+struct job {
+    __u64 epoch; // read before any lookup
+    __u32 ticks;
+    __u8 mode;
+    __u8 direction;
+    __u8 related; // an ICMP error that quotes the flow in ``key``
+    __u8 dns;
+    __u8 hairpin; // came out of this same interface: through the pod's own Service
+    __u8 step;    // enum step
+    __u8 concluded; // ``finding`` is final; else the tiers are still to be walked
+    __u8 by_frontend; // enum by_frontend
+    __u8 pad[4];
+};
+
+#define ANSWERS 256 // of 16 bytes each in MESSAGE_BYTES: no message holds more
+#define TEXT_BYTES 520
+
+struct scratch {
+    struct packet packet;
+    struct l4_header l4;
+    __u8 headers[112];
+    struct flow_key key;
+    struct flow flow;
+    struct job job;
+    struct question question;
+    struct finding finding;
+    struct finding shadow; // under the rulesets with the policies under audit
+    __u32 audited;         // 1: those would have denied
+    struct name_walk walk;
+    struct mask matched; // rules whose peer matches and whose port matches
+    struct mask names;   // rules that live names bring
+    struct mask expired; // rules that names would bring if their time were not over
+    struct resolution_key resolution_key;
+    struct peer_key peer_key;
+    struct frontend_key frontend_key;
+    struct resolver_key resolver_key;
+    struct fragment_key fragment_key;
+    struct endpoint_address own_key;
+    struct cidr6_key cidr_key;
+    struct seen_key seen_key;
+    struct names fresh;
+    struct dns dns;
+    __u64 clock_read; // coarse nanoseconds when boot_seconds was read
+    __u32 boot_seconds;
+    __u8 text[TEXT_BYTES]; // the asked name reversed, ending at TEXT_END; see names.h
+    __u16 at[ANSWERS];
+    struct resolution_event event; // its message is the DNS message
+    __u8 beyond[16];
+};
+BPF_TABLE("percpu_array", __u32, struct scratch, scratch, 1);
+
+static INLINE struct scratch *find_scratch(void)
+{
+    __u32 zero = 0;
+
+    return scratch.lookup(&zero);
+}
+
+#define TICK_SHIFT 30
+static INLINE __u32 read_ticks(void)
+{
+    return bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
+}
+
+// Seconds of CLOCK_BOOTTIME, at most a quarter of a second old: reading that clock costs half a lookup.
+static INLINE __u32 read_boot_seconds(struct scratch *s)
+{
+    __u64 coarse = bpf_ktime_get_coarse_ns();
+
+    if (coarse - s->clock_read > 250000000ULL || !s->boot_seconds) {
+        s->boot_seconds = bpf_ktime_get_boot_ns() / 1000000000ULL;
+        s->clock_read = coarse;
+    }
+    return s->boot_seconds;
+}
