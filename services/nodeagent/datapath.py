@@ -1,0 +1,330 @@
+"""The kernel's maps: what is present, the ops of a plan, shared names, clean-up, counters. Owns every map handle.
+
+Rules of this module:
+
+* What is present is read once, after a restart, and known from then on: only differences are written, nothing flushed.
+* It chooses nothing: the order of writes is the plan's. A write that fails ends the plan at a safe prefix.
+* Of ``resolutions`` the agent writes the shared scope alone. What the learner wrote is only ever removed, whole pages
+  long after their time, so neither side can lose the other's slot.
+
+Deliberately absent: what entries mean, netlink, NATS.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from schemas import wire
+from schemas.terms import Direction, Reason
+from services.common.bpf import BpfError, BpfMap, RingBuffer
+from services.common.log import get_logger
+from services.nodeagent import mapcodec
+from services.nodeagent.mapcodec import SCOPE_LEARNED, SCOPE_SHARED, Bytes
+from services.nodeagent.plan import ORDER, Kind, Op, order_changes
+from services.nodeagent.slots import Slots, drop_expired, list_pages, place_row
+from services.nodeagent.tables import Tables
+
+REASONS = 128
+SHARED_SHARE = 0.5
+"""Of ``resolutions`` at most so much may be what other nodes told: room for what this node's pods resolve."""
+KEEP_EXPIRED_SECONDS = 3600
+"""How long an expired name still explains a denial and admits the packets of a flow that was evicted."""
+KEEP_EXPIRED_WHEN_FULL_SECONDS = 60
+FULL = 0.75
+MAX_FORGOTTEN_AT_ONCE = 1024
+"""New pod addresses above this number are forgotten as names by the next clean-up, not one by one."""
+
+_log = get_logger("datapath")
+
+
+class DatapathError(RuntimeError):
+    """A map refused a write: the last good state is in force. ``map`` names it, ``is_full`` says why."""
+
+    def __init__(self, error: BpfError, name: str) -> None:
+        super().__init__(str(error))
+        self.map = name
+        self.is_full = error.errno in (errno.E2BIG, errno.ENOSPC, errno.ENOMEM)
+
+
+def boottime_seconds() -> int:
+    """The clock of every expiry."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
+class Datapath:
+    """All maps of one pin folder. ``maps``: name -> pin."""
+
+    def __init__(self, maps: Mapping[str, Path]) -> None:
+        self._pins = dict(maps)
+        self._maps: dict[str, BpfMap] = {}
+        self._present: dict[str, Bytes] = {}
+        self._shared: dict[str, Slots] = {}
+        self._shared_pages = 0
+        self.written = 0
+        """Entries written or deleted since the start: 0 after a restart without changes."""
+        self.counters: Counter[str] = Counter()
+
+    def open(self) -> None:
+        """Read what is present. BpfError if a map is not there."""
+        for name in (*ORDER, "epoch", "resolutions", "reasons", "credits"):
+            self._maps[name] = BpfMap(self._pins[name])
+        for name in ORDER:
+            self._present[name] = dict(self._maps[name].items())
+        self._read_shared()
+
+    def close(self) -> None:
+        """Close the handles; the pins stay."""
+        for one in self._maps.values():
+            one.close()
+        self._maps.clear()
+
+    def open_verdicts(self) -> RingBuffer:
+        """The ring of verdict events."""
+        return RingBuffer(self._pins["verdicts"])
+
+    # -- what is present
+
+    def present_rulesets(self) -> dict[str, int]:
+        """Content hash -> handle."""
+        found = {}
+        for key, value in self._present["rulesets"].items():
+            if name := mapcodec.decode_ruleset_hash(value):
+                found[name] = int.from_bytes(key, "little")
+        return found
+
+    def present_numbers(self) -> dict[str, set[int]]:
+        """Numbers in use by space of ``Spaces``: what must not be given a second meaning after amnesia."""
+        handles = set(self.present_rulesets().values())
+        endpoints = [*self._present["endpoints"].values(), *self._present["endpoints_far"].values()]
+        peers = {int.from_bytes(key[4:], "little") for key in self._present["peers"]}
+        rows = {int.from_bytes(value, "little") for value in self._present["domains"].values()}
+        rows |= {klass & 0x3FFFFFFF for klass in peers if klass >> 30 == 2}  # CLASS_DOMAIN
+        rows |= {row for slots in self._shared.values() for row, _ in slots}
+        return {
+            "handles": handles | {int.from_bytes(key[:4], "little") for key in self._present["peers"]},
+            "identity_classes": {klass for klass in peers if klass >> 30 == 0},
+            "cidr_classes": {klass & 0x3FFFFFFF for klass in peers if klass >> 30 == 1},
+            "port_classes": {int.from_bytes(value, "little") for value in self._present["port_classes"].values()},
+            "domain_rows": rows - {0},
+            "endpoint_ids": {mapcodec.decode_endpoint(value)[1] for value in endpoints},
+            "sets": {int.from_bytes(key[4:], "little") for key in self._present["mixed"]},
+        }
+
+    # -- applying
+
+    @property
+    def endpoint_slots(self) -> int:
+        """Size of the array ``endpoints``."""
+        return self._maps["endpoints"].info.max_entries
+
+    def plan(self, tables: Tables, touched: Mapping[str, Iterable[object]] | None) -> list[Op]:
+        """Ops from what is present to these tables. ``touched``: keys by table, None: compare everything."""
+        puts: dict[str, Bytes] = {}
+        deletes: dict[str, set[bytes]] = {}
+        for name, entries in self._encode(tables, touched).items():
+            now = self._present[name]
+            puts[name] = {key: value for key, value in entries.items() if value and now.get(key) != value}
+            deletes[name] = {key for key, value in entries.items() if not value and key in now}
+            if touched is None or name in _WHOLE:
+                deletes[name] |= now.keys() - entries.keys()
+        return order_changes(puts, deletes)
+
+    def _encode(self, tables: Tables, touched: Mapping[str, Iterable[object]] | None) -> dict[str, Bytes]:
+        """map -> key -> value; an empty value where the entry is to go."""
+        if touched is None:
+            return mapcodec.encode_tables(tables, endpoint_slots=self.endpoint_slots)
+        encoded: dict[str, Bytes] = {}
+        for name in touched.keys() & mapcodec.CODECS.keys():
+            codec, table = mapcodec.CODECS[name], getattr(tables, name)
+            encoded[name] = {codec.key(one): codec.value(table[one]) if one in table else b"" for one in touched[name]}
+        for prefix in touched.get("cidrs", ()):
+            name, key = mapcodec.encode_cidr_key(str(prefix))
+            entry = tables.cidrs.get(str(prefix))
+            encoded.setdefault(name, {})[key] = mapcodec.encode_cidr(entry) if entry else b""
+        if "domains" in touched:
+            encoded["domains"] = mapcodec.encode_domains(tables.domains)
+        if "endpoints" in touched:
+            near, far = mapcodec.encode_endpoints(tables.endpoints, endpoint_slots=self.endpoint_slots)
+            encoded["endpoints"], encoded["endpoints_far"] = near, far
+        ports = frozenset(port for _, port in tables.resolvers)
+        encoded["config"] = {mapcodec.encode_index(0): mapcodec.encode_config(tables.config, ports)}
+        return encoded
+
+    def apply(self, ops: Iterable[Op]) -> None:
+        """Carry out a plan. DatapathError at the first refusal: what was done is a safe prefix, and known."""
+        for op in ops:
+            if op.kind is Kind.BUMP:
+                self.bump_epoch()
+                continue
+            try:
+                self._apply_one(op)
+            except BpfError as error:
+                self.counters[f"refused_{op.map}"] += 1
+                self._present[op.map] = dict(self._maps[op.map].items())
+                raise DatapathError(error, op.map) from error
+
+    def _apply_one(self, op: Op) -> None:
+        present = self._present[op.map]
+        self.written += len(op.entries)
+        if op.kind is Kind.DELETE:
+            self._maps[op.map].delete_many(op.entries)
+            for key in op.entries:
+                present.pop(key, None)
+            return
+        if op.map == "ipcache":
+            self._forget_names(key for key in op.entries if key not in present)
+        self._maps[op.map].put_many(op.entries)
+        present.update(op.entries)
+
+    def bump_epoch(self) -> None:
+        """Every live flow is judged again at its next packet."""
+        epoch = self._maps["epoch"]
+        now = int.from_bytes(epoch.get(bytes(4)) or bytes(8), "little")
+        epoch.put(bytes(4), (now + 1).to_bytes(8, "little"))
+
+    # -- names that other nodes saw
+
+    def _read_shared(self) -> None:
+        self._shared.clear()
+        pages: dict[str, dict[int, mapcodec.NamesPage]] = {}
+        for key, value in self._maps["resolutions"].items():
+            address, scope, page = mapcodec.decode_resolution_key(key)
+            if scope == SCOPE_SHARED:
+                pages.setdefault(address, {})[page] = mapcodec.decode_names(value)
+        for address, found in pages.items():
+            self._shared[address] = [slot for page in sorted(found) for slot in found[page].slots]
+        self._shared_pages = sum(len(found) for found in pages.values())
+
+    def learn(self, address: str, row: int, expires: int) -> bool:
+        """Write a name that another node saw; whether there was room. ``expires``: boottime seconds, grace included."""
+        slots = self._shared.setdefault(address, [])
+        before = len(list(list_pages(slots)))
+        index = place_row(slots, row, expires, boottime_seconds())
+        if index < 0:
+            self.counters["names_full_address"] += 1
+            return False
+        pages = list(list_pages(slots))
+        resolutions = self._maps["resolutions"]
+        room = resolutions.info.max_entries * SHARED_SHARE
+        if self._shared_pages + len(pages) - before > room:
+            self.counters["names_full_map"] += 1
+            self._drop_slots(address, slots)
+            return False
+        changed = {index // mapcodec.NAME_SLOTS} | ({len(pages) - 2} if len(pages) > before > 0 else set())
+        try:
+            for page in sorted(changed, reverse=True):  # the page before says "more" only when there is more
+                resolutions.put(mapcodec.encode_resolution_key(address, page), mapcodec.encode_names(pages[page]))
+        except BpfError as error:
+            self.counters["refused_resolutions"] += 1
+            _log.warning("a name was not written", problem=str(error))
+            self._drop_slots(address, slots)
+            return False
+        self._shared_pages += len(pages) - before
+        return True
+
+    def _drop_slots(self, address: str, slots: Slots) -> None:
+        """What was planned in memory and is not in the map."""
+        stored = [self._maps["resolutions"].get(mapcodec.encode_resolution_key(address, page)) for page in range(8)]
+        pages = [mapcodec.decode_names(value) for value in stored if value is not None]
+        slots[:] = [slot for page in pages for slot in page.slots]
+        if not slots:
+            self._shared.pop(address, None)
+
+    def count_names(self) -> int:
+        """Live names that other nodes saw."""
+        now = boottime_seconds()
+        return sum(1 for slots in self._shared.values() for row, expiry in slots if row and expiry > now)
+
+    def _forget_names(self, keys: Iterable[bytes]) -> None:
+        """An address that becomes a pod's or node's has no name any more."""
+        keys = list(keys)
+        if len(keys) > MAX_FORGOTTEN_AT_ONCE:
+            return
+        resolutions = self._maps["resolutions"]
+        for key in keys:
+            for scope in (SCOPE_LEARNED, SCOPE_SHARED):
+                for page in range(mapcodec.NAME_PAGES):
+                    if not resolutions.delete(key + scope.to_bytes(4, "little") + page.to_bytes(4, "little")):
+                        break
+        self._read_shared_after_forgetting(keys)
+
+    def _read_shared_after_forgetting(self, keys: list[bytes]) -> None:
+        for key in keys:
+            address = mapcodec.decode_resolution_key(key + bytes(8))[0]
+            slots = self._shared.pop(address, None)
+            if slots:
+                self._shared_pages -= len(list(list_pages(slots)))
+
+    def collect(self) -> set[int]:
+        """Remove names long expired, and those of addresses that are pods' now; the domain rows still referred to.
+
+        What is removed is credited to the endpoint that had learned it.
+        """
+        now = boottime_seconds()
+        resolutions = self._maps["resolutions"]
+        entries = [(mapcodec.decode_resolution_key(key), key, value) for key, value in resolutions.items()]
+        is_full = len(entries) > resolutions.info.max_entries * FULL
+        before = now - (KEEP_EXPIRED_WHEN_FULL_SECONDS if is_full else KEEP_EXPIRED_SECONDS)
+        present = {place for place, _, _ in entries}
+        referred: set[int] = set()
+        credited: Counter[int] = Counter()
+        for (address, scope, page), key, value in sorted(entries, key=lambda one: one[0], reverse=True):
+            names = mapcodec.decode_names(value)
+            is_owned = key[:16] in self._present["ipcache"]
+            is_over = all(expiry <= before for row, expiry in names.slots if row)
+            if scope != SCOPE_SHARED and (is_owned or is_over) and (address, scope, page + 1) not in present:
+                resolutions.delete(key)
+                present.discard((address, scope, page))
+                credited.update(owner for (row, _), owner in zip(names.slots, names.owners, strict=True) if row)
+            else:
+                referred.update(row for row, _ in names.slots)
+        self._collect_shared(before)
+        self._credit(credited)
+        return referred - {0}
+
+    def _collect_shared(self, before: int) -> None:
+        resolutions = self._maps["resolutions"]
+        for address, slots in list(self._shared.items()):
+            old = list(list_pages(slots))
+            gone = wire.pack_address(address) in self._present["ipcache"]
+            if gone:
+                slots.clear()
+            elif not any(row and expiry <= before for row, expiry in slots):
+                continue
+            if drop_expired(slots, before):
+                del self._shared[address]
+            new = list(list_pages(slots))
+            for page in reversed(range(len(old))):
+                key = mapcodec.encode_resolution_key(address, page)
+                if page < len(new):
+                    resolutions.put(key, mapcodec.encode_names(new[page]))
+                else:
+                    resolutions.delete(key)
+            self._shared_pages -= len(old) - len(new)
+
+    def _credit(self, credited: Counter[int]) -> None:
+        credits = self._maps["credits"]
+        for endpoint, count in credited.items():
+            key = mapcodec.encode_index(endpoint % credits.info.max_entries)
+            before = int.from_bytes(credits.get(key) or bytes(4), "little")
+            credits.put(key, ((before + count) & 0xFFFFFFFF).to_bytes(4, "little"))
+
+    # -- counters
+
+    def read_reasons(self) -> dict[str, int]:
+        """Packets by direction and reason, only those that occurred: ``egress.RULE`` -> 12."""
+        counted = {}
+        known = {int(reason): reason.name for reason in Reason}
+        for key, value in self._maps["reasons"].items():
+            index = int.from_bytes(key, "little")
+            direction = Direction(index // REASONS).name.lower()
+            counted[f"{direction}.{known.get(index % REASONS, index % REASONS)}"] = int.from_bytes(value[:8], "little")
+        return counted
+
+
+_WHOLE = frozenset({"domains", "endpoints", "endpoints_far", "config"})
+"""Encoded whole whenever touched: what is not in the encoding is to go."""
