@@ -163,7 +163,7 @@ async def watch(folder: Path, *, stop: asyncio.Event | None = None) -> AsyncIter
     Raises FileNotFoundError if there is no such folder.
     """
     state = Folder()
-    bursts = awatch(folder, stop_event=stop, step=STEP_MILLIS, debounce=DEBOUNCE_MILLIS, raise_interrupt=False)
+    bursts = awatch(folder, stop_event=stop, step=STEP_MILLIS, debounce=DEBOUNCE_MILLIS)
     # The watcher stands before the folder is read, so that nothing falls between the two.
     burst = asyncio.ensure_future(anext(bursts, None))
     try:

@@ -107,10 +107,12 @@ def judge(
     identity = tables.identities[row.identity] if row is not None else None
     sides = (Side(packet.port, identity, other, live),)
     finding = _walk(tables, packet, ruleset, sides)[1]
-    if finding.verdict is not Verdict.DENY or finding.reason not in (Reason.ISOLATED, Reason.DEFAULT):
+    if finding.reason not in (Reason.ISOLATED, Reason.DEFAULT):
         return finding
     if is_own:
-        return Finding(Verdict.ALLOW, finding.tier, Reason.OWN_NODE)
+        return Finding(Verdict.ALLOW, Tier.NONE, Reason.OWN_NODE)
+    if finding.verdict is not Verdict.DENY:
+        return finding
     before = _walk(tables, packet, ruleset, (Side(packet.port, identity, other, told),))[1]
     if before.verdict is Verdict.ALLOW:
         return Finding(Verdict.DENY, finding.tier, Reason.NAME_EXPIRED, finding.policy, before.name)
@@ -131,7 +133,8 @@ def _judge_frontend(tables: Tables, packet: Packet, ruleset: Ruleset, face: Fron
         side = Side(backend.port, tables.identities.get(backend.identity), backend.address or None)
         found.append(_walk(tables, packet, ruleset, (plain, side)))
     denied = [each for each in found if each[1].verdict is Verdict.DENY]
-    _, finding = min(denied or found, key=lambda each: each[0])
+    audited = [each for each in found if each[1].verdict is Verdict.AUDIT]
+    _, finding = min(denied or audited or found, key=lambda each: each[0])
     if 0 < len(denied) < len(found):
         return Finding(finding.verdict, finding.tier, Reason.MIXED_BACKENDS, finding.policy, finding.name)
     return finding

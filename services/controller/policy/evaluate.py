@@ -144,11 +144,11 @@ class Oracle:
         live, expired = self._names_of(other, at) if direction is Direction.EGRESS else (frozenset(), frozenset())
         view = View(port=packet.port, owner=owner, address=other, names=live)
         finding = self._walk(Question(pod, direction, packet, (view,)))
-        if finding.verdict is not Verdict.DENY or finding.reason not in (Reason.ISOLATED, Reason.DEFAULT):
+        if finding.reason not in (Reason.ISOLATED, Reason.DEFAULT):
             return finding
         if is_own_node:
-            return Finding(Verdict.ALLOW, finding.tier, Reason.OWN_NODE)
-        if expired:
+            return Finding(Verdict.ALLOW, Tier.NONE, Reason.OWN_NODE)
+        if expired and finding.verdict is Verdict.DENY:
             before = self._walk(Question(pod, direction, packet, (replace(view, names=live | expired),)))
             if before.verdict is Verdict.ALLOW:
                 return replace(finding, reason=Reason.NAME_EXPIRED, name=before.name)
@@ -191,8 +191,9 @@ class Oracle:
         views = [(as_written, backend) for backend in backends]
         found = [self._place(Question(pod, Direction.EGRESS, packet, each)) for each in views]
         denied = [each for each in found if each[1].verdict is Verdict.DENY]
+        audited = [each for each in found if each[1].verdict is Verdict.AUDIT]
         # Whichever backend is asked first must not matter: the story is told by the rule that is judged first.
-        _, finding = min(denied or found, key=lambda each: each[0])
+        _, finding = min(denied or audited or found, key=lambda each: each[0])
         return replace(finding, reason=Reason.MIXED_BACKENDS) if 0 < len(denied) < len(found) else finding
 
     def _backends(self, face: FrontendRow) -> list[View]:
