@@ -47,7 +47,7 @@ static INLINE void make_key(struct scratch *s, __u32 ifindex, int direction, __u
     key->ifindex = ifindex;
     key->protocol = p->protocol;
     key->own_address = own_address;
-    key->pad = 0;
+    __builtin_memset(key->pad, 0, sizeof(key->pad));
     if (direction == EGRESS) {
         key->peer = p->destination;
         key->own_port_be = p->source_port_be;

@@ -51,7 +51,7 @@ static INLINE __u32 find_resolver(struct scratch *s, const struct address *a, __
         return 0;
     s->resolver_key.address = *a;
     s->resolver_key.port_be = port_be;
-    s->resolver_key.pad = 0;
+    __builtin_memset(s->resolver_key.pad, 0, sizeof(s->resolver_key.pad));
     flags = resolvers.lookup(&s->resolver_key);
     return flags && *flags & RESOLVER_TRUSTED ? *flags : 0;
 }
@@ -168,7 +168,7 @@ static INLINE struct frontend *find_frontend(struct scratch *s)
     s->frontend_key.address = q->peer;
     s->frontend_key.port_be = q->port_be;
     s->frontend_key.protocol = q->protocol;
-    s->frontend_key.pad = 0;
+    __builtin_memset(s->frontend_key.pad, 0, sizeof(s->frontend_key.pad));
     return frontends.lookup(&s->frontend_key);
 }
 

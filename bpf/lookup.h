@@ -31,6 +31,7 @@ static INLINE __u8 number_own_address(struct scratch *s, struct endpoint *ep, co
     if (!(ep->flags & ENDPOINT_MORE_ADDRESSES))
         return NOT_OWN;
     s->own_key.endpoint = ep->id;
+    s->own_key.pad = 0;
     s->own_key.address = *a;
     number = endpoint_addresses.lookup(&s->own_key);
     return number ? (__u8)*number : NOT_OWN;

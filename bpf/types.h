@@ -89,6 +89,7 @@ struct endpoint {
 // endpoint_addresses: further addresses. Value: 2.., part of the flow key.
 struct endpoint_address {
     __u32 endpoint;
+    __u32 pad; // keys have no hidden padding: what is not written is compared all the same
     struct address address;
 };
 
@@ -157,7 +158,7 @@ struct frontend_key {
     struct address address;
     __u16 port_be;
     __u8 protocol;
-    __u8 pad;
+    __u8 pad[5];
 };
 struct frontend {
     __u32 kind; // enum frontend_kind
@@ -195,7 +196,7 @@ struct domain_key {
 struct resolver_key {
     struct address address;
     __u16 port_be;
-    __u16 pad;
+    __u16 pad[3];
 };
 #define RESOLVER_TRUSTED 1
 #define RESOLVER_NODE_LOCAL 2 // counts only with ingress_ifindex 0
@@ -265,7 +266,7 @@ struct flow_key {
     __u16 peer_port_be;
     __u8 protocol;
     __u8 own_address;
-    __u16 pad;
+    __u16 pad[3];
 };
 struct flow {
     __u64 epoch;      // of the judgement; the flow is judged again when it differs from the node's
