@@ -96,6 +96,18 @@ class Datapath:
                 found[name] = int.from_bytes(key, "little")
         return found
 
+    def present_patterns(self) -> dict[str, int]:
+        """Pattern -> domain row; an exact entry that carries a wildcard's row is that wildcard's shadow, no pattern."""
+        decoded = {mapcodec.decode_domain_key(key): value for key, value in self._present["domains"].items()}
+        rows = {pattern: int.from_bytes(value, "little") for pattern, value in decoded.items()}
+        wild = {pattern: row for pattern, row in rows.items() if pattern.startswith("*.")}
+        taken = set(wild.values()) | {0}
+        return {**wild, **{pattern: row for pattern, row in rows.items() if row not in taken}}
+
+    def present_revision(self) -> int:
+        """The revision that the kernel enforces; 0 if none."""
+        return mapcodec.decode_revision(self._present["config"].get(mapcodec.encode_index(0), b""))
+
     def present_numbers(self) -> dict[str, set[int]]:
         """Numbers in use by space of ``Spaces``: what must not be given a second meaning after amnesia."""
         handles = set(self.present_rulesets().values())

@@ -36,6 +36,8 @@ HANDLE = 0x7E77
 HOOKS = {"from_pod": 0xFFFFFFF2, "to_pod": 0xFFFFFFF3}
 """Program -> parent: clsact's ingress (what the pod sends) and egress (what it is sent)."""
 ETH_P_ALL = 3
+_FAMILIES = {2: 32, 10: 128}
+"""AF_INET and AF_INET6, and the length of a host route."""
 ROUTE_TABLE_LOCAL = 255
 ROUTE_UNICAST = 1
 AUDIT_SECONDS = 5.0
@@ -64,10 +66,11 @@ class PodLink:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All pods' interfaces now, and the addresses that the node has on them (``gateways``)."""
+    """All pods' interfaces now, the addresses that the node has on them, and the node's own way out."""
 
     links: tuple[PodLink, ...] = ()
     gateways: frozenset[str] = frozenset()
+    uplinks: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -98,29 +101,38 @@ class Netlink:
             self._programs.fds[name] = fd
             self._programs.ids[name] = read_program_tag(fd, name)[0]
 
-    def is_ours(self, name: str) -> bool:
-        """Whether an interface of this name is a pod's."""
-        if any(fnmatchcase(name, pattern) for pattern in self._uplinks):
-            return False
+    def _is_uplink(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self._uplinks)
+
+    def _is_pod(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self._interfaces)
 
     def list_names(self) -> dict[int, str]:
-        """Interfaces of pods: ifindex -> name. An interface with a default route is an uplink whatever its name."""
-        uplinks = {
+        """Interfaces of pods: ifindex -> name."""
+        return self._divide()[0]
+
+    def list_uplinks(self) -> frozenset[int]:
+        """Interfaces that are never touched: named so, or with a default route whatever their name."""
+        return self._divide()[1]
+
+    def _divide(self) -> tuple[dict[int, str], frozenset[int]]:
+        names = {link["index"]: str(link.get_attr("IFLA_IFNAME")) for link in self._route.get_links()}
+        routed = {
             route.get_attr("RTA_OIF")
-            for family in (2, 10)
+            for family in _FAMILIES
             for route in self._route.get_routes(family=family)
             if route["dst_len"] == 0 and route.get_attr("RTA_DST") is None
         }
-        named = ((link["index"], link.get_attr("IFLA_IFNAME")) for link in self._route.get_links())
-        return {index: name for index, name in named if index not in uplinks and self.is_ours(name)}
+        uplinks = frozenset(index for index, name in names.items() if index in routed or self._is_uplink(name))
+        pods = {index: name for index, name in names.items() if index not in uplinks and self._is_pod(name)}
+        return pods, uplinks
 
     def scan(self) -> list[Link]:
         """Every pod interface with the addresses that host routes prove."""
         names = self.list_names()
         addresses: dict[int, set[str]] = {index: set() for index in names}
         gateways: dict[int, set[str]] = {index: set() for index in names}
-        for family, bits in ((2, 32), (10, 128)):
+        for family, bits in _FAMILIES.items():
             for route in self._route.get_routes(family=family):
                 index = route.get_attr("RTA_OIF")
                 if index in names and _is_host_route(route, bits):
@@ -302,6 +314,7 @@ class Links:
         snapshot = Snapshot(
             tuple(self._known[ifindex] for ifindex in sorted(self._known)),
             frozenset(address for link in links for address in link.gateways),
+            await self._do(netlink.list_uplinks),
         )
         if snapshot != self.snapshot:
             self.snapshot = snapshot

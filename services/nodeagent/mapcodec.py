@@ -202,6 +202,14 @@ def encode_domain_key(pattern: str) -> bytes:
     return _U32.pack(len(data) * 8) + data.ljust(NAME_BYTES, b"\0")
 
 
+def decode_domain_key(key: bytes) -> str:
+    """Inverse of ``encode_domain_key``."""
+    data = key[4 : 4 + _U32.unpack_from(key)[0] // 8]
+    is_exact = data.endswith(b"\0")
+    name = data.rstrip(b"\0")[::-1].decode().removeprefix(".")
+    return name if is_exact else f"*.{name}"
+
+
 def encode_reversed(name: str) -> bytes:
     """``example.com`` -> ``moc.elpmaxe.``: wire form with dots for length bytes, lower case, reversed."""
     return ("." + name.lower()).encode()[::-1]
@@ -230,6 +238,11 @@ def encode_config(entry: ConfigEntry, resolver_ports: frozenset[int] = frozenset
     fitting = [suffix for suffix in suffixes if len(suffix) <= SUFFIX_BYTES][:SEARCH_SUFFIXES]
     packed = [_SUFFIX.pack(len(suffix), suffix) for suffix in fitting]
     return head + b"".join(packed).ljust(SEARCH_SUFFIXES * _SUFFIX.size, b"\0")
+
+
+def decode_revision(value: bytes) -> int:
+    """The revision in a ``struct config``; 0 if there is none."""
+    return int(_CONFIG_HEAD.unpack_from(value)[6]) if len(value) >= _CONFIG_HEAD.size else 0
 
 
 def _address_or_none(address: str) -> bytes:
