@@ -1,0 +1,47 @@
+"""Pages that say what the code does are compared with the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from schemas.terms import Reason
+from services.common.settings import CONFIG_VARIABLE, SERVICES
+from services.controller.policy.parse_settings import SETTINGS
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def first_cells(page: str) -> list[str]:
+    """The first cell of every table row, header rows and rules left out."""
+    rows = re.findall(r"^\| ?([^|]+?) ?\|", (DOCS / page).read_text(), re.M)
+    return [cell.strip("`") for cell in rows if not set(cell) <= {"-", ":"}]
+
+
+def test_every_reason_is_explained_and_none_is_invented() -> None:
+    """docs/reasons.md has one row for every member of the enum."""
+    explained = [cell for cell in first_cells("reasons.md") if cell != "reason"]
+    assert sorted(explained) == sorted(reason.name for reason in Reason)
+
+
+def variables() -> set[str]:
+    return {f"YETT_{field.name.upper()}" for kind in SERVICES for field in msgspec.structs.fields(kind)}
+
+
+def test_every_setting_is_on_the_page_and_none_is_invented() -> None:
+    """docs/settings.md has exactly one row for every variable and every key of the cluster's configuration."""
+    listed = [cell for cell in first_cells("settings.md") if cell not in ("setting", "variable")]
+    assert sorted(listed) == sorted(variables() | {CONFIG_VARIABLE} | SETTINGS.keys())
+
+
+def test_defaults_on_the_page_are_those_of_the_code() -> None:
+    """A default that is written down is the one in force."""
+    rows = dict(re.findall(r"^\| (YETT_\w+) \| ([^|]+?) \|", (DOCS / "settings.md").read_text(), re.M))
+    for kind in SERVICES:
+        for field in msgspec.structs.fields(kind):
+            said, value = rows.get(f"YETT_{field.name.upper()}"), field.default
+            if said is not None and field.name != "controller_name" and not field.required:
+                text = ",".join(value) if isinstance(value, tuple) else str(value)
+                assert said == text, field.name
