@@ -251,7 +251,8 @@ class Links:
         self.snapshot = Snapshot()
         self.reattached = 0
         """Times a filter that was lost or replaced had to be put back."""
-        self.is_first = True
+        self.looked = asyncio.Event()
+        """Every interface there is has been looked at once."""
 
     async def open(self, programs: dict[str, Path]) -> None:
         """Before anything else. ``programs``: pins by name."""
@@ -310,7 +311,7 @@ class Links:
             self._appeared.pop(gone, None)
         for link in links:
             await self._keep(link, link.ifindex in suspects if suspects is not None else True)
-        self.is_first = False
+        self.looked.set()
         snapshot = Snapshot(
             tuple(self._known[ifindex] for ifindex in sorted(self._known)),
             frozenset(address for link in links for address in link.gateways),
@@ -323,7 +324,7 @@ class Links:
     async def _attach_new(self, ifindex: int) -> None:
         netlink = self._opened()
         if await self._do(lambda: netlink.attach(ifindex)):
-            appeared = 0.0 if self.is_first else self._appeared.pop(ifindex, time.monotonic())
+            appeared = 0.0 if not self.looked.is_set() else self._appeared.pop(ifindex, time.monotonic())
             self._known[ifindex] = PodLink(Link(ifindex, ""), appeared, time.monotonic())
 
     async def _keep(self, link: Link, is_suspect: bool) -> None:
@@ -354,5 +355,14 @@ def detach_all(interfaces: Sequence[str], uplinks: Sequence[str]) -> int:
         for ifindex in names:
             netlink.detach(ifindex)
         return len(names)
+    finally:
+        netlink.close()
+
+
+def find_uplinks(interfaces: Sequence[str], uplinks: Sequence[str]) -> frozenset[int]:
+    """The node's own way out, before there is a ``Links``."""
+    netlink = Netlink(interfaces, uplinks)
+    try:
+        return netlink.list_uplinks()
     finally:
         netlink.close()

@@ -29,6 +29,10 @@ class Gate:
         self.restored = 0
         """Times somebody else had removed the gate."""
 
+    async def adopt(self, uplinks: frozenset[int]) -> None:
+        """Put up the gate, or take over the one an earlier agent left: what it had judged stays open."""
+        await _run([*gate.make_gate(), *gate.add_members(uplinks)])
+
     async def set_members(self, members: frozenset[int]) -> None:
         """Exactly these interfaces are open. GateError if nft refuses; the gate stays as it was then."""
         if self._members is None:

@@ -1,0 +1,462 @@
+"""The agent of one node: programs and maps first, then interfaces, then the bus; it enforces before it can speak.
+
+One task owns the maps, one the interfaces, one follows the bus, one speaks. What they hand each other is the newest
+state, the newest interfaces: never a backlog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Client
+
+from schemas import wire
+from schemas.resolution import Resolution
+from schemas.status import AgentStatus, Problem
+from schemas.terms import NodeName, RevisionNumber
+from services.common import nats as bus
+from services.common.follow import Follower
+from services.common.log import get_logger
+from services.common.messages import Item, Position, Reset
+from services.common.settings import NodeagentSettings
+from services.common.telemetry import extract, get_tracer, traceparent
+from services.nodeagent import links as interfaces
+from services.nodeagent import loader, replica, strict
+from services.nodeagent.datapath import Datapath, boottime_seconds
+from services.nodeagent.enforcer import Enforcer, Place
+from services.nodeagent.links import Links, Snapshot
+from services.nodeagent.namebus import NameBus
+from services.nodeagent.names import BusNames
+from services.nodeagent.numbers import Capacities
+from services.nodeagent.policystate import PolicyState
+from services.nodeagent.replica import Applied, Replica, SavedRowsError
+from services.nodeagent.statefile import StateFile
+from services.nodeagent.tables import Tables
+from services.nodeagent.verdictbus import VerdictBus
+from services.nodeagent.verdicts import Storyteller
+
+STATUS_SECONDS = 1.0
+COLLECT_SECONDS = 10.0
+SAVE_SECONDS = 1.0
+GATE_SECONDS = 5.0
+RETRY_SECONDS = 5.0
+"""After a change that could not be enforced."""
+HISTORY_SECONDS = 0.3
+"""How long a flip waits for names that a new pattern already has; they go on arriving after it."""
+
+_log = get_logger("nodeagent")
+_tracer = get_tracer("nodeagent")
+
+
+class AlreadyRunning(RuntimeError):
+    """Another agent has this pin folder."""
+
+
+def lock_pins(pin_root: Path) -> int:
+    """A descriptor whose life is the lock; AlreadyRunning if another process holds it."""
+    pin_root.mkdir(parents=True, exist_ok=True)
+    handle = os.open(pin_root, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise AlreadyRunning(f"another agent has {pin_root}") from error
+    return handle
+
+
+def make_sizes(settings: NodeagentSettings) -> dict[str, int]:
+    """The loader's sizes by the settings' names."""
+    return {
+        "FLOWS_ANSWERED": settings.map_flows,
+        "RESOLUTIONS": settings.map_resolutions,
+        "ADDRESSES": settings.map_ipcache,
+        "PEERS": settings.map_peers,
+        "FRONTENDS": settings.map_frontends,
+    }
+
+
+class Mailbox:
+    """The newest state and interfaces that are not enforced yet; changes add up until they are taken."""
+
+    def __init__(self) -> None:
+        self._wake = asyncio.Event()
+        self._state: PolicyState | None = None
+        self._keys: dict[str, frozenset[Any]] | None = {}
+        self._snapshot: Snapshot | None = None
+
+    def put_state(self, state: PolicyState, keys: Mapping[str, frozenset[Any]] | None) -> None:
+        """``keys``: what differs from the state put before; None: everything may."""
+        self._state = state
+        if keys is None or self._keys is None:
+            self._keys = None
+        else:
+            self._keys = {
+                name: self._keys.get(name, frozenset()) | keys.get(name, frozenset())
+                for name in self._keys.keys() | keys.keys()
+            }
+        self._wake.set()
+
+    def put_snapshot(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._wake.set()
+
+    async def take(self) -> tuple[PolicyState | None, dict[str, frozenset[Any]] | None, Snapshot | None]:
+        """Wait for something new, and take it all."""
+        await self._wake.wait()
+        self._wake.clear()
+        taken = (self._state, self._keys, self._snapshot)
+        self._state, self._keys, self._snapshot = None, {}, None
+        return taken
+
+
+class App:
+    """One node's agent."""
+
+    def __init__(self, settings: NodeagentSettings) -> None:
+        self._settings = settings
+        self._node = NodeName(settings.node)
+        self._started = time.time_ns()
+        self._replica = Replica(self._node)
+        self._state_file = StateFile(Path(settings.state_dir))
+        self._links = Links(settings.interfaces, settings.uplinks)
+        self._gate = strict.Gate() if settings.mode == "strict" else None
+        self._mailbox = Mailbox()
+        self._names = BusNames()
+        self._storyteller = Storyteller(self._node)
+        self._verdicts = VerdictBus(self._node, self._storyteller)
+        self._position: Position | None = None
+        self._status_due = asyncio.Event()
+        self._save_due = asyncio.Event()
+        self._trace = ""
+        self._connection: Client | None = None
+        self._patterns: frozenset[str] = frozenset()
+        self._patterns_due = asyncio.Event()
+        self._patterns_heard = asyncio.Event()
+        self._counters: Counter[str] = Counter()
+        self._gate_problem = ""
+
+    async def run(self) -> None:
+        """Until cancelled; programs and maps stay, and go on enforcing."""
+        settings = self._settings
+        lock = lock_pins(Path(settings.pin_root))
+        loaded = await asyncio.to_thread(loader.load, Path(settings.pin_root), make_sizes(settings))
+        _log.info("programs loaded", layout=loaded.layout, seconds=loaded.seconds)
+        self._datapath = Datapath(loaded.maps)
+        self._datapath.open()
+        place = Place(self._node, loaded.layout, Path(settings.state_dir))
+        self._enforcer = Enforcer(place, self._datapath, Capacities(endpoint_ids=self._datapath.endpoint_slots))
+        if self._gate is not None:
+            await self._close_gate()
+        await self._links.open(dict(loaded.programs))
+        ring = self._datapath.open_verdicts()
+        self._verdicts.attach(ring)
+        self._resume()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._links.run(self._on_links))
+                group.create_task(self._own_maps())
+                group.create_task(self._collect())
+                group.create_task(self._save())
+                group.create_task(self._watch_gate())
+                group.create_task(self._live_on_bus())
+                group.create_task(self._tidy_pins(loaded))
+        finally:
+            self._verdicts.detach(ring)
+            ring.close()
+            self._write_state()
+            await self._links.close()
+            self._datapath.close()
+            os.close(lock)
+
+    def _resume(self) -> None:
+        """Start from the copy on disk, unless the kernel is ahead of it already."""
+        data = self._state_file.read()
+        if not data:
+            return
+        try:
+            self._position = Position(*self._replica.load(data))
+        except SavedRowsError as error:
+            _log.warning("saved state left aside", problem=str(error))
+            return
+        state = self._replica.state
+        if self._datapath.present_revision() > state.number & 0xFFFFFFFF:
+            _log.info("the kernel is ahead of the saved state; waiting for the bus", saved=state.number)
+            return
+        _log.info("resuming", revision=state.number)
+        self._mailbox.put_state(state, None)
+
+    # -- interfaces
+
+    async def _on_links(self, snapshot: Snapshot) -> None:
+        for one in snapshot.links:
+            if one.appeared and one.link.name:
+                window = (one.attached - one.appeared) * 1000
+                self._counters["attach_millis_max"] = max(self._counters["attach_millis_max"], int(window + 0.999))
+        self._counters["filters_put_back"] = self._links.reattached
+        self._mailbox.put_snapshot(snapshot)
+
+    # -- the maps
+
+    async def _own_maps(self) -> None:
+        state, snapshot = PolicyState(), Snapshot()
+        while True:
+            new_state, keys, new_snapshot = await self._mailbox.take()
+            state, snapshot = new_state or state, new_snapshot or snapshot
+            if state.revision is None:
+                self._enforcer.snapshot = snapshot
+                self._status_due.set()
+                continue
+            await self._enforce(state, keys if new_state else {}, snapshot, is_new=new_state is not None)
+
+    async def _enforce(
+        self, state: PolicyState, keys: Mapping[str, frozenset[Any]] | None, snapshot: Snapshot, *, is_new: bool
+    ) -> None:
+        began = time.monotonic()
+        with _tracer.start_as_current_span("apply revision", context=extract(state.trace)) as span:
+            done = await self._enforcer.enforce(state, keys, snapshot, self._prepared)
+            span.set_attribute("yett.revision", state.number)
+            span.set_attribute("yett.node", self._node)
+            trace = traceparent(span)
+        if done:
+            self._note_enforced(state, trace if is_new else self._trace)
+            if is_new:
+                _log.info(
+                    "enforced",
+                    revision=state.number,
+                    endpoints=len(self._enforcer.tables.endpoints),
+                    millis=round((time.monotonic() - began) * 1000, 1),
+                )
+        else:
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._mailbox.put_state, state, None)
+        self._status_due.set()
+        if self._gate is not None:
+            await self._open_gate()
+
+    async def _prepared(self, tables: Tables, state: PolicyState) -> None:
+        """Names that new patterns already have are written before the flip that uses them."""
+        self._names.set_tables(state.config, tables.domains, tables.guard, tables.ipcache)
+        patterns = frozenset(tables.domains)
+        if patterns != self._patterns:
+            self._patterns = patterns
+            self._patterns_heard.clear()
+            self._patterns_due.set()
+        if self._connection is not None and self._connection.is_connected:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._patterns_heard.wait(), HISTORY_SECONDS)
+
+    def _note_enforced(self, state: PolicyState, trace: str) -> None:
+        self._trace = self._verdicts.trace = trace
+        self._storyteller.set_state(
+            pods=self._enforcer.pods(),
+            rulesets=self._enforcer.rulesets_by_handle(),
+            patterns=self._enforcer.patterns_by_row(),
+            owners=state.addresses,
+        )
+        self._save_due.set()
+
+    async def _collect(self) -> None:
+        while True:
+            await asyncio.sleep(COLLECT_SECONDS)
+            self._names.drop_expired(boottime_seconds())
+            if self._enforcer.is_enforcing:
+                self._enforcer.collect()
+
+    async def _save(self) -> None:
+        """The state on disk, at most once a second."""
+        while True:
+            await self._save_due.wait()
+            self._save_due.clear()
+            data = self._state_bytes()
+            if data:
+                await asyncio.to_thread(self._try_write, data)
+            await asyncio.sleep(SAVE_SECONDS)
+
+    def _state_bytes(self) -> bytes:
+        return self._replica.save(self._position.created if self._position else "")
+
+    def _write_state(self) -> None:
+        data = self._state_bytes()
+        if data:
+            self._try_write(data)
+
+    def _try_write(self, data: bytes) -> None:
+        try:
+            self._state_file.write(data)
+        except OSError as error:
+            self._counters["state_not_saved"] += 1
+            _log.error("state not saved", problem=str(error))
+
+    # -- the gate
+
+    async def _close_gate(self) -> None:
+        """Before anything is attached: only the way out is open, and what an earlier agent had judged stays so."""
+        assert self._gate is not None
+        uplinks = await asyncio.to_thread(interfaces.find_uplinks, self._settings.interfaces, self._settings.uplinks)
+        await self._gate.adopt(uplinks)
+
+    async def _open_gate(self) -> None:
+        assert self._gate is not None
+        try:
+            await self._gate.set_members(self._enforcer.judged() | self._enforcer.snapshot.uplinks)
+            self._gate_problem = ""
+        except strict.GateError as error:
+            self._gate_problem = str(error)
+            _log.error("gate not changed", problem=str(error))
+
+    async def _watch_gate(self) -> None:
+        while self._gate is not None:
+            await asyncio.sleep(GATE_SECONDS)
+            try:
+                await self._gate.check()
+            except strict.GateError as error:
+                self._gate_problem = str(error)
+
+    # -- the bus
+
+    async def _live_on_bus(self) -> None:
+        connection = await bus.connect(self._settings, f"yett-nodeagent-{self._node}")
+        self._connection = connection
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow(connection))
+                group.create_task(self._speak(connection))
+                group.create_task(self._verdicts.run(connection))
+                group.create_task(self._follow_names(connection))
+        finally:
+            await bus.close(connection)
+
+    async def _follow(self, connection: Client) -> None:
+        filters = replica.filters(self._node)
+        async with Follower(connection, wire.STREAM_POLICY, filters, start=self._position) as follower:
+            async for item in follower:
+                self._feed(item)
+                self._position = Position(follower.position.created, follower.position.sequence)
+                now = time.monotonic()
+                if self._replica.wants_replay(now):
+                    self._replica.note_replay()
+                    follower.restart(self._replica.doubt)
+
+    def _feed(self, item: Item) -> None:
+        if isinstance(item, Reset):
+            self._replica.reset(item.reason)
+        elif isinstance(item, list):
+            for message in item:
+                applied = self._replica.feed(message, time.monotonic())
+                if applied is not None:
+                    self._take_applied(applied)
+
+    def _take_applied(self, applied: Applied) -> None:
+        self._mailbox.put_state(applied.state, applied.keys if self._enforcer.is_enforcing else None)
+
+    async def _hear(self, subject: str, resolution: Resolution, age_seconds: float) -> None:
+        now = boottime_seconds()
+        for lesson in self._names.hear(subject, resolution, age_seconds=age_seconds, now=now):
+            self._datapath.learn(lesson.address, lesson.row, lesson.expires)
+            self._storyteller.note_lesson(lesson)
+
+    async def _follow_names(self, connection: Client) -> None:
+        """Subscriptions follow the patterns; after a reconnection what was published meanwhile is read."""
+        name_bus = NameBus(connection, self._hear)
+        reconnects = connection.stats["reconnects"]
+        while True:
+            patterns = self._patterns
+            await name_bus.set_patterns(patterns)
+            if connection.stats["reconnects"] != reconnects and connection.is_connected:
+                reconnects = connection.stats["reconnects"]
+                await name_bus.read_all_again()
+            if patterns == self._patterns:
+                self._patterns_heard.set()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._patterns_due.wait(), STATUS_SECONDS)
+                self._patterns_due.clear()
+
+    async def _speak(self, connection: Client) -> None:
+        """At every change and every second."""
+        while True:
+            status = self._make_status()
+            try:
+                headers = wire.headers_for(status, trace=status.trace)
+                await connection.publish(wire.subject_status(self._node), wire.encode(status), headers=headers)
+            except (nats.errors.Error, OSError) as error:
+                _log.debug("status not sent", problem=str(error) or type(error).__name__)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._status_due.wait(), STATUS_SECONDS)
+            self._status_due.clear()
+
+    def _make_status(self) -> AgentStatus:
+        state = self._enforcer.state
+        return AgentStatus(
+            node=self._node,
+            epoch=state.epoch,
+            revision=RevisionNumber(state.number),
+            torn=not self._replica.is_proven,
+            mode=self._settings.mode,
+            default=state.config.node_defaults.get(self._node, state.config.default),
+            endpoints=self._enforcer.endpoints(),
+            names=self._datapath.count_names(),
+            problems=self._problems(),
+            counters=self._count(),
+            trace=self._trace,
+            started_unix_nanos=self._started,
+            pid=os.getpid(),
+        )
+
+    def _problems(self) -> tuple[Problem, ...]:
+        found = (*self._enforcer.problems(), *self._replica.problems)
+        if self._gate_problem:
+            found = (Problem(object="gate", path="", message=self._gate_problem), *found)
+        return found
+
+    def _count(self) -> dict[str, int]:
+        parts: list[Mapping[str, int]] = [
+            self._counters,
+            self._enforcer.counters,
+            self._datapath.counters,
+            self._datapath.read_reasons(),
+            self._verdicts.counters,
+            {f"names_{name}": count for name, count in self._names.counters.items()},
+            {f"undecodable_{name}": count for name, count in self._replica.undecodable.items()},
+        ]
+        if self._gate is not None:
+            parts.append({"gate_put_back": self._gate.restored})
+        return {name: count for part in parts for name, count in part.items()}
+
+    # -- pins
+
+    async def _tidy_pins(self, loaded: loader.Loaded) -> None:
+        """Once every interface runs the new programs, older builds' and layouts' pins go."""
+        await self._links.looked.wait()
+        for path in loaded.stale:
+            path.unlink(missing_ok=True)
+        for folder in Path(self._settings.pin_root).iterdir():
+            if folder.is_dir() and folder != loaded.folder:
+                await asyncio.to_thread(shutil.rmtree, folder)
+                _log.info("pins of another layout removed", folder=folder.name)
+
+
+def detach(settings: NodeagentSettings) -> int:
+    """Every trace of an agent that is not running: filters, gate, pins, state. How many interfaces were let go.
+
+    AlreadyRunning if an agent has them.
+    """
+    pin_root = Path(settings.pin_root)
+    handle = lock_pins(pin_root)
+    try:
+        count = interfaces.detach_all(settings.interfaces, settings.uplinks)
+        strict.remove()
+        shutil.rmtree(pin_root)
+        for name in ("numbers", "policy-state"):
+            (Path(settings.state_dir) / name).unlink(missing_ok=True)
+        return count
+    finally:
+        os.close(handle)

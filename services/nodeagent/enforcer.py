@@ -1,0 +1,224 @@
+"""One node's enforcement: a proven state and the interfaces of today, carried into the kernel in safe steps.
+
+The order of a change, each step safe to die after: numbers to disk; tables with the rulesets of before and after; names
+that new patterns already have; the plan (writes, flip, epoch, deletes, epoch); the rulesets of after alone; numbers
+freed. Anything that fails leaves the last good state, says so, and is tried again with the next change.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from schemas.status import EndpointStatus, Problem
+from schemas.terms import NodeName, RulesetHash
+from services.common.log import get_logger
+from services.nodeagent.binding import Binding, bind_links
+from services.nodeagent.datapath import Datapath, DatapathError
+from services.nodeagent.links import Snapshot
+from services.nodeagent.memory import MemoryFile, keep_present, recall
+from services.nodeagent.numbers import Capacities, NumbersExhausted
+from services.nodeagent.policystate import PolicyState
+from services.nodeagent.tables import Tables
+from services.nodeagent.verdicts import PodName
+from services.nodeagent.wanted import Limits, Wanted
+
+_log = get_logger("enforcer")
+
+Prepared = Callable[[Tables, PolicyState], Awaitable[None]]
+"""Called when the tables of a change are known and nothing is written yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this agent keeps things. ``layout`` names the pin folder."""
+
+    node: NodeName
+    layout: str
+    state_dir: Path
+
+
+class Enforcer:
+    """Owns ``Wanted`` and uses ``Datapath``. One caller at a time."""
+
+    def __init__(self, place: Place, datapath: Datapath, capacities: Capacities, limits: Limits | None = None) -> None:
+        self._place = place
+        self._datapath = datapath
+        self._capacities = capacities
+        self._limits = limits
+        self._file = MemoryFile(place.state_dir)
+        self._memory = recall(self._file.read(), datapath, layout=place.layout, capacities=capacities)
+        self._resumed = keep_present(self._memory.rulesets, datapath.present_rulesets())
+        self._wanted = self._make_wanted()
+        self._is_whole = False
+        self._enforced_at: dict[int, float] = {}
+        self.state = PolicyState()
+        """The state in force."""
+        self.snapshot = Snapshot()
+        self.bindings: dict[int, Binding] = {}
+        self.failure: Problem | None = None
+        self.counters: Counter[str] = Counter()
+
+    def _make_wanted(self) -> Wanted:
+        """Tables from nothing, over the rulesets that the kernel may refer to."""
+        wanted = Wanted(self._place.node, self._memory.spaces, self._limits)
+        wanted.resume({RulesetHash(name): one for name, one in self._resumed.items()}, self._memory.peersets)
+        return wanted
+
+    @property
+    def tables(self) -> Tables:
+        """The tables in force."""
+        return self._wanted.tables
+
+    @property
+    def is_enforcing(self) -> bool:
+        """Whether a state has been applied since the start."""
+        return self._is_whole
+
+    async def enforce(
+        self,
+        state: PolicyState,
+        changed: Mapping[str, frozenset[Any]] | None,
+        snapshot: Snapshot,
+        prepared: Prepared,
+    ) -> bool:
+        """Bring the kernel to this state and these interfaces; whether it worked."""
+        try:
+            await self._enforce(state, changed if self._is_whole else None, snapshot, prepared)
+        except (NumbersExhausted, DatapathError) as error:
+            self._fail(error)
+            return False
+        self.failure = None
+        return True
+
+    async def _enforce(
+        self,
+        state: PolicyState,
+        changed: Mapping[str, frozenset[Any]] | None,
+        snapshot: Snapshot,
+        prepared: Prepared,
+    ) -> None:
+        wanted, datapath = self._wanted, self._datapath
+        bindings = self._bind(state, snapshot)
+        wanted.prepare(state, changed, bindings, snapshot.gateways)
+        self._remember(state, bindings)
+        await prepared(wanted.tables, state)
+        self._apply_touched(is_whole=self._is_whole)
+        self.state, self.snapshot, self.bindings = state, snapshot, bindings
+        wanted.finish(state)
+        self._apply_touched(is_whole=True)
+        wanted.settle()
+        self._is_whole = True
+        self._remember(state, bindings)
+        self._note_enforced(bindings)
+        self.counters["entries_written"] = datapath.written
+
+    def _apply_touched(self, *, is_whole: bool) -> None:
+        touched = self._wanted.take_touched()
+        self._datapath.apply(self._datapath.plan(self._wanted.tables, touched if is_whole else None))
+
+    def _bind(self, state: PolicyState, snapshot: Snapshot) -> dict[int, Binding]:
+        links = [one.link for one in snapshot.links]
+        present = {link.ifindex for link in links}
+        frozen = {ifindex: uid for ifindex, uid in self._memory.bindings.items() if ifindex in present}
+        bindings = bind_links(links, state.endpoints.values(), state.addresses, frozen)
+        self._memory.bindings = {ifindex: one.uid for ifindex, one in bindings.items() if one.uid}
+        return bindings
+
+    def _remember(self, state: PolicyState, bindings: Mapping[int, Binding]) -> None:
+        """Before the kernel: what these numbers mean, and the content of every ruleset it may refer to."""
+        rulesets = {str(name): one for name, one in self._wanted.rulesets().items()}
+        if rulesets != self._memory.rulesets:
+            self._memory.peersets = {**self._memory.peersets, **dict(state.peersets)}
+        self._memory.rulesets = rulesets
+        self._file.write(self._memory)
+
+    def _note_enforced(self, bindings: Mapping[int, Binding]) -> None:
+        now = time.monotonic()
+        for ifindex in self.tables.endpoints:
+            self._enforced_at.setdefault(ifindex, now)
+        for gone in self._enforced_at.keys() - bindings.keys():
+            del self._enforced_at[gone]
+
+    def _fail(self, error: NumbersExhausted | DatapathError) -> None:
+        """The last good state stays; what is wanted is worked out from nothing at the next change."""
+        name = error.map if isinstance(error, DatapathError) else error.space
+        self.failure = Problem(object=f"map {name}", path="", message=f"{error}; the last good state stays in force")
+        self.counters["failed_changes"] += 1
+        _log.error("change not enforced", problem=str(error))
+        self._resumed = keep_present(self._memory.rulesets, self._datapath.present_rulesets())
+        self._wanted = self._make_wanted()
+        self._is_whole = False
+
+    def collect(self) -> None:
+        """Clean up names whose time is long over, and domain rows that nothing refers to any more."""
+        referred = self._datapath.collect()
+        self._wanted.forget_rows(self._wanted.retired_rows() - referred)
+
+    # -- what others need to know
+
+    def pods(self) -> dict[int, PodName]:
+        """Endpoint id -> whose it is."""
+        rows = {row.uid: row for row in self.state.endpoints.values()}
+        found = {}
+        for ifindex, entry in self.tables.endpoints.items():
+            row = rows.get(self.bindings[ifindex].uid) if ifindex in self.bindings else None
+            if row is not None:
+                found[entry.id] = PodName(row.namespace, row.pod)
+        return found
+
+    def rulesets_by_handle(self) -> dict[int, Any]:
+        """Handle -> ruleset in force."""
+        found = {handle: self._wanted.find_ruleset(handle) for handle in self.tables.rulesets}
+        return {handle: one for handle, one in found.items() if one is not None}
+
+    def patterns_by_row(self) -> dict[int, str]:
+        """Domain row -> pattern, retired ones included."""
+        return {number: pattern for pattern, number in self._memory.spaces.domain_rows.given.items()}
+
+    def judged(self) -> frozenset[int]:
+        """Interfaces with both programs and an endpoint in place: those that strict mode opens."""
+        return frozenset(
+            one.link.ifindex
+            for one in self.snapshot.links
+            if one.link.ifindex in self.tables.endpoints and not one.is_foreign
+        )
+
+    def problems(self) -> tuple[Problem, ...]:
+        """What a person must hear about."""
+        own = tuple(self._wanted.problems.values())
+        return own if self.failure is None else (self.failure, *own)
+
+    def endpoints(self) -> tuple[EndpointStatus, ...]:
+        """Every pod interface as it is now."""
+        rows = {row.uid: row for row in self.state.endpoints.values()}
+        found = []
+        for one in self.snapshot.links:
+            link = one.link
+            binding = self.bindings.get(link.ifindex)
+            row = rows.get(binding.uid) if binding else None
+            since = self._enforced_at.get(link.ifindex)
+            window = (max(since, one.attached) - one.appeared) * 1000 if since and one.appeared else -1.0
+            found.append(
+                EndpointStatus(
+                    pod=f"{row.namespace}/{row.pod}" if row else "",
+                    interface=link.name,
+                    ifindex=link.ifindex,
+                    state=_name_state(row is not None, binding, is_foreign=one.is_foreign),
+                    addresses=link.addresses,
+                    window_millis=round(window, 3),
+                )
+            )
+        return tuple(found)
+
+
+def _name_state(is_known: bool, binding: Binding | None, *, is_foreign: bool) -> str:
+    if not is_known:
+        return "waiting"
+    if binding is not None and binding.claimed_twice:
+        return "claimed-twice"
+    return "foreign" if is_foreign else "enforced"
