@@ -184,8 +184,8 @@ class Netlink:
                 if one["handle"] == HANDLE and priority == PRIORITY:
                     if _program_id(one) == self._programs.ids[name]:
                         found.add(name)
-                elif priority <= PRIORITY and one.get_attr("TCA_KIND") == "bpf":
-                    is_foreign = True
+                elif one["handle"] and priority <= PRIORITY and one.get_attr("TCA_KIND") == "bpf":
+                    is_foreign = True  # the entry without a handle is the list itself, not a program
         return len(found) == len(HOOKS), is_foreign
 
     def _list_filters(self, ifindex: int, parent: int) -> list[Any]:
