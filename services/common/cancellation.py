@@ -8,6 +8,8 @@ Source: https://github.com/python/cpython/issues/86296 (mended in 3.12).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def heed_cancellation() -> None:
@@ -15,3 +17,19 @@ def heed_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+@contextmanager
+def heeding_cancellation() -> Iterator[None]:
+    """Raise CancelledError at the end if this task was asked to end in between.
+
+    Compares counts: a task that outlived a failed ``asyncio.TaskGroup`` is left with a count above zero (3.11 cancels
+    the parent while it waits for the children, and does not take that back), and is not being cancelled for it.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    try:
+        yield
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError

@@ -61,7 +61,8 @@ class Follower:
     """``async with Follower(...) as follower: async for item in follower``. Cancelling a wait loses nothing.
 
     ``filters``: subjects, none covering another. ``start``: where to go on; None: from the first message on.
-    A stream that does not exist yet is waited for. JetStreamError once the connection has been closed.
+    A stream that does not exist (yet) is waited for, or JetStreamError where it ``must_exist``. JetStreamError once the
+    connection has been closed.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Follower:
         filters: Sequence[str],
         *,
         start: Position | None = None,
+        must_exist: bool = False,
         pace: Pace | None = None,
         jetstream: JetStream | None = None,
     ) -> None:
@@ -78,6 +80,7 @@ class Follower:
         self._jetstream = jetstream or JetStream(connection)
         self._stream = stream
         self._filters = list(filters)
+        self._must_exist = must_exist
         self._pace = pace or Pace()
         self._created = start.created if start else ""
         self._next = start.sequence if start else 1
@@ -146,9 +149,10 @@ class Follower:
                 await self._try_attach()
                 return
             except JetStreamError as error:
-                if self._connection.is_closed:
+                is_missing = error.error_code == STREAM_NOT_FOUND
+                if self._connection.is_closed or (is_missing and self._must_exist):
                     raise
-                reason = "no such stream yet" if error.error_code == STREAM_NOT_FOUND else str(error)
+                reason = "no such stream yet" if is_missing else str(error)
                 if reason != said:
                     _log.info("waiting for the stream", stream=self._stream, problem=reason)
                     said = reason

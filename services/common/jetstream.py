@@ -14,7 +14,7 @@ import msgspec
 import nats.errors
 from nats.aio.client import Client
 
-from services.common.cancellation import heed_cancellation
+from services.common.cancellation import heeding_cancellation
 from services.common.messages import Message
 from services.common.received import read_stored
 
@@ -54,12 +54,12 @@ class JetStream:
     async def call(self, operation: str, body: object = None) -> dict[str, Any]:
         """One request; raises JetStreamError where the server refuses or does not answer."""
         payload = b"" if body is None else msgspec.json.encode(body)
+        subject, seconds = f"{self.prefix}.{operation}", self._timeout_seconds
         try:
-            reply = await self.connection.request(f"{self.prefix}.{operation}", payload, timeout=self._timeout_seconds)
+            with heeding_cancellation():
+                reply = await self.connection.request(subject, payload, timeout=seconds)
         except (nats.errors.Error, OSError) as error:
             raise JetStreamError(operation, str(error) or type(error).__name__) from error
-        finally:
-            heed_cancellation()
         answer: dict[str, Any] = msgspec.json.decode(reply.data)
         if "error" in answer:
             refusal = answer["error"]

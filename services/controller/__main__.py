@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from services.common import nats
 from services.common.log import setup_logging
@@ -18,7 +19,9 @@ UNUSABLE = (SettingsError, nats.ServerTooOldError, StreamError, FileNotFoundErro
 
 
 async def serve(settings: ControllerSettings) -> None:
-    """Until cancelled."""
+    """Until cancelled. SettingsError if there is no folder of manifests."""
+    if not Path(settings.manifests).is_dir():
+        raise SettingsError("YETT_MANIFESTS", f"{settings.manifests}: no such folder")
     connection = await nats.connect(settings, "yett-controller")
     try:
         await Controller(settings, connection, watch, State).run()

@@ -106,9 +106,10 @@ async def read_stream_rows(connection: Client, term: Term) -> Snapshot:
 
 
 async def watch_marks(connection: Client, term: Term) -> None:
-    """Never returns: raises TermEndedError when another leader writes its mark or the stream is another one."""
-    start = Position(term.created, term.fence + 1)
-    async with Follower(connection, wire.STREAM_POLICY, [wire.SUBJECT_LEADER], start=start) as follower:
+    """Never returns: raises TermEndedError when another leader writes its mark or the stream is another one, and
+    JetStreamError when there is no stream any more."""
+    start, subjects = Position(term.created, term.fence + 1), [wire.SUBJECT_LEADER]
+    async with Follower(connection, wire.STREAM_POLICY, subjects, start=start, must_exist=True) as follower:
         async for item in follower:
             if isinstance(item, Reset):
                 raise TermEndedError(item.reason)

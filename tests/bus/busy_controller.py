@@ -1,4 +1,4 @@
-"""A controller that publishes without a pause, as a process of its own: ``python -m tests.bus.busy_controller URL``.
+"""A busy controller as a process of its own: ``python -m tests.bus.busy_controller URL``.
 
 Before each revision it prints its number and the digest of the rows that an agent of ``node-a`` should then hold.
 """
@@ -19,10 +19,12 @@ from tests.bus.harness import leading
 from tests.bus.toy import Toy
 
 NODE = "node-a"
-PODS = 200
+PODS = 120
 """So many that a replay takes as long as several revisions."""
 CHANGES = 4
-"""In one revision: as many as come within 50 ms of a busy cluster, to old rows as well as new."""
+"""In one revision; an edited policy flips a quarter of all endpoints."""
+PAUSE_SECONDS = 0.01
+"""Between revisions: a fifth of what the controller keeps."""
 
 
 def digest_for_node(rows: dict[str, bytes]) -> str:
@@ -45,6 +47,7 @@ async def _publish_for_ever(client: Client) -> None:
             await lead.publish(rows)
             for _ in range(CHANGES):
                 toy.change(dice)
+            await asyncio.sleep(PAUSE_SECONDS)
 
 
 async def _main(url: str) -> None:

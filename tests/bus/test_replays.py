@@ -59,8 +59,9 @@ class Outcome:
 
 
 def test_no_replay_applies_a_state_that_never_existed(nats_server: NatsServer) -> None:
-    """200 replays beside a controller that publishes without a pause: every state that the replica applies is the one
-    published under that number, and closed. The naive rule, fed with the same messages, is wrong some of the time."""
+    """200 replays beside a controller that publishes five times as fast as ours would: every state that the replica
+    applies is the one published under that number, and closed. The naive rule, fed with the same messages, is wrong
+    some of the time."""
     published: dict[int, str] = {}
     outcomes: list[Outcome] = []
 
