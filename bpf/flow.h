@@ -174,6 +174,7 @@ static INLINE void remember_fragment(struct scratch *s, __u32 ifindex, __u32 tic
         .destination_port_be = s->packet.destination_port_be,
         .expires = ticks + TIMEOUT_FRAGMENT,
         .icmp_type = s->packet.icmp_type,
+        .shares_flow = s->packet.shares_flow,
     };
 
     make_fragment_key(s, ifindex);
@@ -191,5 +192,6 @@ static INLINE int recall_fragment(struct scratch *s, __u32 ifindex, __u32 ticks)
     s->packet.source_port_be = first->source_port_be;
     s->packet.destination_port_be = first->destination_port_be;
     s->packet.icmp_type = first->icmp_type;
+    s->packet.shares_flow = first->shares_flow;
     return 0;
 }

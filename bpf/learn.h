@@ -1,15 +1,812 @@
-// stub until the learner is written
+// What DNS answers teach: which addresses a name has, written before the answer is released to the pod that asked.
+//
+// A query that a pod sends to a trusted resolver is remembered in the endpoint's own array. An answer counts only if it
+// comes from that resolver's address and port to the port that asked, bears the query's id, name and type, and came the
+// way a node-local resolver's answers come. Then it has to be one question, class IN, A or AAAA, NOERROR.
+//
+// The message is read into scratch once. Every loop keeps its cursor there too: what the verifier forgets at each store
+// makes the many ways through a message meet again. A record list of any length is walked in bites, by tail calls to
+// self, and nothing is written before the whole message was found well formed.
+//
+// Deliberately absent: following compression pointers. Whose name a record bears is the resolver's affair; the answer's
+// addresses belong to the name that was asked.
+// Sources: RFC 1035 4.1, RFC 2181 8 (TTL), RFC 6891.
+
+#define DNS_HEADER 12
+#define DNS_MASK 4095 // message bytes that are read: MESSAGE_BYTES - 1
+#define DNS_QUERY_MASK 511
+#define NAME_WIRE_BYTES 255
+#define TYPE_A 1
+#define TYPE_CNAME 5
+#define TYPE_AAAA 28
+#define CLASS_IN 1
+#define WALK_BITE 64   // records walked in one program
+#define WRITE_BITE 16  // addresses written in one program
+#define OWNER_LABELS 16 // labels before a record's owner name ends or points
+#define TEXT_END 259   // of the reversed name; behind ``prefix_bits`` and 255 bytes
+#define HASH_BASIS 0xcbf29ce484222325ULL // FNV-1a: the asker can only collide with itself
+#define HASH_PRIME 0x100000001b3ULL
+
+static INLINE __u64 mix(__u64 hash, __u64 word)
+{
+    hash = (hash ^ word) * 0x9e3779b97f4a7c15ULL;
+    return hash ^ hash >> 29;
+}
+
+static INLINE __u8 fold(__u8 c)
+{
+    return (__u8)(c - 'A') < 26 ? c | 0x20 : c;
+}
+
+static INLINE __u16 read_u16(const __u8 *message, __u32 at)
+{
+    return (__u16)message[at & DNS_MASK] << 8 | message[(at + 1) & DNS_MASK];
+}
+
+static INLINE __u32 read_u32(const __u8 *message, __u32 at)
+{
+    return (__u32)read_u16(message, at) << 16 | read_u16(message, at + 2);
+}
+
+// ----------------------------------------------------------------------------------------------------------------------
+// The question.
+
+// The asked name into ``text``, reversed, and its hash. 0, or a reason.
+static INLINE int read_name(struct scratch *s)
+{
+    struct dns *d = &s->dns;
+    const __u8 *message = s->event.message;
+    volatile __u8 *label = &d->label;
+    volatile __u8 *bad = &d->bad_name;
+    __u64 hash = HASH_BASIS;
+    int i;
+
+    *label = 0;
+    *bad = 0;
+    for (i = 0; i < NAME_WIRE_BYTES; i++) {
+        __u8 byte = message[DNS_HEADER + i], left = *label;
+
+        if (left == 0) {
+            if (byte == 0)
+                break;
+            if (byte > 63) // compressed, or of a kind that RFC 1035 does not have
+                return REASON_LEARN_MALFORMED;
+            *label = byte;
+            byte = '.';
+        } else {
+            *label = left - 1;
+            if (byte == '.' || byte == 0)
+                *bad = 1;
+            byte = fold(byte);
+        }
+        s->text[TEXT_END - i] = byte;
+        hash = (hash ^ byte) * HASH_PRIME;
+    }
+    if (i >= NAME_WIRE_BYTES)
+        return REASON_LEARN_MALFORMED;
+    if (i == 0)
+        *bad = 1; // the root has no addresses
+    s->text[TEXT_END] = 0;
+    d->name_length = i ? i - 1 : 0;
+    d->cursor = DNS_HEADER + i + 1;
+    d->name_hash = hash;
+    return 0;
+}
+
+// Header and question of the message that starts at the payload. 0, or a reason: then it is no DNS for us.
+static INLINE int read_question(struct __sk_buff *skb, struct scratch *s, __u32 mask)
+{
+    struct dns *d = &s->dns;
+    struct flow_key *key = &s->key;
+    __u32 length = s->packet.end - s->packet.payload;
+    __u64 size;
+    int reason;
+
+    if (s->packet.end < s->packet.payload + DNS_HEADER + 5)
+        return REASON_LEARN_MALFORMED;
+    d->truncated = length > mask;
+    size = length > mask ? mask : length;
+    FORGET(size);
+    size &= mask;
+    if (size < DNS_HEADER + 5 || bpf_skb_load_bytes(skb, s->packet.payload, s->event.message, size))
+        return REASON_LEARN_MALFORMED;
+    d->length = size;
+    if (read_u16(s->event.message, 4) != 1 || s->event.message[2] & 0x78) // one question, opcode QUERY
+        return REASON_LEARN_MALFORMED;
+    reason = read_name(s);
+    if (reason)
+        return reason;
+    if (d->cursor + 4 > d->length)
+        return REASON_LEARN_MALFORMED;
+    d->type = read_u16(s->event.message, d->cursor);
+    d->class = read_u16(s->event.message, d->cursor + 2);
+    d->cursor += 4;
+    d->response = s->event.message[2] >> 7;
+    d->id = read_u16(s->event.message, 0);
+    d->hash = mix(d->name_hash, (__u64)d->type << 16 | d->class);
+    d->hash = mix(mix(d->hash, key->peer.half[0]), key->peer.half[1]);
+    d->hash = mix(d->hash, (__u64)key->ifindex << 32 | key->peer_port_be << 8 | key->own_address) | 1; // 0 is free
+    return 0;
+}
+
+// ----------------------------------------------------------------------------------------------------------------------
+// Queries that are out.
+
+static INLINE struct query_set *find_queries(struct scratch *s, __u32 endpoint, __u16 port_be)
+{
+    __u32 set = (s->dns.id ^ s->dns.id >> 8 ^ port_be ^ port_be >> 8) & (QUERY_SETS - 1);
+    __u32 index = (endpoint & (QUERY_ENDPOINTS - 1)) * QUERY_SETS + set;
+
+    return queries.lookup(&index);
+}
+
+static INLINE int is_outstanding(const struct query *q, __u32 ticks)
+{
+    return q->hash && ticks - q->asked <= TICKS(QUERY_SECONDS);
+}
+
+static INLINE void record_query(struct scratch *s, struct endpoint *ep)
+{
+    struct query_set *set = find_queries(s, ep->id, s->packet.source_port_be);
+    __u32 way = 0, oldest = 0xffffffff;
+
+    if (!set)
+        return;
+#pragma unroll
+    for (int i = 0; i < QUERY_WAYS; i++) {
+        struct query *q = &set->way[i];
+        __u32 age = is_outstanding(q, s->job.ticks) ? q->asked : 0;
+
+        if (q->hash == s->dns.hash && q->id == s->dns.id && q->port_be == s->packet.source_port_be)
+            age = 0; // asked again
+        if (age < oldest) {
+            oldest = age;
+            way = i;
+        }
+    }
+    way &= QUERY_WAYS - 1;
+    set->way[way].hash = s->dns.hash;
+    set->way[way].asked = s->job.ticks;
+    set->way[way].id = s->dns.id;
+    set->way[way].port_be = s->packet.source_port_be;
+}
+
+static INLINE int was_asked(struct scratch *s, struct endpoint *ep)
+{
+    struct query_set *set = find_queries(s, ep->id, s->packet.destination_port_be);
+    int found = 0;
+
+    if (!set)
+        return 0;
+#pragma unroll
+    for (int i = 0; i < QUERY_WAYS; i++) {
+        struct query *q = &set->way[i];
+
+        if (q->hash == s->dns.hash && q->id == s->dns.id && q->port_be == s->packet.destination_port_be &&
+            is_outstanding(q, s->job.ticks))
+            found = 1;
+    }
+    return found;
+}
+
+// DNS between the endpoint and a trusted resolver shares one flow (own port 0): a query makes it, and an answer is
+// admitted by the query that it matches. All else that such a resolver sends or is sent is an ordinary flow.
 static INLINE void read_dns(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
 {
+    struct packet *p = &s->packet;
+    __u32 flags;
+
+    if (p->protocol != PROTOCOL_UDP)
+        return;
+    if (p->fragment == FRAGMENT_LATER) {
+        if (p->shares_flow)
+            s->key.own_port_be = 0;
+        return;
+    }
+    flags = find_resolver(s, &s->key.peer, s->key.peer_port_be);
+    if (!flags)
+        return;
+    if (direction == EGRESS) {
+        if (read_question(skb, s, DNS_QUERY_MASK) || s->dns.response)
+            return;
+        s->job.dns = DNS_QUERY;
+    } else {
+        if (flags & RESOLVER_NODE_LOCAL && skb->ingress_ifindex) {
+            count_reason(direction, REASON_LEARN_UNTRUSTED, skb->len);
+            return;
+        }
+        if (read_question(skb, s, DNS_MASK) || !s->dns.response || !was_asked(s, ep)) {
+            count_reason(direction, REASON_LEARN_UNASKED, skb->len);
+            return;
+        }
+        s->job.dns = DNS_ANSWER;
+        s->dns.flags = flags;
+        s->dns.started = 0;
+    }
+    s->key.own_port_be = 0;
+    p->shares_flow = 1;
 }
+
+// After the packet was let through: remember the query, or learn from the answer before it is released.
 static INLINE void finish_dns(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep)
 {
+    if (s->job.dns == DNS_QUERY)
+        record_query(s, ep);
+    else if (s->job.dns == DNS_ANSWER)
+        tails.call(skb, TAIL_LEARN_WALK);
 }
+
+// ----------------------------------------------------------------------------------------------------------------------
+// Walking the answer.
+
+static INLINE int count_learn(struct __sk_buff *skb, __u8 reason)
+{
+    count_reason(INGRESS, reason, skb->len);
+    return TC_ACT_UNSPEC;
+}
+
+// Tell user space: the whole message, and what was made of it.
+static INLINE void emit_answer(struct scratch *s, struct endpoint *ep, __u8 reason)
+{
+    struct resolution_event *e = &s->event;
+    struct quota *q = find_quota(ep->id);
+    __u64 size = s->dns.length;
+
+    if (!q)
+        return;
+    if (q->answer_tick != s->job.ticks) {
+        q->answer_tick = s->job.ticks;
+        q->answers = 0;
+    }
+    if (q->answers >= ANSWERS_PER_TICK) {
+        q->answers_suppressed++;
+        return;
+    }
+    q->answers++;
+    e->header.boottime_nanos = bpf_ktime_get_boot_ns();
+    e->header.endpoint = ep->id;
+    e->header.suppressed = q->answers_suppressed;
+    e->resolver = s->packet.source;
+    e->resolver_port_be = s->packet.source_port_be;
+    e->message_bytes = size;
+    e->reason = reason;
+    e->learned = s->dns.learned > 255 ? 255 : s->dns.learned;
+    e->answers = s->dns.found > 255 ? 255 : s->dns.found;
+    e->protocol = s->packet.protocol;
+    e->domain = s->dns.domain;
+    e->pad = 0;
+    size = (size & DNS_MASK) + __builtin_offsetof(struct resolution_event, message);
+    if (resolution_events.ringbuf_output(e, size, 0))
+        q->answers_suppressed++;
+    else
+        q->answers_suppressed = 0;
+}
+
+enum walked { WALKED = 0, WALKED_MALFORMED = 1, WALKED_TOO_LONG = 2 };
+
+// The owner name of a record: labels, then the end or a pointer back. Leaves the cursor behind it.
+static INLINE int skip_owner(struct dns *d, const __u8 *message, __u32 record)
+{
+    volatile __u32 *cursor = &d->cursor;
+
+    for (int i = 0; i < OWNER_LABELS; i++) {
+        __u32 at = *cursor;
+        __u8 byte = message[at & DNS_MASK];
+
+        if (at >= d->length)
+            return WALKED_MALFORMED;
+        if (byte == 0) {
+            *cursor = at + 1;
+            return WALKED;
+        }
+        if (byte >= 192) {
+            __u32 to = read_u16(message, at) & 0x3fff;
+
+            *cursor = at + 2;
+            return to >= DNS_HEADER && to < record ? WALKED : WALKED_MALFORMED;
+        }
+        if (byte > 63)
+            return WALKED_MALFORMED;
+        *cursor = at + 1 + byte;
+    }
+    return WALKED_TOO_LONG;
+}
+
+static INLINE int walk_record(struct dns *d, const __u8 *message, __u16 *found_at)
+{
+    volatile __u32 *cursor = &d->cursor;
+    __u32 at, type, class, size;
+    int walked = skip_owner(d, message, *cursor);
+
+    if (walked)
+        return walked;
+    at = *cursor;
+    if (at + 10 > d->length)
+        return WALKED_MALFORMED;
+    type = read_u16(message, at);
+    class = read_u16(message, at + 2);
+    size = read_u16(message, at + 8);
+    at += 10;
+    if (at + size > d->length)
+        return WALKED_MALFORMED;
+    if (type == d->type && class == CLASS_IN) {
+        __u32 found = d->found;
+
+        if (size != (type == TYPE_A ? 4 : 16))
+            return WALKED_MALFORMED;
+        found_at[found & (ANSWERS - 1)] = at;
+        d->found = found + 1;
+    } else if (type == TYPE_CNAME && class == CLASS_IN && d->first) {
+        d->alias = at;
+        d->alias_length = size;
+    }
+    d->first = 0;
+    *cursor = at + size;
+    return WALKED;
+}
+
+// The parts of a matched answer that make it one to learn from; a reason, or 0. 255: not of a kind that teaches.
+#define NOTHING_TO_LEARN 255
+static INLINE int check_answer(struct scratch *s)
+{
+    struct dns *d = &s->dns;
+
+    if (s->event.message[3] & 15)
+        return REASON_LEARN_RCODE;
+    if (d->class != CLASS_IN || (d->type != TYPE_A && d->type != TYPE_AAAA))
+        return NOTHING_TO_LEARN;
+    if (d->bad_name)
+        return REASON_LEARN_BAD_NAME;
+    d->left = read_u16(s->event.message, 6);
+    return d->left ? 0 : NOTHING_TO_LEARN;
+}
+
+static INLINE int start_walk(struct scratch *s, struct endpoint *ep)
+{
+    struct dns *d = &s->dns;
+    struct config *c = find_config();
+    int checked = check_answer(s);
+
+    if (checked)
+        return checked;
+    if (!c)
+        return NOTHING_TO_LEARN;
+    d->started = 1;
+    d->first = 1;
+    d->alias = d->alias_length = 0;
+    d->found = d->applied = d->learned = d->news = d->refused = d->full = 0;
+    d->domain = 0;
+    d->now = read_boot_seconds(s);
+    d->shortest = 0xffffffff;
+    d->scope = d->flags & RESOLVER_OUTSIDE ? ep->id : SCOPE_LEARNED;
+    d->min_ttl = c->ttl_min_seconds;
+    d->max_ttl = c->ttl_max_seconds;
+    d->grace = c->grace_seconds;
+    d->names_limit = c->names_per_endpoint;
+    return 0;
+}
+
 int learn_walk(struct __sk_buff *skb)
 {
-    return -1;
+    struct scratch *s = find_scratch();
+    struct endpoint *ep = find_endpoint(skb->ifindex);
+    int checked, walked = WALKED;
+
+    if (!s || !ep)
+        return TC_ACT_UNSPEC;
+    if (!s->dns.started) {
+        checked = start_walk(s, ep);
+        if (checked == NOTHING_TO_LEARN)
+            return TC_ACT_UNSPEC;
+        if (checked)
+            return count_learn(skb, checked);
+    }
+    for (int i = 0; i < WALK_BITE; i++) {
+        __u32 left = *(volatile __u32 *)&s->dns.left;
+
+        if (!left)
+            break;
+        walked = walk_record(&s->dns, s->event.message, s->at);
+        if (walked)
+            break;
+        s->dns.left = left - 1;
+    }
+    if (walked) {
+        checked = walked == WALKED_TOO_LONG || s->dns.truncated ? REASON_LEARN_HANDED_OVER : REASON_LEARN_MALFORMED;
+        if (checked == REASON_LEARN_HANDED_OVER)
+            emit_answer(s, ep, checked);
+        return count_learn(skb, checked);
+    }
+    if (s->dns.left) {
+        tails.call(skb, TAIL_LEARN_WALK);
+        return count_learn(skb, REASON_LEARN_HANDED_OVER);
+    }
+    if (s->dns.alias)
+        tails.call(skb, TAIL_LEARN_ALIAS);
+    tails.call(skb, TAIL_LEARN_WRITE);
+    return TC_ACT_UNSPEC;
 }
+
+// ----------------------------------------------------------------------------------------------------------------------
+// CoreDNS autopath: the asked name ends in a search suffix, and the first record is a CNAME to the name without it.
+
+// Whether the alias is the beginning of the asked name; sets ``short_length``.
+static INLINE int is_alias_of_beginning(struct scratch *s)
+{
+    struct dns *d = &s->dns;
+    const __u8 *message = s->event.message;
+    volatile __u32 *same = &d->left;
+    __u32 length = d->alias_length;
+
+    if (length < 3 || length > NAME_WIRE_BYTES || length - 2 >= d->name_length)
+        return 0;
+    if (message[(d->alias + length - 1) & DNS_MASK])
+        return 0;
+    *same = 1;
+    for (__u32 i = 0; i < NAME_WIRE_BYTES; i++) {
+        if (i + 1 >= length)
+            break;
+        if (fold(message[(d->alias + i) & DNS_MASK]) != fold(message[DNS_HEADER + i]))
+            *same = 0;
+    }
+    d->short_length = length - 2;
+    return *same;
+}
+
+// Whether what follows the beginning is the suffix, or one label and the suffix (a namespace).
+static INLINE int is_suffix(struct scratch *s, const struct suffix *suffix)
+{
+    struct dns *d = &s->dns;
+    __u32 length = suffix->length, start = TEXT_END - d->name_length, rest;
+    volatile __u32 *same = &d->left;
+
+    if (!length || length > SUFFIX_BYTES || d->name_length < d->short_length + length)
+        return 0;
+    *same = 1;
+    for (__u32 i = 0; i < SUFFIX_BYTES; i++) {
+        __u32 at = i;
+
+        if (i >= length)
+            break;
+        FORGET(at);
+        if (s->text[(start + i) & 511] != suffix->name[at & (SUFFIX_BYTES - 1)])
+            *same = 0;
+    }
+    rest = d->name_length - d->short_length - length; // reversed: suffix, then this, then the beginning
+    if (rest == 0 || !*same)
+        return *same;
+    if (rest < 2 || rest > 64 || s->text[(start + length + rest - 1) & 511] != '.')
+        return 0;
+    for (__u32 i = 0; i < 63; i++) {
+        if (i + 1 >= rest)
+            break;
+        if (s->text[(start + length + i) & 511] == '.')
+            *same = 0;
+    }
+    return *same;
+}
+
+// Take the name without its suffix: a shorter end of ``text``, and that name's hash.
+static INLINE void shorten_name(struct scratch *s)
+{
+    struct dns *d = &s->dns;
+    __u64 hash = (HASH_BASIS ^ '.') * HASH_PRIME;
+    __u32 at;
+
+    d->name_length = d->short_length;
+    for (__u32 i = 1; i < NAME_WIRE_BYTES; i++) {
+        if (i > d->short_length)
+            break;
+        at = TEXT_END - i;
+        FORGET(at);
+        hash = (hash ^ s->text[at & 511]) * HASH_PRIME;
+    }
+    d->name_hash = hash;
+}
+
+int learn_alias(struct __sk_buff *skb)
+{
+    struct scratch *s = find_scratch();
+    struct config *c = find_config();
+    int shortened = 0;
+
+    if (!s || !c)
+        return TC_ACT_UNSPEC;
+    if (is_alias_of_beginning(s)) {
+        for (int i = 0; i < SEARCH_SUFFIXES; i++) {
+            if (!shortened && is_suffix(s, &c->suffix[i]))
+                shortened = 1;
+        }
+    }
+    if (shortened)
+        shorten_name(s);
+    s->dns.left = 0;
+    tails.call(skb, TAIL_LEARN_WRITE);
+    return TC_ACT_UNSPEC;
+}
+
+// ----------------------------------------------------------------------------------------------------------------------
+// Writing what was found.
+
+static INLINE __u32 find_domain_row(struct scratch *s)
+{
+    __u32 length = s->dns.name_length & 255;
+    struct domain_key *key = (struct domain_key *)(s->text + (TEXT_END - 4 - length));
+    __u32 *row;
+
+    key->prefix_bits = (length + 1) * 8;
+    row = domains.lookup(key);
+    return row ? *row : 0;
+}
+
+static INLINE int is_refused_exactly(struct scratch *s, const struct address *a)
+{
+    __u32 *found;
+
+    s->cidr_key.prefix_bits = 128;
+    __builtin_memcpy(s->cidr_key.byte, a, 16);
+    found = guard.lookup(&s->cidr_key);
+    if (found && *found != GUARD_PERMIT)
+        return 1;
+    return ipcache.lookup((struct address *)a) != 0;
+}
+
+// The IPv4 address inside an IPv6 one, where a translator would send its packets. 1: there is one.
+static INLINE int find_embedded(const struct address *a, struct address *inner)
+{
+    if (a->word[0] == bpf_htonl(0x0064ff9b) && a->word[1] == 0 && a->word[2] == 0) { // NAT64, RFC 6052
+        set_mapped(inner, a->word[3]);
+        return 1;
+    }
+    if ((a->word[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0x20020000)) { // 6to4, RFC 3056
+        set_mapped(inner, a->word[0] >> 16 | a->word[1] << 16); // little endian: bytes 2..5
+        return 1;
+    }
+    if (a->half[0] == 0 && a->word[2] == 0) { // v4-compatible, RFC 4291
+        set_mapped(inner, a->word[3]);
+        return 1;
+    }
+    return 0;
+}
+
+// The rebinding guard: no name may have the address of a pod, a node, a Service or of a range that is nobody's host.
+static INLINE int is_refused(struct scratch *s, const struct address *a)
+{
+    struct address *inner = &s->resolver_key.address;
+
+    if (s->dns.type == TYPE_AAAA && is_mapped(a)) // its 128-bit form is the IPv4 address's own
+        return 1;
+    if (is_refused_exactly(s, a))
+        return 1;
+    return s->dns.type == TYPE_AAAA && find_embedded(a, inner) && is_refused_exactly(s, inner);
+}
+
+static INLINE __u32 find_lifetime(const struct dns *d, __u32 ttl)
+{
+    if (ttl & 0x80000000) // RFC 2181: as if zero
+        ttl = 0;
+    if (ttl < d->min_ttl)
+        ttl = d->min_ttl;
+    return ttl > d->max_ttl ? d->max_ttl : ttl;
+}
+
+// Whether an expiry is still worth not renewing: more than half of the answer's own time is left.
+static INLINE int is_fresh(__u32 expiry, __u32 now, __u32 lifetime)
+{
+    return (__s32)(expiry - now) > (__s32)(lifetime / 2);
+}
+
+static INLINE int is_over_quota(struct dns *d, struct endpoint *ep)
+{
+    struct quota *q = find_quota(ep->id);
+    __u32 index = ep->id & (ENDPOINT_SLOTS - 1), *credited = credits.lookup(&index);
+
+    return !q || !credited || q->learned - *credited >= d->names_limit;
+}
+
+static INLINE void charge(struct endpoint *ep)
+{
+    struct quota *q = find_quota(ep->id);
+
+    if (q)
+        __sync_fetch_and_add(&q->learned, 1);
+}
+
+enum written { NOT_WRITTEN = 0, WRITTEN = 1, IS_KNOWN = 2 };
+
+// Into a page that exists: the row's own slot, else a free one, else one whose time is over.
+static INLINE int write_slot(struct scratch *s, struct endpoint *ep, struct names *page, __u64 slot, __u32 lifetime)
+{
+    volatile __u32 *own = &s->slot_own, *free = &s->slot_free;
+    __u32 index;
+    __u64 old;
+
+    *own = *free = NAME_SLOTS;
+    for (int i = 0; i < NAME_SLOTS; i++) {
+        __u64 there = page->slot[i];
+
+        if (there >> 32 == slot >> 32 && there)
+            *own = i;
+        else if (!there)
+            *free = i;
+        else if (*free == NAME_SLOTS && (__u32)there <= s->dns.now)
+            *free = i;
+    }
+    index = *own;
+    if (index < NAME_SLOTS) {
+        old = page->slot[index & (NAME_SLOTS - 1)];
+        if (is_fresh(old, s->dns.now, lifetime + s->dns.grace) || (__u32)old >= (__u32)slot)
+            return IS_KNOWN;
+        __sync_val_compare_and_swap(&page->slot[index & (NAME_SLOTS - 1)], old, slot);
+        return WRITTEN;
+    }
+    index = *free;
+    if (index >= NAME_SLOTS || is_over_quota(&s->dns, ep))
+        return NOT_WRITTEN;
+    old = page->slot[index & (NAME_SLOTS - 1)];
+    if (old && (__u32)old > s->dns.now)
+        return NOT_WRITTEN;
+    if (__sync_val_compare_and_swap(&page->slot[index & (NAME_SLOTS - 1)], old, slot) != old)
+        return NOT_WRITTEN; // another CPU was first: the next page
+    page->owner[index & (NAME_SLOTS - 1)] = ep->id;
+    charge(ep);
+    return WRITTEN;
+}
+
+static INLINE int make_page(struct scratch *s, struct endpoint *ep, __u64 slot)
+{
+    if (is_over_quota(&s->dns, ep))
+        return NOT_WRITTEN;
+    __builtin_memset(&s->fresh, 0, sizeof(s->fresh));
+    s->fresh.slot[0] = slot;
+    s->fresh.owner[0] = ep->id;
+    if (resolutions.insert(&s->resolution_key, &s->fresh))
+        return NOT_WRITTEN; // full, or another CPU was first
+    charge(ep);
+    return WRITTEN;
+}
+
+static INLINE int write_name(struct scratch *s, struct endpoint *ep, const struct address *a, __u64 slot, __u32 lifetime)
+{
+    for (__u32 i = 0; i < NAME_PAGES; i++) {
+        struct names *page = find_names(s, a, s->dns.scope, i);
+        int written;
+
+        if (!page) {
+            written = make_page(s, ep, slot);
+            if (written)
+                return written;
+            page = find_names(s, a, s->dns.scope, i);
+            if (!page)
+                return NOT_WRITTEN;
+        }
+        written = write_slot(s, ep, page, slot, lifetime);
+        if (written)
+            return written;
+        page->more = 1;
+    }
+    return NOT_WRITTEN;
+}
+
+// Whether this (endpoint, name, address) is news, and note it. ``kind`` 1: the whole answer.
+static INLINE int is_news(struct scratch *s, struct endpoint *ep, const struct address *a, __u32 kind, __u32 lifetime,
+                          int note)
+{
+    struct seen *known, now;
+
+    s->seen_key.name_hash = s->dns.name_hash;
+    s->seen_key.address = *a;
+    s->seen_key.endpoint = ep->id;
+    s->seen_key.kind = kind;
+    known = seen.lookup(&s->seen_key);
+    if (known && known->domain == s->dns.domain && is_fresh(known->expiry, s->dns.now, lifetime))
+        return 0;
+    if (note) {
+        now.expiry = s->dns.now + lifetime;
+        now.domain = s->dns.domain;
+        seen.update(&s->seen_key, &now);
+    }
+    return 1;
+}
+
+static INLINE void write_address(struct scratch *s, struct endpoint *ep, __u32 at)
+{
+    struct dns *d = &s->dns;
+    const __u8 *message = s->event.message;
+    struct address *a = &s->found;
+    __u32 lifetime = find_lifetime(d, read_u32(message, at - 6)), expiry = d->now + lifetime + d->grace;
+    int written;
+
+    if (d->type == TYPE_A)
+        set_mapped(a, bpf_htonl(read_u32(message, at)));
+    else
+        __builtin_memcpy(a, message + (at & DNS_MASK), 16);
+    if (lifetime < d->shortest)
+        d->shortest = lifetime;
+    if (!d->quiet && is_news(s, ep, a, 0, lifetime, 1))
+        d->news++;
+    if (!d->domain)
+        return;
+    if (is_refused(s, a)) {
+        d->refused++;
+        return;
+    }
+    written = write_name(s, ep, a, (__u64)d->domain << 32 | expiry, lifetime);
+    if (written)
+        d->learned++;
+    else
+        d->full++;
+}
+
+static INLINE void sum_addresses(struct scratch *s)
+{
+    struct dns *d = &s->dns;
+    const __u8 *message = s->event.message;
+
+    d->sum.half[0] = d->sum.half[1] = 0;
+    for (__u32 i = 0; i < WALK_BITE; i++) {
+        __u64 high, low;
+        __u32 at;
+
+        if (i >= d->found)
+            break;
+        at = s->at[i];
+        high = read_u32(message, at);
+        low = 0;
+        if (d->type == TYPE_AAAA) {
+            high = high << 32 | read_u32(message, at + 4);
+            low = (__u64)read_u32(message, at + 8) << 32 | read_u32(message, at + 12);
+        }
+        d->sum.half[0] += mix(mix(HASH_BASIS, high), low); // whatever the order
+        d->sum.half[1] += mix(mix(HASH_PRIME, low), high);
+    }
+}
+
+static INLINE void finish_learning(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep)
+{
+    struct dns *d = &s->dns;
+    __u8 reason = 0;
+
+    if (d->refused)
+        reason = REASON_LEARN_REFUSED_ADDRESS;
+    else if (d->full)
+        reason = is_over_quota(d, ep) ? REASON_LEARN_QUOTA : REASON_MAP_FULL;
+    if (reason)
+        count_reason(INGRESS, reason, skb->len);
+    if (d->quiet)
+        return;
+    is_news(s, ep, &d->sum, 1, d->shortest, 1);
+    if (d->news)
+        emit_answer(s, ep, reason);
+}
+
 int learn_write(struct __sk_buff *skb)
 {
-    return -1;
+    struct scratch *s = find_scratch();
+    struct endpoint *ep = find_endpoint(skb->ifindex);
+
+    if (!s || !ep || !s->dns.found)
+        return TC_ACT_UNSPEC;
+    if (s->dns.started == 1) {
+        s->dns.started = 2;
+        s->dns.domain = find_domain_row(s);
+        sum_addresses(s);
+        s->dns.quiet = 0;
+        if (s->dns.found <= WALK_BITE)
+            s->dns.quiet = !is_news(s, ep, &s->dns.sum, 1, s->dns.min_ttl, 0);
+    }
+    for (int i = 0; i < WRITE_BITE; i++) {
+        __u32 index = *(volatile __u32 *)&s->dns.applied;
+
+        if (index >= s->dns.found)
+            break;
+        write_address(s, ep, s->at[index & (ANSWERS - 1)]);
+        s->dns.applied = index + 1;
+    }
+    if (s->dns.applied < s->dns.found) {
+        tails.call(skb, TAIL_LEARN_WRITE);
+        return count_learn(skb, REASON_LEARN_HANDED_OVER);
+    }
+    finish_learning(skb, s, ep);
+    return TC_ACT_UNSPEC;
 }

@@ -10,6 +10,9 @@
 #define INLINE inline __attribute__((always_inline))
 #define FORGET(x) asm volatile("" : "+r"(x)) // keep the compiler from moving a bound away from its use
 
+#define TC_ACT_UNSPEC (-1)
+#define TC_ACT_SHOT 2
+
 #define ETHER_IPV4 0x0800
 #define ETHER_IPV6 0x86dd
 #define ETHER_ARP 0x0806
@@ -49,7 +52,7 @@ struct packet {
     __u8 icmp_type;
     __u8 icmp_code;
     __u8 hop_limit;
-    __u8 pad;
+    __u8 shares_flow; // DNS with a trusted resolver
     __u32 fragment_id;
     __u32 tcp_sequence;
     __u32 network; // offset of the IP or ARP header
@@ -159,6 +162,8 @@ static INLINE int read_transport(struct packet *p, const struct l4_header *h, __
         if (room < 8 || (length && length < 8) || (length > room && p->fragment == FRAGMENT_WHOLE))
             return REASON_MALFORMED;
         p->payload = p->transport + 8;
+        if (length && p->fragment == FRAGMENT_WHOLE)
+            p->end = p->transport + length;
     } else if (protocol == PROTOCOL_SCTP) {
         if (room < 12)
             return REASON_MALFORMED;
@@ -445,7 +450,7 @@ static INLINE void clear_packet(struct packet *p)
 {
     p->source_port_be = p->destination_port_be = 0;
     p->protocol = p->family = p->tcp_flags = p->fragment = 0;
-    p->icmp_type = p->icmp_code = p->hop_limit = 0;
+    p->icmp_type = p->icmp_code = p->hop_limit = p->shares_flow = 0;
     p->fragment_id = 0;
     p->tcp_sequence = 0;
     p->transport = p->payload = p->end = 0;

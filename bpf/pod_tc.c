@@ -4,8 +4,6 @@
 // They parse, and pass what a valid flow covers; all else is a tail call away, so that the verifier follows each part alone. Accept is TC_ACT_UNSPEC, so that filters of others behind ours still run. Every denial leaves by
 // ``conclude_packet``, where it is counted and told. A tail call that fails denies.
 
-#define TC_ACT_UNSPEC (-1)
-#define TC_ACT_SHOT 2
 #define ICMP_ERRORS_PER_TICK 100
 
 enum outcome { OUTCOME_REFUSED = 0, OUTCOME_PASS = 1, OUTCOME_JUDGE = 2 };

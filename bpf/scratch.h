@@ -38,34 +38,33 @@ struct name_walk {
 };
 
 struct dns {
-    __u64 hash;      // of the asked name, its type and the resolver
+    __u64 hash;      // of the asked name, its type and class, and the resolver
     __u64 name_hash; // of the asked name alone
-    struct address sum; // over the answer's addresses
+    struct address sum; // over the answer's records
     __u32 cursor;
-    __u32 length; // of the message
-    __u32 name_length; // text, no trailing dot
-    __u32 left;   // records to walk
-    __u32 found;  // accepted records in ``at``
-    __u32 applied;
-    __u32 learned;
-    __u32 news;
-    __u32 refused;
+    __u32 length;      // of the message, as far as it was read
+    __u32 name_length; // as text without its last dot
+    __u32 short_length; // without the search suffix
+    __u32 left;    // records to walk
+    __u32 found;   // records of the asked type, at ``at``
+    __u32 applied; // of those
+    __u32 learned, news, refused, full; // addresses
     __u32 domain;
-    __u32 endpoint;
     __u32 scope;
-    __u32 now;
-    __u32 shortest; // expiry
+    __u32 now; // seconds of CLOCK_BOOTTIME
+    __u32 shortest; // lifetime
     __u32 min_ttl, max_ttl, grace, names_limit;
-    __u16 type;
-    __u16 id_be;
-    __u8 label;   // bytes left in the label being read
-    __u8 reason;
-    __u8 first;   // the first record was not read yet
-    __u8 autopath;
-    __u8 flags;   // RESOLVER_*
+    __u32 alias, alias_length; // data of a CNAME that is the first record
+    __u16 type, class;
+    __u16 id;
+    __u8 label;     // bytes left of the label being read
+    __u8 bad_name;  // a dot or a NUL inside a label, or no label at all
+    __u8 first;     // no record was walked yet
+    __u8 flags;     // RESOLVER_*
     __u8 response;
-    __u8 opcode_rcode_ok;
-    __u8 pad;
+    __u8 truncated; // there was more than we read
+    __u8 started;   // 1: walking, 2: writing
+    __u8 quiet;     // this very answer was told before
 };
 
 // What the entry program leaves for the one that judges.
@@ -114,6 +113,8 @@ struct scratch {
     struct cidr6_key cidr_key;
     struct seen_key seen_key;
     struct names fresh;
+    struct address found; // the address being learned
+    __u32 slot_own, slot_free;
     struct dns dns;
     __u64 clock_read; // coarse nanoseconds when boot_seconds was read
     __u32 boot_seconds;

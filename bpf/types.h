@@ -249,7 +249,7 @@ struct seen {
 struct query {
     __u64 hash; // of name, type and resolver; 0: free
     __u32 asked; // ticks, see flow
-    __u16 id_be;
+    __u16 id;
     __u16 port_be;
 };
 struct query_set {
@@ -308,7 +308,8 @@ struct fragment {
     __u16 destination_port_be;
     __u32 expires; // ticks
     __u8 icmp_type;
-    __u8 pad[3];
+    __u8 shares_flow; // a DNS answer's: see flow_key.own_port_be
+    __u8 pad[2];
 };
 
 // quotas: array by endpoint id, written by the programs alone. ``learned`` only grows; the agent writes what expired to

@@ -57,7 +57,8 @@ TAIL_PROGRAMS: Mapping[str, int] = {
     "judge_names": 1,
     "conclude_packet": 2,
     "learn_walk": 3,
-    "learn_write": 4,
+    "learn_alias": 4,
+    "learn_write": 5,
 }
 """Program -> index in ``tails``: TAIL_* of bpf/maps.h."""
 
