@@ -16,6 +16,9 @@ PRIORITY_IN = -450
 """Before conntrack and everything that could let a packet by."""
 PRIORITY_OUT = 500
 
+HOOKS = (("prerouting", PRIORITY_IN, "iifkind", "iif"), ("postrouting", PRIORITY_OUT, "oifkind", "oif"))
+"""Hook, priority, and the packet's interface there by kind and by index."""
+
 Command = dict[str, Any]
 
 
@@ -26,12 +29,11 @@ def make_gate() -> list[Command]:
 
 def _make_family(family: str) -> list[Command]:
     named = {"family": family, "table": TABLE}
-    chains = [("prerouting", PRIORITY_IN, "iifkind", "iif"), ("postrouting", PRIORITY_OUT, "oifkind", "oif")]
     commands: list[Command] = [
         {"add": {"table": {"family": family, "name": TABLE}}},
         {"add": {"set": {**named, "name": SET, "type": "iface_index"}}},
     ]
-    for hook, priority, kind, index in chains:
+    for hook, priority, kind, index in HOOKS:
         chain = {**named, "name": hook, "type": "filter", "hook": hook, "prio": priority, "policy": "accept"}
         rule = {**named, "chain": hook, "expr": [_match("==", kind, "veth"), _match("!=", index, f"@{SET}"), _DROP]}
         commands += [{"add": {"chain": chain}}, {"flush": {"chain": {**named, "name": hook}}}, {"add": {"rule": rule}}]

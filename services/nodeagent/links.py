@@ -75,10 +75,10 @@ class Snapshot:
 
 @dataclass(slots=True)
 class _Programs:
-    """Descriptors and kernel ids by program name."""
+    """Descriptors by program, and the names of their filters: the kernel's id of the program tells builds apart."""
 
     fds: dict[str, int] = field(default_factory=dict)
-    ids: dict[str, int] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
 
 
 class Netlink:
@@ -99,7 +99,7 @@ class Netlink:
         for name in HOOKS:
             fd = open_object(pins[name])
             self._programs.fds[name] = fd
-            self._programs.ids[name] = read_program_tag(fd, name)[0]
+            self._programs.names[name] = f"yett/{name}:{read_program_tag(fd, name)[0]}"
 
     def _is_uplink(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self._uplinks)
@@ -156,7 +156,7 @@ class Netlink:
                     ifindex,
                     HANDLE,
                     fd=self._programs.fds[name],
-                    name=f"yett/{name}",
+                    name=self._programs.names[name],
                     parent=parent,
                     direct_action=True,
                     prio=PRIORITY,
@@ -182,7 +182,7 @@ class Netlink:
             for one in self._list_filters(ifindex, parent):
                 priority = one["info"] >> 16
                 if one["handle"] == HANDLE and priority == PRIORITY:
-                    if _program_id(one) == self._programs.ids[name]:
+                    if _read_name(one) == self._programs.names[name]:
                         found.add(name)
                 elif one["handle"] and priority <= PRIORITY and one.get_attr("TCA_KIND") == "bpf":
                     is_foreign = True  # the entry without a handle is the list itself, not a program
@@ -234,9 +234,9 @@ def _is_link_local(address: str | None) -> bool:
     return address is None or address.startswith("fe80:")
 
 
-def _program_id(one: Any) -> int:
+def _read_name(one: Any) -> str:
     options = one.get_attr("TCA_OPTIONS")
-    return int(options.get_attr("TCA_BPF_ID") or 0) if options is not None else 0
+    return str(options.get_attr("TCA_BPF_NAME") or "") if options is not None else ""
 
 
 class Links:

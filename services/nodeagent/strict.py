@@ -53,34 +53,27 @@ class Gate:
 
 
 async def _run(commands: list[Command]) -> None:
-    process = await asyncio.create_subprocess_exec(
-        "nft", "-j", "-f", "-", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    _, said = await process.communicate(json.dumps({"nftables": commands}).encode())
-    if process.returncode:
-        raise GateError(said.decode(errors="replace").strip() or f"nft ended with {process.returncode}")
+    await asyncio.to_thread(_run_now, commands)
+
+
+def _run_now(commands: list[Command]) -> None:
+    """A pipe, not the loop's socket pair: nft opens /dev/stdin by name, which a socket refuses."""
+    given = json.dumps({"nftables": commands})
+    done = subprocess.run(["nft", "-j", "-f", "-"], input=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise GateError(done.stderr.strip() or f"nft ended with {done.returncode}")
 
 
 async def _exists() -> bool:
     """Whether both tables hold their set and rules."""
-    for family in gate.FAMILIES:
-        process = await asyncio.create_subprocess_exec(
-            "nft", "list", "table", family, gate.TABLE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        listing, _ = await process.communicate()
-        if process.returncode or listing.count(b"drop") < len(gate.FAMILIES):
-            return False
-    return True
+    return all([await asyncio.to_thread(_has_table, family) for family in gate.FAMILIES])
+
+
+def _has_table(family: str) -> bool:
+    done = subprocess.run(["nft", "list", "table", family, gate.TABLE], capture_output=True, text=True, check=False)
+    return done.returncode == 0 and done.stdout.count("drop") == len(gate.HOOKS)
 
 
 def remove() -> None:
     """No trace of the gate; GateError if nft refuses."""
-    done = subprocess.run(
-        ["nft", "-j", "-f", "-"],
-        input=json.dumps({"nftables": gate.remove_gate()}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise GateError(done.stderr.strip())
+    _run_now(gate.remove_gate())
