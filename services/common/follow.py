@@ -60,6 +60,8 @@ class Pace:
 class Follower:
     """``async with Follower(...) as follower: async for item in follower``. Cancelling a wait loses nothing.
 
+    ``tick_seconds``: after that long without an item an empty batch is one, for who must look at a clock; 0: never.
+
     ``filters``: subjects, none covering another. ``start``: where to go on; None: from the first message on.
     A stream that does not exist (yet) is waited for, or JetStreamError where it ``must_exist``. JetStreamError once the
     connection has been closed.
@@ -73,6 +75,7 @@ class Follower:
         *,
         start: Position | None = None,
         must_exist: bool = False,
+        tick_seconds: float = 0.0,
         pace: Pace | None = None,
         jetstream: JetStream | None = None,
     ) -> None:
@@ -81,6 +84,8 @@ class Follower:
         self._stream = stream
         self._filters = list(filters)
         self._must_exist = must_exist
+        self._tick_seconds = tick_seconds
+        self._yielded = float("-inf")
         self._pace = pace or Pace()
         self._created = start.created if start else ""
         self._next = start.sequence if start else 1
@@ -117,6 +122,8 @@ class Follower:
                 await self._attach()
             else:
                 await self._receive()
+                self._tick()
+        self._yielded = self._now()
         return self._items.popleft()
 
     @property
@@ -257,6 +264,10 @@ class Follower:
         self._take_arrivals()
         if self._heard - self._checked > self._pace.check:
             await self._check()
+
+    def _tick(self) -> None:
+        if self._tick_seconds and not self._items and self._now() - self._yielded >= self._tick_seconds:
+            self._items.append([])
 
     async def _pull(self) -> None:
         request = (

@@ -69,6 +69,7 @@ class Window:
         self._failure: WindowError | None = None
         self._reconnects = connection.stats["reconnects"]
         self._moved = asyncio.Event()
+        self._until = 0
         self.last_sequence = 0
         """Highest stream sequence acknowledged so far."""
         self.acknowledged = 0
@@ -88,7 +89,7 @@ class Window:
     async def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> None:
         """Send when there is room. Raises WindowError once anything sent before was refused or not answered in time."""
         while len(self._waiting) >= self._limit:
-            await self._wait()
+            await self._wait(until=self._limit // 2)
         self._raise_failure()
         self._number += 1
         self._waiting[self._number] = (subject, self._now() + self._deadline_seconds)
@@ -101,15 +102,17 @@ class Window:
     async def drain(self) -> None:
         """Return when everything sent is acknowledged; raises WindowError as ``publish``."""
         while self._waiting:
-            await self._wait()
+            await self._wait(until=0)
         self._raise_failure()
 
     @property
     def in_flight(self) -> int:
         return len(self._waiting)
 
-    async def _wait(self) -> None:
+    async def _wait(self, *, until: int) -> None:
+        """Sleep until no more than ``until`` are in flight: to wake at each answer costs more than the answer."""
         self._raise_failure()
+        self._until = until
         self._moved.clear()
         subject, deadline = next(iter(self._waiting.values()))
         try:
@@ -130,7 +133,8 @@ class Window:
         if waiting is None:
             return
         self._judge(waiting[0], message)
-        self._moved.set()
+        if len(self._waiting) <= self._until:
+            self._moved.set()
 
     def _judge(self, subject: str, message: Msg) -> None:
         if not message.data:

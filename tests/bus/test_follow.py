@@ -311,3 +311,19 @@ def test_a_closed_follower_leaves_no_consumer(nats_server: NatsServer) -> None:
                 await anext(follower)
 
     run(scenario())
+
+
+def test_a_follower_that_ticks_yields_while_nothing_comes(nats_server: NatsServer) -> None:
+    """With ``tick_seconds`` an idle follower yields empty batches, so that doubt can be timed; messages still come."""
+
+    async def scenario() -> None:
+        async with (
+            connected(nats_server) as (client, _),
+            Follower(client, wire.STREAM_POLICY, ALL, pace=QUICK, tick_seconds=0.1) as follower,
+        ):
+            assert await anext(follower) == CaughtUp(0)
+            assert [await anext(follower) for _ in range(3)] == [[], [], []]
+            await _put(client, [1])
+            assert [m.sequence for m in await _next_messages(follower, 1)] == [1]
+
+    run(scenario())
