@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from schemas import wire
 from schemas.policy import AddressRow, FrontendRow, IdentityRow, NamespaceRow, PodPeer
-from schemas.selectors import NAMESPACE_NAME_LABEL, matches
+from schemas.selectors import NAMESPACE_NAME_LABEL
 from schemas.terms import IDENTITY_WORLD, AddressKind, IdentityId
 from services.controller.policy import frontends
 from services.controller.policy.identity import Identities
@@ -29,6 +29,7 @@ from services.controller.policy.model import (
     World,
 )
 from services.controller.policy.select import Named
+from services.controller.ports import NamedPorts
 from services.controller.rows import RowStore
 
 Owner = tuple[int, str]
@@ -42,7 +43,7 @@ class Facts:
         self.world = World()
         self.touched: set[ObjectKey] = set()
         self._named = Named()
-        self._port_pods: dict[NamedPort, set[ObjectKey]] = {}
+        self._ports = NamedPorts()
         self._pods_on: dict[str, set[ObjectKey]] = {}
         self._rows = rows
         self._identities = identities
@@ -133,7 +134,7 @@ class Facts:
         if changed.nodes:
             self._stale_nodes |= {name for name, node in self.world.nodes.items() if changed.nodes & node.labels.keys()}
         for port in changed.ports:
-            self._stale_pods |= self._port_pods.get(port, set())
+            self._stale_pods.update(self._ports.bearers(port))
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
@@ -152,17 +153,7 @@ class Facts:
 
     def numbers_of(self, port: NamedPort, peers: Iterable[PodPeer]) -> set[int]:
         """The numbers that a named port has on the pods that some peer selects."""
-        chosen = list(peers)
-        found: set[int] = set()
-        for key in self._port_pods.get(port, ()):
-            pod = self.world.pods[key]
-            number = pod.number_of(port)
-            if number is None or number in found:
-                continue
-            labels = self.namespace_labels(pod.namespace)
-            if any(matches(peer.namespaces, labels) and matches(peer.pods, pod.labels) for peer in chosen):
-                found.add(number)
-        return found
+        return self._ports.numbers(port, peers, self.namespace_labels)
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 
@@ -192,9 +183,7 @@ class Facts:
             self._pods_on.setdefault(pod.node, set()).add(pod.key)
             for address in pod.addresses:
                 self._claims.setdefault(address, set()).add(pod.key)
-            for port in pod.ports:
-                if port.name:
-                    self._port_pods.setdefault(NamedPort(port.protocol, port.name), set()).add(pod.key)
+            self._ports.add(pod)
         self._stale_around(pod)
 
     def _unindex_pod(self, pod: Pod | None) -> None:
@@ -207,8 +196,7 @@ class Facts:
         self._pods_on.get(pod.node, set()).discard(pod.key)
         for address in pod.addresses:
             self._claims.get(address, set()).discard(pod.key)
-        for port in pod.ports:
-            self._port_pods.get(NamedPort(port.protocol, port.name), set()).discard(pod.key)
+        self._ports.remove(pod)
         self._stale_around(pod)
 
     def _stale_around(self, pod: Pod) -> None:

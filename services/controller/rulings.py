@@ -21,6 +21,7 @@ from services.controller.policy.select import (
     named_by,
     peer_ports,
     pod_peers,
+    port_places,
     subject_ports,
 )
 
@@ -48,21 +49,22 @@ class Rulings:
         self._version = 0
         self._versions: dict[PolicyKey, int] = {}
         self._numbers: dict[PolicyKey, dict[NamedPort, tuple[tuple[int, ...], ...]]] = {}
-        self._asking: dict[NamedPort, set[PolicyKey]] = {}
+        self._asking: dict[tuple[NamedPort, str], set[PolicyKey]] = {}
         self._named: dict[PolicyKey, Named] = {}
         self._fragments: dict[PolicyKey, dict[tuple[Direction, Numbers], Fragment]] = {}
         self._combinations: dict[Combination, Compiled] = {}
         self._remember_max = IDLE_MAX
         self._stand_ins: dict[NamedPort, int] = {}
-        self._weighed: frozenset[frozenset[PolicyKey]] = frozenset()
+        self._weighed: frozenset[frozenset[PolicyKey]] | None = None
+        self._can_overflow: bool | None = None
 
     # -- events -------------------------------------------------------------------------------------------------------
 
     def put(self, policy: Policy) -> None:
         self._unindex(policy.key)
         self.policies[policy.key] = policy
-        for port in peer_ports(policy):
-            self._asking.setdefault(port, set()).add(policy.key)
+        for place in port_places(policy):
+            self._asking.setdefault(place, set()).add(policy.key)
         self._renew(policy.key)
         self._named[policy.key] = named_by(policy)
         self._numbers[policy.key] = self._resolve(policy)
@@ -74,25 +76,23 @@ class Rulings:
             self.stale |= self.selection.remove(key)
             for memory in (self._versions, self._numbers, self._named, self._fragments):
                 memory.pop(key, None)
-            self._weighed = frozenset()
+            self._weighed = self._can_overflow = None
 
     def relabel(self, namespace: str) -> None:
         """A namespace appeared or changed its labels."""
         self.stale |= self.selection.relabel(namespace, self._facts.namespace_labels(namespace))
-        self.renumber(self._asking)
+        self.renumber({(port, namespace) for port, _ in self._asking})
 
-    def renumber(self, ports: Iterable[NamedPort]) -> None:
-        """Pods that declare these ports came, went or changed: look again what the names stand for."""
-        asking = {key for port in ports for key in self._asking.get(port, ())}
+    def renumber(self, places: Iterable[tuple[NamedPort, str]]) -> None:
+        """Pods of these namespaces with these ports came, went or changed: look again what the names stand for."""
+        wanted = {wide for port, namespace in places for wide in ((port, namespace), (port, ""))}
+        asking = {key for place in wanted for key in self._asking.get(place, ())}
         for key in asking:
             numbers = self._resolve(self.policies[key])
             if numbers != self._numbers[key]:
                 self._numbers[key] = numbers
                 self._renew(key)
                 self.stale |= self.selection.profiles_of(key)
-
-    def is_asked(self, port: NamedPort) -> bool:
-        return port in self._asking and bool(self._asking[port])
 
     def named(self) -> Named:
         """What identities must tell apart for the policies in force."""
@@ -113,7 +113,9 @@ class Rulings:
 
     def settle(self) -> None:
         """Decide which Admin and Baseline policies do not fit; those of a pod that overflows are refused for all."""
-        sets = frozenset(self.selection.applied_sets())
+        if self._can_overflow is None:
+            self._can_overflow = self._is_crowded()
+        sets = frozenset(self.selection.applied_sets()) if self._can_overflow else frozenset()
         if sets == self._weighed:
             return
         self._weighed = sets
@@ -158,6 +160,16 @@ class Rulings:
             fragment = fragments[direction, numbers] = compile_policy(self.policies[key], direction, find)
         return fragment
 
+    def _is_crowded(self) -> bool:
+        """Whether any pod could overflow: more rules than a tier holds, or named ports that multiply them."""
+        for tier in ORDERED_TIERS:
+            policies = [policy for policy in self.policies.values() if policy.tier is tier]
+            if any(peer_ports(policy) for policy in policies):
+                return True
+            if any(sum(len(each.rules(direction)) for each in policies) > BUDGETS[tier] for direction in Direction):
+                return True
+        return False
+
     def _overflow(self, applied: frozenset[PolicyKey]) -> Iterable[PolicyKey]:
         for tier in ORDERED_TIERS:
             keys = [key for key in applied if self.policies[key].tier is tier]
@@ -192,10 +204,12 @@ class Rulings:
         self._version += 1
         self._versions[key] = self._version
         self._fragments.pop(key, None)
-        self._weighed = frozenset()
+        self._weighed = self._can_overflow = None
 
     def _unindex(self, key: PolicyKey) -> None:
         old = self.policies.get(key)
         if old is not None:
-            for port in peer_ports(old):
-                self._asking[port].discard(key)
+            for place in port_places(old):
+                self._asking[place].discard(key)
+                if not self._asking[place]:
+                    del self._asking[place]

@@ -77,7 +77,7 @@ class State:
         self._are_names_stale = True
         self._told = Named()
         self._idle = Named()
-        self._renumbered: set[NamedPort] = set()
+        self._renumbered: set[tuple[NamedPort, str]] = set()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -321,10 +321,8 @@ class State:
     def _note_ports(self, key: ObjectKey) -> None:
         """A pod comes, changes or goes: the named ports it has may stand for something else now."""
         pod = self._facts.world.pods.get(key)
-        for port in pod.ports if pod is not None else ():
-            named = NamedPort(protocol=port.protocol, name=port.name)
-            if port.name and self._rulings.is_asked(named):
-                self._renumbered.add(named)
+        if pod is not None:
+            self._renumbered |= {(port, pod.namespace) for port in pod.named_ports()}
 
     def _touch_nodes(self) -> None:
         self._is_config_stale = True

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from schemas.policy import NodePeer, Peer, PodPeer, Selector
-from schemas.selectors import NAMESPACE_NAME_LABEL, matches
+from schemas.selectors import IN, NAMESPACE_NAME_LABEL, matches
 from services.controller.policy.model import NAMESPACED_KINDS, Labels, NamedPort, Policy, PolicyKey
 
 Profile = tuple[str, frozenset[tuple[str, str]]]
@@ -79,6 +79,25 @@ def peer_ports(policy: Policy) -> set[NamedPort]:
 def subject_ports(policy: Policy) -> set[NamedPort]:
     """The named ports that a policy looks for on its subjects: those of its ingress rules."""
     return {port for rule in policy.ingress for port in rule.ports if isinstance(port, NamedPort)}
+
+
+def namespaces_named(peer: PodPeer) -> tuple[str, ...] | None:
+    """The only namespaces whose pods a peer can select, where it names them; else None."""
+    for requirement in peer.namespaces.requirements:
+        if requirement.key == NAMESPACE_NAME_LABEL and requirement.operator == IN:
+            return requirement.values
+    return None
+
+
+def port_places(policy: Policy) -> set[tuple[NamedPort, str]]:
+    """The named ports that a policy looks for on peers, each with the namespaces to look in; empty: in any."""
+    places: set[tuple[NamedPort, str]] = set()
+    for rule in policy.egress:
+        ports = [port for port in rule.ports if isinstance(port, NamedPort)]
+        for peer in pod_peers(rule.peers) or [PodPeer()]:
+            named = namespaces_named(peer)
+            places |= {(port, namespace) for port in ports for namespace in (("",) if named is None else named)}
+    return places
 
 
 def pod_peers(peers: Iterable[Peer]) -> list[PodPeer]:
