@@ -208,7 +208,9 @@ class App:
     # -- the maps
 
     async def _own_maps(self) -> None:
+        """Interfaces first: a revision is not said to be enforced before it is known where."""
         state, snapshot = PolicyState(), Snapshot()
+        await self._links.looked.wait()
         while True:
             new_state, keys, new_snapshot = await self._mailbox.take()
             state, snapshot = new_state or state, new_snapshot or snapshot

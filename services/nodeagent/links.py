@@ -311,7 +311,6 @@ class Links:
             self._appeared.pop(gone, None)
         for link in links:
             await self._keep(link, link.ifindex in suspects if suspects is not None else True)
-        self.looked.set()
         snapshot = Snapshot(
             tuple(self._known[ifindex] for ifindex in sorted(self._known)),
             frozenset(address for link in links for address in link.gateways),
@@ -320,6 +319,7 @@ class Links:
         if snapshot != self.snapshot:
             self.snapshot = snapshot
             await changed(snapshot)
+        self.looked.set()
 
     async def _attach_new(self, ifindex: int) -> None:
         netlink = self._opened()
