@@ -17,6 +17,8 @@ from services.demo.state import Process, is_alive
 from services.demo.topology import NODES, Node
 
 CONTROLLER = "controller"
+INHERITED = frozenset({"YETT_BPF_SOURCES", "YETT_LOG_LEVEL", "YETT_OTEL_EXPORTER"})
+"""What a user may want to say to every service; the rest would lead them out of the lab."""
 
 
 def agent_name(node: Node) -> str:
@@ -88,8 +90,9 @@ class Pipeline:
 
 
 def make_environment(own: Mapping[str, str]) -> dict[str, str]:
-    """A service's environment: ours without its ``YETT_`` variables, and ``own``."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("YETT_")} | dict(own)
+    """A service's environment: ours, of its ``YETT_`` variables only those in ``INHERITED``, and ``own``."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("YETT_") or key in INHERITED}
+    return inherited | dict(own)
 
 
 def node_by_name(name: str) -> Node | None:
