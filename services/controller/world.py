@@ -27,6 +27,7 @@ from services.controller.policy.defaults import node_default, pod_default
 from services.controller.policy.diff import RowChange
 from services.controller.policy.identity import Identities
 from services.controller.policy.model import (
+    ContainerPort,
     EndpointSlice,
     NamedPort,
     Namespace,
@@ -50,6 +51,16 @@ IDLE_KEYS_MAX = 64
 
 SETTINGS_KIND = "ConfigMap"
 POLICY_KINDS = frozenset(kind.value for kind in PolicyKind)
+
+
+@dataclasses.dataclass
+class Answers:
+    """What pods of one pass over the endpoints have in common, asked once."""
+
+    defaults: dict[tuple[str, str], Default] = dataclasses.field(default_factory=dict)
+    rulesets: dict[tuple[Profile, Default, tuple[ContainerPort, ...]], tuple[Compiled, Compiled]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 class State:
@@ -342,8 +353,9 @@ class State:
         for profile in self._rulings.stale:
             self._facts.touched |= self._profiles.get(profile, set())
         self._rulings.stale.clear()
+        answers = Answers()
         for key in self._facts.touched:
-            self._write_endpoint(key)
+            self._write_endpoint(key, answers)
         self._facts.touched.clear()
         if self._is_config_stale:
             self._write_config()
@@ -381,12 +393,12 @@ class State:
                 self._profiles.setdefault(new, set()).add(key)
                 self._rulings.selection.policies_for(new)
 
-    def _write_endpoint(self, key: ObjectKey) -> None:
+    def _write_endpoint(self, key: ObjectKey, answers: Answers) -> None:
         old = self._endpoints.pop(key, None)
         pod = self._facts.world.pods.get(key)
         subject = ""
         if pod is not None and pod.is_governed and pod.node:
-            egress, ingress = self._compile(pod)
+            egress, ingress = self._compile(pod, answers)
             for compiled in (egress, ingress):
                 self._retain(compiled)
             subject = wire.subject_endpoint(pod.node, pod.namespace, pod.name)
@@ -408,14 +420,21 @@ class State:
             self._release(old[1])
             self._release(old[2])
 
-    def _compile(self, pod: Pod) -> tuple[Compiled, Compiled]:
+    def _compile(self, pod: Pod, answers: Answers) -> tuple[Compiled, Compiled]:
         profile = self._profile_of[pod.key]
-        default = self._default_of(pod)
-        dns = self.settings.config.dns_implicit
-        ports: Numbers = tuple(sorted(pod.named_ports().items()))
-        egress = self._rulings.ruleset(profile, Direction.EGRESS, default, (), dns=dns)
-        ingress = self._rulings.ruleset(profile, Direction.INGRESS, default, ports, dns=dns)
-        return egress, ingress
+        place = (pod.namespace, pod.node)
+        default = answers.defaults.get(place)
+        if default is None:
+            default = answers.defaults[place] = self._default_of(pod)
+        question = (profile, default, pod.ports)
+        pair = answers.rulesets.get(question)
+        if pair is None:
+            dns = self.settings.config.dns_implicit
+            ports: Numbers = tuple(sorted(pod.named_ports().items()))
+            egress = self._rulings.ruleset(profile, Direction.EGRESS, default, (), dns=dns)
+            ingress = self._rulings.ruleset(profile, Direction.INGRESS, default, ports, dns=dns)
+            pair = answers.rulesets[question] = (egress, ingress)
+        return pair
 
     def _default_of(self, pod: Pod) -> Default:
         world = self._facts.world
