@@ -435,55 +435,56 @@ static INLINE int is_alias_of_beginning(struct scratch *s)
 {
     struct dns *d = &s->dns;
     const __u8 *message = s->event.message;
-    volatile __u32 *same = &d->left;
-    __u32 length = d->alias_length;
+    const volatile __u32 *length = &d->alias_length;
 
-    if (length < 3 || length > NAME_WIRE_BYTES || length - 2 >= d->name_length)
+    if (*length < 3 || *length > NAME_WIRE_BYTES || *length - 2 >= d->name_length)
         return 0;
-    if (message[(d->alias + length - 1) & DNS_MASK])
+    if (message[(d->alias + *length - 1) & DNS_MASK])
         return 0;
-    *same = 1;
     for (__u32 i = 0; i < NAME_WIRE_BYTES; i++) {
-        if (i + 1 >= length)
+        if (i + 1 >= *length)
             break;
         if (fold(message[(d->alias + i) & DNS_MASK]) != fold(message[DNS_HEADER + i]))
-            *same = 0;
+            return 0;
     }
-    d->short_length = length - 2;
-    return *same;
+    d->short_length = *length - 2;
+    return 1;
 }
 
-// Whether what follows the beginning is the suffix, or one label and the suffix (a namespace).
+// Whether what follows the beginning is the suffix, or one label and the suffix (a namespace). Lengths are read again
+// from memory at every step: each way out of a loop would else be remembered by how far it got.
 static INLINE int is_suffix(struct scratch *s, const struct suffix *suffix)
 {
-    struct dns *d = &s->dns;
-    __u32 length = suffix->length, start = TEXT_END - d->name_length, rest;
-    volatile __u32 *same = &d->left;
+    volatile __u32 *at = &s->dns.cursor, *rest = &s->dns.left;
+    const volatile __u32 *length = &suffix->length;
 
-    if (!length || length > SUFFIX_BYTES || d->name_length < d->short_length + length)
+    if (!*length || *length > SUFFIX_BYTES || s->dns.name_length < s->dns.short_length + *length)
         return 0;
-    *same = 1;
+    *at = TEXT_END - s->dns.name_length;
     for (__u32 i = 0; i < SUFFIX_BYTES; i++) {
-        __u32 at = i;
+        __u32 index = i;
 
-        if (i >= length)
+        if (i >= *length)
             break;
-        FORGET(at);
-        if (s->text[(start + i) & 511] != suffix->name[at & (SUFFIX_BYTES - 1)])
-            *same = 0;
+        FORGET(index);
+        if (s->text[*at & 511] != suffix->name[index & (SUFFIX_BYTES - 1)])
+            return 0;
+        *at = *at + 1;
     }
-    rest = d->name_length - d->short_length - length; // reversed: suffix, then this, then the beginning
-    if (rest == 0 || !*same)
-        return *same;
-    if (rest < 2 || rest > 64 || s->text[(start + length + rest - 1) & 511] != '.')
+    *rest = s->dns.name_length - s->dns.short_length - *length; // reversed: suffix, then this, then the beginning
+    if (*rest == 0)
+        return 1;
+    if (*rest < 2 || *rest > 64)
         return 0;
     for (__u32 i = 0; i < 63; i++) {
-        if (i + 1 >= rest)
+        if (*rest == 1)
             break;
-        if (s->text[(start + length + i) & 511] == '.')
-            *same = 0;
+        if (s->text[*at & 511] == '.')
+            return 0;
+        *at = *at + 1;
+        *rest = *rest - 1;
     }
-    return *same;
+    return s->text[*at & 511] == '.';
 }
 
 // Take the name without its suffix: a shorter end of ``text``, and that name's hash.
