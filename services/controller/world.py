@@ -76,6 +76,7 @@ class State:
         self._files: dict[PolicyKey, str] = {}
         self._restored: dict[PolicyKey, SourceRow] = {}
         self._seen: set[PolicyKey] = set()
+        self._accepted: set[PolicyKey] = set()
         self._settings: dict[PolicyKey, Settings] = {}
         self._profiles: dict[Profile, set[ObjectKey]] = {}
         self._profile_of: dict[ObjectKey, Profile] = {}
@@ -153,6 +154,7 @@ class State:
         for memory in (self._problems, self._files, self._restored):
             memory.pop(key, None)
         self._seen.discard(key)
+        self._accepted.discard(key)
         self._store.drop(wire.subject_source(kind, namespace, name))
         if kind in POLICY_KINDS:
             self._rulings.drop(key)
@@ -199,6 +201,7 @@ class State:
 
     def _accept(self, key: PolicyKey, parsed: Policy | Settings, spec: Any, policy: Policy | None) -> None:
         self._restored.pop(key, None)
+        self._accepted.add(key)
         if isinstance(parsed, Policy):
             self._put_policy(parsed)
         else:
@@ -220,8 +223,7 @@ class State:
 
     def _refuse(self, key: PolicyKey, obj: Any) -> None:
         """Keep what is in force; else what the stream remembers; else isolate the pods, if they can be told."""
-        in_force = self._rulings.policies.get(key)
-        if in_force is not None and wire.subject_source(*key) in self._store.rows:
+        if key in self._accepted:
             return
         if self._revive(key):
             return

@@ -427,6 +427,17 @@ def test_a_refused_version_leaves_the_last_good_one_in_force() -> None:
     assert state.problems() == [] and state.rows() == before
 
 
+def test_a_policy_too_large_to_remember_is_still_kept() -> None:
+    """A spec that exceeds a row is in force with a warning, and a bad edit after it does not replace it."""
+    blocks = [{"ipBlock": {"cidr": f"10.{n // 256}.{n % 256}.0/24"}} for n in range(20_000)]
+    large = {"policyTypes": ["Egress"], "egress": [{"to": blocks}]}
+    state = state_of(*BASE, k8s.network_policy("p", large))
+    assert [problem.severity for problem in state.problems()] == ["warning"]
+    before = state.rows()
+    state.upsert(k8s.network_policy("p", BAD_PORT))
+    assert state.rows() == before and [problem.severity for problem in state.problems()] == ["error"]
+
+
 def test_the_last_good_version_survives_a_restart() -> None:
     """A controller that starts on a bad version takes the last accepted spec from the stream."""
     rows = state_of(*BASE, k8s.network_policy("p", ALLOW_ALL), k8s.settings(default="deny")).rows()
