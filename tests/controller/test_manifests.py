@@ -1,4 +1,4 @@
-"""A folder of manifests: what appears is taken at once, what is unreadable changes nothing, what vanishes is doubted."""
+"""A folder of manifests: what appears is taken at once, the unreadable changes nothing, what vanishes is doubted."""
 
 from __future__ import annotations
 
