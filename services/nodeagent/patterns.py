@@ -42,10 +42,10 @@ def coarsen_patterns(patterns: Iterable[str], limit: int) -> list[str]:
     current = set(reduce_patterns(patterns))
     while len(current) > limit:
         deepest = max(_depth(one) for one in current)
-        if deepest <= 1:
+        coarser = {_parent(one) if _depth(one) == deepest else one for one in current}
+        if "*" in coarser:
             return ["*"]
-        current = {_parent(one) if _depth(one) == deepest else one for one in current}
-        current = set(reduce_patterns(current))
+        current = set(reduce_patterns(coarser))
     return sorted(current)
 
 
@@ -54,5 +54,6 @@ def _depth(pattern: str) -> int:
 
 
 def _parent(pattern: str) -> str:
-    """``x.y`` -> ``*.y``; ``*.x.y`` -> ``*.y``."""
-    return "*." + pattern.removeprefix("*.").split(".", 1)[1]
+    """``x.y`` -> ``*.y``; ``*.x.y`` -> ``*.y``; of a single label: ``*``."""
+    _, _, parent = pattern.removeprefix("*.").partition(".")
+    return f"*.{parent}" if parent else "*"

@@ -1,0 +1,67 @@
+"""Whose an interface is: from the host's side, once, for its life."""
+
+from __future__ import annotations
+
+from schemas.policy import AddressRow, EndpointRow
+from schemas.terms import IdentityId, NodeName, RulesetHash
+from services.nodeagent.binding import Link, bind_links, compute_suffix
+
+
+def row(pod: str, *addresses: str) -> EndpointRow:
+    return EndpointRow(
+        node=NodeName("n"),
+        namespace="ns",
+        pod=pod,
+        uid=f"uid-{pod}",
+        identity=IdentityId(256),
+        egress=RulesetHash("e"),
+        ingress=RulesetHash("i"),
+        addresses=addresses,
+    )
+
+
+def owned(address: str, pod: str) -> dict[str, AddressRow]:
+    return {address: AddressRow(address=address, identity=IdentityId(256), uid=f"uid-{pod}")}
+
+
+def test_the_suffix_is_that_of_the_cnis() -> None:
+    """The first 11 hex digits of sha1("namespace.pod"), as the VPC CNI and Calico name their interfaces."""
+    assert compute_suffix("default", "sample-pod") == "cc21c2d7785"
+
+
+def test_found_by_name_before_any_address_is_known() -> None:
+    """A pod that was bound to the node a moment ago is found by its interface's computed name."""
+    link = Link(5, "cali" + compute_suffix("ns", "web"))
+    assert bind_links([link], [row("web")], {}, {})[5].uid == "uid-web"
+
+
+def test_found_by_address() -> None:
+    """An interface of any name is found by the address that the host routes to it."""
+    bindings = bind_links([Link(5, "veth1", ("10.0.0.7",))], [row("web")], owned("10.0.0.7", "web"), {})
+    assert bindings[5].uid == "uid-web"
+
+
+def test_an_address_row_wins_over_an_endpoints_own_list() -> None:
+    """An address that belongs to a newer pod by its row does not bind to the older one that still lists it."""
+    endpoints = [row("old", "10.0.0.7"), row("new")]
+    bindings = bind_links([Link(5, "veth1", ("10.0.0.7",))], endpoints, owned("10.0.0.7", "new"), {})
+    assert bindings[5].uid == "uid-new"
+
+
+def test_a_binding_is_frozen() -> None:
+    """An interface that was one pod's stays that pod's, whoever gets its address."""
+    link = Link(5, "veth1", ("10.0.0.7",))
+    bindings = bind_links([link], [row("old"), row("new")], owned("10.0.0.7", "new"), {5: "uid-old"})
+    assert bindings[5].uid == "uid-old"
+
+
+def test_unknown_is_nobodys() -> None:
+    """An interface that nothing proves belongs to no pod."""
+    assert bind_links([Link(5, "veth1", ("10.0.0.8",))], [row("web", "10.0.0.7")], {}, {})[5].uid == ""
+
+
+def test_two_that_claim_one_address_are_both_marked() -> None:
+    """Neither of two interfaces with one address is believed; a third is unharmed."""
+    links = [Link(5, "a", ("10.0.0.7",)), Link(6, "b", ("10.0.0.7", "10.0.0.8")), Link(7, "c", ("10.0.0.9",))]
+    bindings = bind_links(links, [], {}, {})
+    assert [bindings[index].claimed_twice for index in (5, 6, 7)] == [True, True, False]
