@@ -22,7 +22,7 @@ from services.cli.output import (
     fail,
     print_problems,
 )
-from services.demo import app, servers, steps
+from services.demo import app, report, servers, steps
 from services.demo.runner import Options, Outcome
 from services.demo.sabotage import SABOTAGES, Sabotage
 from services.demo.state import DemoError
@@ -90,7 +90,7 @@ def command(
 
 
 def _run(options: Options, output: Output, *, keep: bool) -> None:
-    outcome = app.run_demo(options, Console(stderr=output is Output.JSON), keep=keep)
+    outcome = app.run_demo(options, report.make_console(stderr=output is Output.JSON), keep=keep)
     if output is Output.JSON:
         json.dump(to_json(outcome), sys.stdout)
         sys.stdout.write("\n")

@@ -23,7 +23,7 @@ from services.demo.steps import (
     OpenLive,
     Resolve,
 )
-from services.demo.traffic import Traffic
+from services.demo.traffic import KINDS, Traffic
 
 ANSWER_SECONDS = 10.0
 """How long the resolver may go on giving an old address: the TTL is 2 s."""
@@ -58,7 +58,9 @@ class Actor:
             case AddNamespace():
                 self._add_namespace(action.name)
             case Resolve():
-                if not await self._traffic.resolve(topology.find_pod(action.pod), action.name):
+                pod = topology.find_pod(action.pod)
+                answers = await asyncio.gather(*(self._traffic.resolve(pod, action.name, kind) for kind in KINDS))
+                if not all(answers):
                     raise DemoError(f"{action.pod} got no answer for {action.name}")
             case OpenLive():
                 await self._open_live(action)

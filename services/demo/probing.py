@@ -15,7 +15,7 @@ from services.demo.control import list_targets
 from services.demo.rows import CURL_BLOCKED, Attempt, match_verdict
 from services.demo.steps import Connect, Lookup, Probe, UseLive
 from services.demo.topology import Pod
-from services.demo.traffic import Traffic, pick_by_family
+from services.demo.traffic import KINDS, Traffic, pick_by_family
 
 VERDICT_SECONDS = 2.0
 """How long a verdict may take from the kernel to here: milliseconds, unless its agent was held."""
@@ -52,7 +52,7 @@ class Prober:
         host = probe.target.rpartition("/")[2]
         targets: Sequence[str] = list_targets(probe)
         if probe.target in topology.OUTSIDE and not probe.addresses:
-            answers = await asyncio.gather(*(self._traffic.resolve(pod, host, kind) for kind in ("A", "AAAA")))
+            answers = await asyncio.gather(*(self._traffic.resolve(pod, host, kind) for kind in KINDS))
             targets = pick_by_family([*(address for answer in answers for address in answer), *targets])
         reached = await asyncio.gather(*(self._traffic.connect(pod, host, probe.port, address) for address in targets))
         return [

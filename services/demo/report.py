@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,6 +16,7 @@ from services.demo.rows import Row
 from services.demo.state import Run
 from services.demo.steps import ALLOWED, Step
 
+LINE_COLUMNS = 190
 COLUMNS = ("source", "destination", "expected", "observed", "policy", "rule", "tier", "reason")
 
 
@@ -22,17 +24,28 @@ def _shade(word: str) -> str:
     return f"[green]{word}[/]" if word == ALLOWED else f"[yellow]{word}[/]"
 
 
+def make_console(*, stderr: bool = False) -> Console:
+    """A terminal's own width; wide enough for a row on one line where there is no terminal."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=LINE_COLUMNS)
+
+
+def _make_table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
 def print_step(console: Console, step: Step, rows: Iterable[Row]) -> None:
     """One step's table; rows that do not hold are marked and explained below it."""
     rows = list(rows)
-    table = Table(title=f"{step.number}. {step.title}", title_justify="left", title_style="bold", pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, overflow="fold")
+    table = _make_table(f"{step.number}. {step.title}", COLUMNS)
     for row in rows:
-        # A denial without a rule has no policy to show: the name that was asked for says more.
-        policy = row.policy or (f"({row.name})" if row.name else "")
         cells = (escape(row.source), escape(row.destination), _shade(row.expected), _shade(row.observed))
-        details = (escape(policy), escape(row.rule), row.tier, row.reason)
+        details = (escape(row.policy), escape(row.rule), row.tier, escape(str(row.to_json()["reason"])))
         table.add_row(*cells, *details, style="bold red" if row.problem else "")
     console.print(table)
     for row in rows:
@@ -42,9 +55,7 @@ def print_step(console: Console, step: Step, rows: Iterable[Row]) -> None:
 
 def print_timings(console: Console, timings: Mapping[str, object]) -> None:
     """The figures and the seconds, a line each."""
-    table = Table(title="Figures and times", title_justify="left", title_style="bold", pad_edge=False)
-    for column in ("what", "value"):
-        table.add_column(column, overflow="fold")
+    table = _make_table("Figures and times", ("what", "value"))
     for name, value in timings.items():
         parts = value.items() if isinstance(value, dict) else [("", value)]
         table.add_row(name, ", ".join(f"{key} {_round(part)}".strip() for key, part in parts))

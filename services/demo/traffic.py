@@ -22,6 +22,8 @@ CONNECT_SECONDS = 1.0
 """One SYN and, just not, its first retransmission (RFC 6298): what passes only at the second attempt is Blocked."""
 ANSWER_SECONDS = 1
 ANSWER_TRIES = 1
+KINDS = ("A", "AAAA")
+"""What a client asks for, one question a family."""
 PARALLEL = 12
 """Commands at once; more only wait for the processors."""
 
