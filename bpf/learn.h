@@ -23,7 +23,7 @@
 #define WALK_BITE 64   // records walked in one program
 #define WRITE_BITE 16  // addresses written in one program
 #define OWNER_LABELS 16 // labels before a record's owner name ends or points
-#define TEXT_END 259   // of the reversed name; behind ``prefix_bits`` and 255 bytes
+#define TEXT_END 259   // last byte of the reversed name: the dot of its first label; a NUL follows
 #define HASH_BASIS 0xcbf29ce484222325ULL // FNV-1a: the asker can only collide with itself
 #define HASH_PRIME 0x100000001b3ULL
 
@@ -86,7 +86,7 @@ static INLINE int read_name(struct scratch *s)
         return REASON_LEARN_MALFORMED;
     if (i == 0)
         *bad = 1; // the root has no addresses
-    s->text[TEXT_END] = 0;
+    s->text[TEXT_END + 1] = 0;
     d->name_length = i ? i - 1 : 0;
     d->cursor = DNS_HEADER + i + 1;
     d->name_hash = hash;
@@ -535,7 +535,7 @@ static INLINE __u32 find_domain_row(struct scratch *s)
     struct domain_key *key = (struct domain_key *)(s->text + (TEXT_END - 4 - length));
     __u32 *row;
 
-    key->prefix_bits = (length + 1) * 8;
+    key->prefix_bits = (length + 2) * 8; // its first dot, which is last, and the NUL
     row = domains.lookup(key);
     return row ? *row : 0;
 }

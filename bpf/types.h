@@ -185,7 +185,8 @@ struct mixed {
 };
 
 // domains: longest prefix over the reversed name -> number of the domain row, stable for life.
-// The name: wire form, length bytes as dots, lower case, reversed; exact names end in NUL; ``*.x`` is reversed(".x").
+// The name: wire form, length bytes as dots, lower case, reversed: ``moc.elpmaxe.``. An exact name has a NUL behind its
+// last dot; ``*.x`` has not, so that it is a prefix of x too: an exact entry for x carries only what covers x.
 #define NAME_BYTES 256
 struct domain_key {
     __u32 prefix_bits;

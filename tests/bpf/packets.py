@@ -66,9 +66,7 @@ def ipv4(
     """``fragment`` in units of 8 bytes; ``total`` overrides the length field."""
     header = 20 + len(options)
     length = header + len(body) if total is None else total
-    start = struct.pack(
-        "!BBHHHBBH", 0x40 | header // 4, 0, length, identifier, fragment | more << 13, ttl, protocol, 0
-    )
+    start = struct.pack("!BBHHHBBH", 0x40 | header // 4, 0, length, identifier, fragment | more << 13, ttl, protocol, 0)
     return start + pack(source) + pack(destination) + options + body
 
 

@@ -120,7 +120,9 @@ class Kernel:
         page = mapcodec.decode_names(value) if value else mapcodec.NamesPage(((0, 0),) * 8, (0,) * 8, more=False)
         slots = list(page.slots)
         slots[slots.index((0, 0))] = (row, expires)
-        self.maps["resolutions"].put(key, mapcodec.encode_names(mapcodec.NamesPage(tuple(slots), page.owners, page.more)))
+        self.maps["resolutions"].put(
+            key, mapcodec.encode_names(mapcodec.NamesPage(tuple(slots), page.owners, page.more))
+        )
 
     # -- packets
 
