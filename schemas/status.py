@@ -1,4 +1,4 @@
-"""What services say of themselves: ``yett.status.<node>`` from agents, ``yett.status.controller`` from controllers."""
+"""What services say of themselves: ``yett.status.<node>`` from agents, ``yett.controller.status`` from controllers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class ControllerStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """``yett.status.controller``: who leads, at which revision, which objects are refused and why."""
+    """``yett.controller.status``: who leads, at which revision, which objects are refused and why."""
 
     holder: str
     epoch: str = ""

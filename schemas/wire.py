@@ -211,8 +211,9 @@ def subject_status(node: NodeName) -> str:
     return f"yett.status.{encode_name(node)}"
 
 
-SUBJECT_STATUS_CONTROLLER = "yett.status.controller"
-SUBJECT_STATUS_CONTROLLER_GET = "yett.status.controller.get"
+SUBJECT_STATUS_CONTROLLER = "yett.controller.status"
+"""Outside ``yett.status.``, where it would be the subject of a node named ``controller``."""
+SUBJECT_STATUS_CONTROLLER_GET = "yett.controller.status.get"
 """Request and reply: whoever leads answers with its ``ControllerStatus`` at once."""
 
 
