@@ -46,13 +46,14 @@ async def wait_enforced(bus: Bus, pods: Iterable[Pod], *, above: int, seconds: f
 
 def describe_missing(bus: Bus, pods: Iterable[Pod], revision: int) -> str:
     """What is not yet enforced at ``revision``, in words; empty if all is."""
+    if revision == 0:
+        return "no revision yet"
     acknowledged = bus.controller.nodes if bus.controller else {}
     for node in NODES:
         status = bus.agents.get(node.name)
         reached = max(acknowledged.get(node.name, 0), status.revision if status else 0)
         if reached < revision:
             return f"{node.name} is at revision {reached} of {revision}"
-        assert status is not None or reached
         states = {endpoint.pod: endpoint.state for endpoint in status.endpoints} if status else {}
         for pod in pods:
             if pod.node is node and states.get(pod.key) != ENFORCED:
