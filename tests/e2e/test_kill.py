@@ -105,9 +105,14 @@ def _passes(running: Running, pod: topology.Pod, address: str) -> bool:
 
 
 def list_map_ids(running: Running, node: topology.Node) -> dict[str, str]:
-    """The kernel's ids of the node's pinned maps, by path; a map made anew has another id."""
+    """The kernel's ids of the node's pinned maps, by path; a map made anew has another id.
+
+    Without the arrays of tail calls: they belong to a build of the programs, and hold no state.
+    """
     found = {}
     for path in sorted((running.demo.run.pins / node.key).rglob("*")):
+        if path.name.startswith("tails-"):
+            continue
         shown = subprocess.run(
             ["bpftool", "-j", "map", "show", "pinned", str(path)], capture_output=True, text=True, check=False
         )
