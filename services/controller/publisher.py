@@ -1,7 +1,8 @@
 """Brings the stream to the rows that are wanted, fenced, in an order of which every prefix is safe to follow.
 
-All rows are acknowledged before their revision is sent: a revision in the stream means that its rows are there.
-Any refusal or silence ends the term; nothing is retried, because what the stream holds is then no longer known.
+A revision follows its rows down the same connection and behind the same fence, so it is stored after them or not at
+all; it does not wait for their acknowledgements, because followers believe its digest and not its arrival. Any refusal
+or silence ends the term; nothing is retried, because what the stream holds is then no longer known.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ class Publisher:
         """
         for outgoing in self._ledger.plan_rows(changes, trace=trace):
             await self._send(outgoing)
-        await self._window.drain()
         planned = self._ledger.plan_revision(trace=trace, now_seconds=time.time())
         if planned is None:
+            await self._window.drain()
             return None
         revision, outgoing = planned
         await self._send(outgoing)
