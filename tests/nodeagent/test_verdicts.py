@@ -1,0 +1,146 @@
+"""One verdict, one story: names for numbers, also for numbers of yesterday."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from schemas.policy import AddressRow, AnyPeer, PortRange, Ruleset, RulesetRule, RuleSource
+from schemas.resolution import Observed
+from schemas.terms import (
+    FIRST_BIT,
+    Action,
+    Default,
+    Direction,
+    IdentityId,
+    NodeName,
+    Reason,
+    Tier,
+    Verdict,
+)
+from services.nodeagent.events import NO_BIT, VerdictRecord
+from services.nodeagent.names import Lesson
+from services.nodeagent.verdicts import PodName, Storyteller
+
+SOURCE = RuleSource(kind="NetworkPolicy", namespace="app", name="allow", rule="egress[0]")
+ISOLATOR = RuleSource(kind="NetworkPolicy", namespace="app", name="isolate", rule="")
+RULE = RulesetRule(action=Action.ACCEPT, peers=(AnyPeer(),), ports=(PortRange(protocol=6),), sources=(SOURCE,))
+RULESET = Ruleset(
+    direction=Direction.EGRESS,
+    default=Default.DENY,
+    network_policy=(RULE,),
+    isolated=True,
+    isolated_by=(ISOLATOR,),
+)
+RECORD = VerdictRecord(
+    boottime_nanos=1,
+    endpoint=4,
+    suppressed=2,
+    source="10.0.0.1",
+    destination="192.0.2.9",
+    source_port=40000,
+    destination_port=443,
+    protocol=6,
+    direction=int(Direction.EGRESS),
+    verdict=int(Verdict.DENY),
+    reason=int(Reason.ISOLATED),
+    tier=int(Tier.NETWORK_POLICY),
+    family=4,
+    bit=NO_BIT,
+    ruleset=3,
+    domain=0,
+    peer_identity=0,
+    revision=17,
+    frame_bytes=60,
+    is_shadow=False,
+)
+POD = AddressRow(address="10.0.0.2", identity=IdentityId(300), uid="u", owner="app/db")
+
+
+def storyteller() -> Storyteller:
+    told = Storyteller(NodeName("node-a"))
+    told.set_state(
+        pods={4: PodName("app", "web")},
+        rulesets={3: RULESET},
+        patterns={9: "*.example.com"},
+        owners={"10.0.0.2": POD},
+    )
+    return told
+
+
+def test_the_rule_that_decided_is_named() -> None:
+    """Handle and bit become policy and rule."""
+    bit = FIRST_BIT[Tier.NETWORK_POLICY]
+    record = replace(RECORD, verdict=int(Verdict.ALLOW), reason=int(Reason.RULE), bit=bit)
+    event = storyteller().tell(record, unix_nanos=5)
+    assert event is not None
+    assert (event.namespace, event.pod, event.node) == ("app", "web", "node-a")
+    assert (event.policy, event.tier, event.verdict) == (SOURCE, Tier.NETWORK_POLICY, Verdict.ALLOW)
+    assert (event.revision, event.unix_nanos, event.suppressed) == (17, 5, 2)
+
+
+def test_isolation_names_who_isolates() -> None:
+    """A denial for want of a rule names the policy that isolates the pod."""
+    event = storyteller().tell(RECORD, unix_nanos=5)
+    assert event is not None
+    assert event.policy == ISOLATOR
+
+
+def test_late_records_find_yesterdays_meaning() -> None:
+    """A ruleset and a pod that are gone are still named."""
+    told = storyteller()
+    told.set_state(pods={}, rulesets={}, patterns={}, owners={})
+    event = told.tell(RECORD, unix_nanos=5)
+    assert event is not None
+    assert (event.pod, event.policy) == ("web", ISOLATOR)
+
+
+def test_an_endpoint_never_known_tells_nothing() -> None:
+    """A record of an endpoint that this agent never saw is no story."""
+    assert storyteller().tell(replace(RECORD, endpoint=99), unix_nanos=5) is None
+
+
+def test_a_denied_address_has_the_name_it_was_told_under() -> None:
+    """The last name under which this very endpoint was told the address; another endpoint's does not count."""
+    told = storyteller()
+    assert told.lacks_name(RECORD)
+    told.note_observed(Observed(endpoint_id=5, name="other.org", addresses=("192.0.2.9",)))
+    assert told.lacks_name(RECORD)
+    told.note_observed(Observed(endpoint_id=4, name="httpbin.org", addresses=("192.0.2.9",)))
+    assert not told.lacks_name(RECORD)
+    event = told.tell(RECORD, unix_nanos=5)
+    assert event is not None
+    assert event.name == "httpbin.org"
+
+
+def test_pods_and_early_drops_wait_for_no_name() -> None:
+    """A peer that is a pod, and a packet dropped before any rule, have no name to wait for."""
+    told = storyteller()
+    assert not told.lacks_name(replace(RECORD, destination="10.0.0.2"))
+    assert not told.lacks_name(replace(RECORD, tier=int(Tier.NONE)))
+    event = told.tell(replace(RECORD, destination="10.0.0.2"), unix_nanos=5)
+    assert event is not None
+    assert event.peer == "app/db"
+
+
+def test_an_admitting_name_says_who_learned_it() -> None:
+    """By the domain row: own answer, another node's lesson, else the pattern alone."""
+    told = storyteller()
+    record = replace(RECORD, verdict=int(Verdict.ALLOW), reason=int(Reason.RULE), domain=9)
+    event = told.tell(record, unix_nanos=5)
+    assert event is not None
+    assert (event.name, event.learned_by) == ("*.example.com", "")
+    told.note_lesson(Lesson("192.0.2.9", 9, 100, "a.example.com", "node-b"))
+    event = told.tell(record, unix_nanos=5)
+    assert event is not None
+    assert (event.name, event.learned_by) == ("a.example.com", "node-b")
+    told.note_observed(Observed(endpoint_id=4, name="b.example.com", addresses=("192.0.2.9",)))
+    event = told.tell(record, unix_nanos=5)
+    assert event is not None
+    assert (event.name, event.learned_by) == ("b.example.com", "node-a")
+
+
+def test_numbers_of_a_newer_program_shut() -> None:
+    """A verdict, reason or tier that is not known is told as the closed one."""
+    event = storyteller().tell(replace(RECORD, verdict=77, reason=250, tier=9), unix_nanos=5)
+    assert event is not None
+    assert (event.verdict, event.reason, event.tier) == (Verdict.DENY, Reason.UNKNOWN, Tier.NONE)
