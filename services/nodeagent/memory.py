@@ -36,12 +36,13 @@ class MemoryFile:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE_NAME
+        self._beside = self._path.with_suffix(".new")
         self._written = b""
 
     def read(self) -> Memory | None:
         """What was written last; None if there is nothing, or nothing that can be read (said in the log)."""
         try:
-            data = self._path.read_bytes()
+            data = (self._path if self._path.exists() else self._beside).read_bytes()
             return msgspec.msgpack.decode(data, type=Memory)
         except FileNotFoundError:
             return None
@@ -50,14 +51,18 @@ class MemoryFile:
             return None
 
     def write(self, memory: Memory) -> None:
-        """Replace the file if the content differs. A process that dies leaves the one or the other, whole."""
+        """Replace the file if the content differs. A process that dies leaves the one or the other, whole.
+
+        Unlinked and then renamed: a rename over a file makes ext4 write the data out first, milliseconds in the way of
+        every revision, for a file that no reboot needs. Where the file is missing, the one beside it is complete.
+        """
         data = msgspec.msgpack.encode(memory)
         if data == self._written:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".new")
-        temporary.write_bytes(data)
-        temporary.replace(self._path)
+        self._beside.write_bytes(data)
+        self._path.unlink(missing_ok=True)
+        self._beside.rename(self._path)
         self._written = data
 
 
