@@ -24,7 +24,7 @@ from services.common.bpf import BpfError, BpfMap, RingBuffer
 from services.common.log import get_logger
 from services.nodeagent import mapcodec
 from services.nodeagent.mapcodec import SCOPE_LEARNED, SCOPE_SHARED, Bytes
-from services.nodeagent.plan import ORDER, Kind, Op, order_changes
+from services.nodeagent.plan import ORDER, Kind, Op, order_changes, order_retreat
 from services.nodeagent.slots import Slots, drop_expired, list_pages, place_row
 from services.nodeagent.tables import Tables
 
@@ -96,6 +96,12 @@ class Datapath:
                 found[name] = int.from_bytes(key, "little")
         return found
 
+    def referred_rulesets(self) -> set[str]:
+        """Content hashes of the rulesets that an endpoint in the kernel names."""
+        endpoints = [*self._present["endpoints"].values(), *self._present["endpoints_far"].values()]
+        handles = {handle for value in endpoints for handle in mapcodec.decode_endpoint(value)[2]}
+        return {name for name, handle in self.present_rulesets().items() if handle in handles}
+
     def present_patterns(self) -> dict[str, int]:
         """Pattern -> domain row; an exact entry that carries a wildcard's row is that wildcard's shadow, no pattern."""
         decoded = {mapcodec.decode_domain_key(key): value for key, value in self._present["domains"].items()}
@@ -135,6 +141,15 @@ class Datapath:
 
     def plan(self, tables: Tables, touched: Mapping[str, Iterable[object]] | None) -> list[Op]:
         """Ops from what is present to these tables. ``touched``: keys by table, None: compare everything."""
+        return order_changes(*self._compare(tables, touched))
+
+    def plan_retreat(self, tables: Tables) -> list[Op]:
+        """Ops back to these tables, those in force before a plan that a full map stopped."""
+        return order_retreat(*self._compare(tables, None))
+
+    def _compare(
+        self, tables: Tables, touched: Mapping[str, Iterable[object]] | None
+    ) -> tuple[dict[str, Bytes], dict[str, set[bytes]]]:
         puts: dict[str, Bytes] = {}
         deletes: dict[str, set[bytes]] = {}
         for name, entries in self._encode(tables, touched).items():
@@ -143,7 +158,7 @@ class Datapath:
             deletes[name] = {key for key, value in entries.items() if not value and key in now}
             if touched is None or name in _WHOLE:
                 deletes[name] |= now.keys() - entries.keys()
-        return order_changes(puts, deletes)
+        return puts, deletes
 
     def _encode(self, tables: Tables, touched: Mapping[str, Iterable[object]] | None) -> dict[str, Bytes]:
         """map -> key -> value; an empty value where the entry is to go."""

@@ -150,9 +150,22 @@ class Enforcer:
         self.failure = Problem(object=f"map {name}", path="", message=f"{error}; the last good state stays in force")
         self.counters["failed_changes"] += 1
         _log.error("change not enforced", problem=str(error))
-        self._resumed = keep_present(self._memory.rulesets, self._datapath.present_rulesets())
+        referred = self._datapath.referred_rulesets()
+        self._resumed = {name: one for name, one in self._memory.rulesets.items() if name in referred}
         self._wanted = self._make_wanted()
         self._is_whole = False
+        if self.state.revision is not None:
+            self._retreat()
+
+    def _retreat(self) -> None:
+        """Take out again what the failed change had written, or a full map would stay full for ever."""
+        try:
+            self._wanted.prepare(self.state, None, self.bindings, self.snapshot.gateways)
+            self._wanted.finish(self.state)
+            self._datapath.apply(self._datapath.plan_retreat(self._wanted.tables))
+            self._wanted.settle()
+        except (NumbersExhausted, DatapathError) as error:
+            _log.error("what a failed change had written stays in the maps", problem=str(error))
 
     def collect(self) -> None:
         """Clean up names whose time is long over, and domain rows that nothing refers to any more."""

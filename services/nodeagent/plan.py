@@ -84,6 +84,23 @@ def order_changes(puts: Mapping[str, dict[bytes, bytes]], deletes: Mapping[str, 
     return [*_followed_by_epoch(written), *_followed_by_epoch(removed)]
 
 
+ROWS = ("peers", "ports", "mixed", "rulesets")
+"""What lookups lead to."""
+
+
+def order_retreat(puts: Mapping[str, dict[bytes, bytes]], deletes: Mapping[str, Set[bytes]]) -> list[Op]:
+    """The same writes and deletes after a plan that a full map stopped, back to the state before it.
+
+    That plan deleted nothing, so every row is still there that the state before needs, and what it added to the lookups
+    leads to rows that mean the same: lookups may shrink first, which makes the room that their writes need.
+    """
+    kept = {name: entries for name, entries in puts.items() if name not in ROWS}
+    shrunk = {name: keys for name, keys in deletes.items() if name not in ROWS}
+    first = order_changes({name: puts.get(name, {}) for name in ROWS}, {})
+    last = order_changes({}, {name: deletes.get(name, set()) for name in ROWS})
+    return [*first, *order_changes({}, shrunk), *order_changes(kept, {}), *last]
+
+
 def _sorted_keys(keys: Set[bytes]) -> dict[bytes, bytes]:
     return dict.fromkeys(sorted(keys), b"")
 
