@@ -106,6 +106,12 @@ class Kernel:
         now = int.from_bytes(epoch.get(bytes(4)) or bytes(8), "little")
         epoch.put(bytes(4), (now + 1).to_bytes(8, "little"))
 
+    def forget_flows(self) -> None:
+        """Flows alone: the next packet of any is a new one."""
+        for name in ("flows_unanswered", "flows_answered"):
+            one = self.maps[name]
+            one.delete_many(one.keys())
+
     def forget(self) -> None:
         """Flows, names, queries, counters, events: as at first start."""
         for name in (*_PROGRAM_MAPS, "reasons", "rule_counters", "credits"):

@@ -1,0 +1,427 @@
+"""Flows: what was admitted goes on, replies come back, and every change is judged again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from schemas.terms import Direction, Reason
+from services.nodeagent.tables import Tables
+from tests.bpf import packets
+from tests.bpf.packets import ACK, FIN, IPV4, IPV6, RST, SYN, TCP, UDP, echo, ethernet, icmp, ipv4, ipv6, tcp, udp
+from tests.bpf.prog_run import IFINDEX, Kernel, Result, boot_seconds
+from tests.bpf.worlds import (
+    EGRESS,
+    INGRESS,
+    PEER4,
+    PEER6,
+    POD4,
+    POD6,
+    add_cidr,
+    add_pattern,
+    make_tables,
+)
+
+pytestmark = pytest.mark.kernel
+ALLOW = 1 << 200
+STATE, EXPIRES, EPOCH = 55, slice(40, 44), slice(0, 8)
+"""Offsets in struct flow."""
+
+
+def tables_with(direction: Direction, *, peer: str = PEER4) -> Tables:
+    """One direction to one peer is allowed; all else is shut."""
+    tables = make_tables(egress={"isolated": True}, ingress={"isolated": True})
+    prefix = f"{peer}/{128 if ':' in peer else 32}"
+    add_cidr(tables, prefix, 5, EGRESS if direction is Direction.EGRESS else INGRESS, ALLOW)
+    return tables
+
+
+@pytest.fixture
+def outward(kernel: Kernel) -> Kernel:
+    """The pod may connect to the peer, and nobody to the pod."""
+    kernel.fill(tables_with(Direction.EGRESS))
+    return kernel
+
+
+@pytest.fixture
+def inward(kernel: Kernel) -> Kernel:
+    """The peer may connect to the pod, and the pod to nobody."""
+    kernel.fill(tables_with(Direction.INGRESS))
+    return kernel
+
+
+def out(kernel: Kernel, flags: int = ACK, *, sport: int = 1000, dport: int = 443) -> Result:
+    return kernel.from_pod(packets.ip(POD4, PEER4, TCP, tcp(sport, dport, flags)))
+
+
+def back(kernel: Kernel, flags: int = ACK, *, sport: int = 443, dport: int = 1000, ingress: int = 77) -> Result:
+    return kernel.to_pod(packets.ip(PEER4, POD4, TCP, tcp(sport, dport, flags)), ingress=ingress)
+
+
+def handshake(kernel: Kernel) -> None:
+    assert out(kernel, SYN).passed and back(kernel, SYN | ACK).passed and out(kernel).passed
+
+
+def only_flow(kernel: Kernel, name: str = "flows_answered") -> bytes:
+    ((_, value),) = kernel.maps[name].items()
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Replies
+
+
+def test_replies_pass_and_new_flows_are_judged(outward: Kernel) -> None:
+    """What the pod opened comes back; the same peer cannot open anything."""
+    handshake(outward)
+    assert back(outward, ACK).passed
+    assert not back(outward, SYN, sport=444).passed
+    assert not back(outward, SYN, sport=443, dport=1001).passed
+
+
+def test_an_established_packet_makes_no_event(outward: Kernel) -> None:
+    """Only new flows and denials are told."""
+    handshake(outward)
+    assert out(outward).event is None and back(outward).event is None
+
+
+def test_the_same_towards_the_pod(inward: Kernel) -> None:
+    """Inbound flows that policy admits are answered; the pod opens nothing."""
+    assert back(inward, SYN, sport=5000, dport=80).passed
+    assert out(inward, SYN | ACK, sport=80, dport=5000).passed
+    assert not out(inward, SYN, sport=81, dport=5000).passed
+
+
+@pytest.mark.parametrize("protocol", [UDP, packets.SCTP, 47])
+def test_replies_of_other_protocols(outward: Kernel, protocol: int) -> None:
+    """UDP, SCTP and protocols without ports have flows too."""
+    body = {UDP: udp(5, 6), packets.SCTP: packets.sctp(5, 6), 47: bytes(8)}[protocol]
+    turned = {UDP: udp(6, 5), packets.SCTP: packets.sctp(6, 5), 47: bytes(8)}[protocol]
+    reply = packets.ip(PEER4, POD4, protocol, turned)
+    assert not outward.to_pod(reply).passed
+    assert outward.from_pod(packets.ip(POD4, PEER4, protocol, body)).passed
+    assert outward.to_pod(reply).passed
+
+
+def test_echo_belongs_to_who_asked(outward: Kernel) -> None:
+    """A reply to the pod's echo passes; a request with the same identifier does not, nor another's reply."""
+    assert outward.from_pod(packets.ip(POD4, PEER4, 1, echo(8, 7))).passed
+    assert outward.to_pod(packets.ip(PEER4, POD4, 1, echo(0, 7))).passed
+    assert not outward.to_pod(packets.ip(PEER4, POD4, 1, echo(8, 7))).passed
+    assert not outward.to_pod(packets.ip("192.0.2.99", POD4, 1, echo(0, 7))).passed
+
+
+def test_echo_of_ipv6(kernel: Kernel) -> None:
+    """The same for ICMPv6."""
+    kernel.fill(tables_with(Direction.EGRESS, peer=PEER6))
+    assert kernel.from_pod(packets.ip(POD6, PEER6, 58, echo(128, 7))).passed
+    assert kernel.to_pod(packets.ip(PEER6, POD6, 58, echo(129, 7))).passed
+    assert not kernel.to_pod(packets.ip(PEER6, POD6, 58, echo(128, 7))).passed
+
+
+def test_the_first_reply_moves_a_flow_out_of_reach(outward: Kernel) -> None:
+    """Unanswered flows, which anyone can make, and answered ones live in two tables."""
+    assert out(outward, SYN).passed
+    assert len(outward.maps["flows_unanswered"].keys()) == 1
+    assert back(outward, SYN | ACK).passed
+    assert not outward.maps["flows_unanswered"].keys() and len(outward.maps["flows_answered"].keys()) == 1
+
+
+def test_packets_and_bytes_are_counted_in_the_flow(outward: Kernel) -> None:
+    """By direction: 2 packets out, 1 back, 60 bytes each."""
+    handshake(outward)
+    flow = only_flow(outward)
+    numbers = [int.from_bytes(flow[at : at + 8], "little") for at in range(8, 40, 8)]
+    assert numbers == [2, 1, 120, 60]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# New flows on old ports
+
+
+def test_a_syn_on_an_existing_tuple_is_a_new_flow(outward: Kernel) -> None:
+    """Port reuse: the SYN is judged by today's policy, whatever lived on those ports."""
+    handshake(outward)
+    shut = make_tables(egress={"isolated": True})
+    epoch = outward.maps["epoch"].get(bytes(4))
+    outward.fill(shut)
+    assert epoch is not None
+    outward.maps["epoch"].put(bytes(4), epoch)  # as if nobody had told the live flows
+    assert out(outward).passed
+    assert not out(outward, SYN).passed
+
+
+def test_a_syn_against_the_flow_is_a_new_flow(outward: Kernel) -> None:
+    """The peer cannot open an inbound connection on the tuple of an established outbound one."""
+    handshake(outward)
+    assert not back(outward, SYN).passed
+
+
+def test_simultaneous_open(outward: Kernel) -> None:
+    """While the pod's SYN is unanswered the peer's SYN on the same tuple is part of it."""
+    assert out(outward, SYN).passed
+    assert back(outward, SYN).passed and out(outward, SYN | ACK).passed
+
+
+def test_an_expired_flow_is_no_flow(outward: Kernel) -> None:
+    """What is over is judged anew."""
+    assert outward.from_pod(packets.ip(POD4, PEER4, UDP, udp(5, 6))).passed
+    ((key, value),) = outward.maps["flows_unanswered"].items()
+    past = bytearray(value)
+    past[EXPIRES] = bytes(4)
+    outward.maps["flows_unanswered"].put(key, bytes(past))
+    assert not outward.to_pod(packets.ip(PEER4, POD4, UDP, udp(6, 5))).passed
+
+
+def test_closing_shortens_a_flows_life(outward: Kernel) -> None:
+    """Established: a day. One FIN: two minutes. Both, or RST: seconds."""
+
+    def lifetime() -> int:
+        import time
+
+        ticks = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> 30
+        return int.from_bytes(only_flow(outward)[EXPIRES], "little") - ticks
+
+    handshake(outward)
+    assert lifetime() > 80_000
+    out(outward, FIN | ACK)
+    assert 90 < lifetime() < 130
+    back(outward, FIN | ACK)
+    assert lifetime() < 12
+
+
+def test_a_reset_shortens_it_too(outward: Kernel) -> None:
+    """RST ends a flow at once."""
+    import time
+
+    handshake(outward)
+    back(outward, RST)
+    ticks = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> 30
+    assert int.from_bytes(only_flow(outward)[EXPIRES], "little") - ticks < 12
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mid-stream
+
+
+@pytest.mark.parametrize("first", ["out", "back"])
+def test_connections_that_were_there_before_are_adopted(outward: Kernel, first: str) -> None:
+    """A TCP packet without SYN and without flow passes where policy would have admitted the connection, either way."""
+    assert (out if first == "out" else back)(outward, ACK).passed
+    assert back(outward, ACK).passed and out(outward, ACK).passed
+    assert len(outward.maps["flows_answered"].keys()) == 1
+
+
+def test_what_policy_would_not_have_admitted_is_not_adopted(outward: Kernel) -> None:
+    """Neither orientation is admitted: dropped."""
+    frame = packets.ip(POD4, "192.0.2.99", TCP, tcp(1000, 443, ACK))
+    assert not outward.from_pod(frame).passed
+
+
+def test_a_syn_ack_answers_or_is_nothing(inward: Kernel, outward: Kernel) -> None:
+    """A SYN-ACK without flow is a reply to what its receiver opened: only that orientation is asked."""
+    outward.fill(tables_with(Direction.INGRESS))
+    assert out(outward, SYN | ACK, sport=80, dport=5000).passed
+    outward.forget_flows()
+    assert not back(outward, SYN | ACK, sport=80, dport=5000).passed
+
+
+def test_udp_is_not_adopted(outward: Kernel) -> None:
+    """Only TCP says that it is under way."""
+    assert not outward.to_pod(packets.ip(PEER4, POD4, UDP, udp(6, 5))).passed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Judged again
+
+
+def test_a_policy_change_cuts_live_flows(outward: Kernel) -> None:
+    """After the epoch the next packet, in either direction, is judged by today's rules and the flow is gone."""
+    handshake(outward)
+    outward.fill(make_tables(egress={"isolated": True}))
+    assert not back(outward).passed
+    assert not outward.maps["flows_answered"].keys()
+    assert not out(outward).passed
+
+
+def test_a_change_that_still_admits_cuts_nothing(outward: Kernel) -> None:
+    """Re-judged and admitted: the flow goes on without an event, and is valid for the new epoch."""
+    handshake(outward)
+    outward.bump()
+    result = back(outward)
+    assert result.passed and result.event is None
+    assert only_flow(outward)[EPOCH] == outward.maps["epoch"].get(bytes(4))
+
+
+def test_a_relabelled_peer_is_judged_as_what_it_is_now(kernel: Kernel) -> None:
+    """Identity is looked up anew: a flow lives by who the peer is, not who it was."""
+    tables = make_tables(egress={"isolated": True})
+    tables.ipcache[PEER4] = 300
+    tables.classes.update({300: 1, 301: 2})
+    tables.peers[(EGRESS, 1)] = ALLOW
+    kernel.fill(tables)
+    handshake(kernel)
+    tables.ipcache[PEER4] = 301
+    kernel.fill(tables)
+    assert not out(kernel).passed
+
+
+def test_a_name_that_expired_does_not_cut_its_flow(kernel: Kernel) -> None:
+    """The domain row that admitted a flow counts while it lives; new connections do not."""
+    tables = make_tables(egress={"isolated": True})
+    add_pattern(tables, "a.test", 7, ALLOW)
+    kernel.fill(tables)
+    kernel.add_name(PEER4, 7, boot_seconds() + 60)
+    handshake(kernel)
+    kernel.maps["resolutions"].delete_many(kernel.maps["resolutions"].keys())
+    kernel.add_name(PEER4, 7, boot_seconds() - 1)
+    kernel.bump()
+    assert out(kernel).passed and back(kernel).passed
+    assert not out(kernel, SYN, sport=1001).passed
+
+
+def test_a_pattern_that_is_withdrawn_cuts_its_flows(kernel: Kernel) -> None:
+    """The stored row admits only what the rules still give it."""
+    tables = make_tables(egress={"isolated": True})
+    add_pattern(tables, "a.test", 7, ALLOW)
+    kernel.fill(tables)
+    kernel.add_name(PEER4, 7, boot_seconds() + 60)
+    handshake(kernel)
+    tables.peers.clear()
+    kernel.fill(tables)
+    assert not out(kernel).passed
+
+
+def test_own_node_is_remembered(kernel: Kernel) -> None:
+    """A flow that this node generated goes on after a change, though its replies do not show where it came from."""
+    kernel.fill(make_tables(ingress={"isolated": True}, egress={"isolated": True}))
+    assert back(kernel, SYN, sport=5000, dport=80, ingress=0).passed
+    kernel.bump()
+    assert out(kernel, SYN | ACK, sport=80, dport=5000).passed
+
+
+def test_hairpin_flows_go_on(kernel: Kernel) -> None:
+    """A pod that reached itself through its Service keeps the connection over a change."""
+    kernel.fill(make_tables(ingress={"isolated": True}, egress={"isolated": True}))
+    assert back(kernel, SYN, sport=5000, dport=80, ingress=IFINDEX).passed
+    kernel.bump()
+    assert out(kernel, SYN | ACK, sport=80, dport=5000).passed
+
+
+def test_the_reverse_orientation_is_judged_by_its_own_direction(inward: Kernel) -> None:
+    """An inbound flow is judged again as inbound, whichever packet comes first after the change."""
+    assert back(inward, SYN, sport=5000, dport=80).passed
+    inward.bump()
+    assert out(inward, SYN | ACK, sport=80, dport=5000).passed
+    tables = tables_with(Direction.INGRESS)
+    tables.peers.clear()
+    inward.fill(tables)
+    assert not out(inward, ACK, sport=80, dport=5000).passed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ICMP errors
+
+
+def unreachable(inner: bytes, *, source: str = "203.0.113.1", kind: int = 3) -> bytes:
+    return packets.ip(source, POD4, 1, icmp(kind, 4, bytes(4), inner))
+
+
+@pytest.mark.parametrize("kind", [3, 11, 12])
+def test_an_error_about_a_live_flow_passes(outward: Kernel, kind: int) -> None:
+    """Path MTU discovery works through a deny-all policy: any router may report on a live flow."""
+    handshake(outward)
+    assert outward.to_pod(unreachable(ipv4(POD4, PEER4, TCP, tcp(1000, 443, ACK)), kind=kind)).passed
+    assert outward.count_reason(Direction.INGRESS, Reason.RELATED) == 1
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        pytest.param(ipv4(POD4, PEER4, TCP, tcp(1001, 443)), id="another port"),
+        pytest.param(ipv4(POD4, "192.0.2.99", TCP, tcp(1000, 443)), id="another peer"),
+        pytest.param(ipv4("10.0.0.6", PEER4, TCP, tcp(1000, 443)), id="another pod's packet"),
+        pytest.param(ipv4(PEER4, POD4, TCP, tcp(443, 1000)), id="a packet the other way"),
+        pytest.param(ipv4(POD4, PEER4, TCP, tcp(1000, 443))[:24], id="cut short"),
+        pytest.param(b"", id="nothing quoted"),
+    ],
+)
+def test_an_error_about_nothing_is_dropped(outward: Kernel, inner: bytes) -> None:
+    """Only a quote of a live flow, in the pod's own name, is related."""
+    handshake(outward)
+    result = outward.to_pod(unreachable(inner))
+    assert not result.passed and result.reason is Reason.ICMP_UNRELATED
+
+
+def test_errors_from_the_pod_go_to_the_flows_peer(inward: Kernel) -> None:
+    """A pod may report on a live flow to that flow's peer, and to nobody else."""
+    assert inward.to_pod(packets.ip(PEER4, POD4, UDP, udp(9, 10))).passed
+    quote = ipv4(PEER4, POD4, UDP, udp(9, 10))
+    assert inward.from_pod(packets.ip(POD4, PEER4, 1, icmp(3, 3, bytes(4), quote))).passed
+    other = inward.from_pod(packets.ip(POD4, "192.0.2.99", 1, icmp(3, 3, bytes(4), quote)))
+    assert not other.passed and other.reason is Reason.ICMP_UNRELATED
+
+
+def test_errors_from_the_pod_are_rationed(inward: Kernel) -> None:
+    """Quoting a live flow is no channel: about a hundred a second."""
+    assert inward.to_pod(packets.ip(PEER4, POD4, UDP, udp(9, 10))).passed
+    frame = packets.ip(POD4, PEER4, 1, icmp(3, 3, bytes(4), ipv4(PEER4, POD4, UDP, udp(9, 10))))
+    passed = sum(inward.from_pod(frame).passed for _ in range(400))
+    assert 100 <= passed <= 200
+
+
+def test_errors_of_ipv6(kernel: Kernel) -> None:
+    """Packet too big about a live IPv6 flow passes; about nothing it is dropped."""
+    kernel.fill(tables_with(Direction.EGRESS, peer=PEER6))
+    assert kernel.from_pod(packets.ip(POD6, PEER6, TCP, tcp(1000, 443))).passed
+    quote = ipv6(POD6, PEER6, TCP, tcp(1000, 443))
+    assert kernel.to_pod(packets.ip("2001:db8:9::1", POD6, 58, icmp(2, 0, bytes(4), quote))).passed
+    wrong = ipv6(POD6, PEER6, TCP, tcp(1001, 443))
+    assert not kernel.to_pod(packets.ip("2001:db8:9::1", POD6, 58, icmp(2, 0, bytes(4), wrong))).passed
+
+
+def test_an_error_about_an_echo(outward: Kernel) -> None:
+    """An echo request is a flow that errors may quote."""
+    assert outward.from_pod(packets.ip(POD4, PEER4, 1, echo(8, 7))).passed
+    assert outward.to_pod(unreachable(ipv4(POD4, PEER4, 1, echo(8, 7)))).passed
+    assert not outward.to_pod(unreachable(ipv4(POD4, PEER4, 1, echo(8, 8)))).passed
+
+
+def test_a_related_error_does_not_outlive_the_permission(outward: Kernel) -> None:
+    """An error that quotes a flow which policy no longer admits is denied, and the flow is gone."""
+    handshake(outward)
+    outward.fill(make_tables(egress={"isolated": True}))
+    assert not outward.to_pod(unreachable(ipv4(POD4, PEER4, TCP, tcp(1000, 443, ACK)))).passed
+    assert not outward.maps["flows_answered"].keys()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Budgets
+
+
+def test_a_noisy_pod_is_told_in_part_and_counted_in_full(outward: Kernel) -> None:
+    """Verdict events have a budget an endpoint; what it holds back is counted and told with the next."""
+    tables = tables_with(Direction.EGRESS)
+    tables.config = replace(tables.config, events_per_second=10)
+    outward.fill(tables)
+    denied = packets.ip(POD4, "192.0.2.99", TCP, tcp(1, 2))
+    told = [outward.from_pod(denied).event for _ in range(100)]
+    assert 10 <= sum(event is not None for event in told) <= 30
+    assert outward.count_reason(Direction.EGRESS, Reason.ISOLATED) == 100
+
+
+def test_without_allow_events_only_denials_are_told(outward: Kernel) -> None:
+    """Allowed new flows are told only where the setting says so."""
+    tables = tables_with(Direction.EGRESS)
+    tables.config = replace(tables.config, allow_events=False)
+    outward.fill(tables)
+    assert out(outward, SYN).event is None
+    assert back(outward, SYN, sport=1).event is not None
+
+
+def test_families_do_not_meet(kernel: Kernel) -> None:
+    """A flow of one family says nothing of the other, on the same ports."""
+    kernel.fill(tables_with(Direction.EGRESS))
+    assert kernel.from_pod(ethernet(IPV4, ipv4(POD4, PEER4, TCP, tcp(1000, 443)))).passed
+    assert not kernel.to_pod(ethernet(IPV6, ipv6(PEER6, POD6, TCP, tcp(443, 1000, SYN | ACK)))).passed
