@@ -32,6 +32,7 @@ from nats.aio.msg import Msg
 
 from services.demo import topology
 from services.demo.convergence import read_revision
+from services.demo.folder import read_manifest
 from services.demo.lab import Lab
 from services.demo.netns import open_socket
 from services.demo.runner import Demo
@@ -41,9 +42,13 @@ from services.demo.topology import Pod
 SINK_PORT = 9
 SWITCH_TARGET = "203.0.113.200"
 """What ``figures-switch.yaml`` allows."""
+OTHER_TARGET = "203.0.113.201"
 SAMPLE_SECONDS = 5.0
 PROBE_SECONDS = 0.0005
-"""Between two datagrams of one pod: the resolution of every sample."""
+"""Between two datagrams of one pod, where a name is awaited: the resolution of a sample."""
+SWITCH_PROBE_SECONDS = 0.001
+"""The same where a policy is: every denied datagram costs its node a verdict event, so that a finer resolution would
+measure its own load."""
 QUIET_SECONDS = 0.05
 """A hundred datagrams in a row that do not pass: the verdict has changed for good."""
 REST_SECONDS = 0.06
@@ -159,7 +164,8 @@ async def _connect(url: str) -> Client:
 class Sink:
     """The outside's UDP port. A datagram's content is its number, which tells whose it is."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, *, probe_seconds: float) -> None:
+        self._probe_seconds = probe_seconds
         self._socket = open_socket(lab.fabric, socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("0.0.0.0", SINK_PORT))
         self._socket.setblocking(False)
@@ -179,7 +185,7 @@ class Sink:
         while time.monotonic() < deadline:
             for sender in waiting:
                 owners[self._send(sender, target)] = sender
-            for number in self._receive(time.monotonic() + PROBE_SECONDS):
+            for number in self._receive(time.monotonic() + self._probe_seconds):
                 waiting.discard(owners[number]) if number in owners else None
                 if not waiting:
                     return time.monotonic()
@@ -194,7 +200,7 @@ class Sink:
                 return last
             for sender in senders:
                 self._send(sender, target)
-            for _ in self._receive(now + PROBE_SECONDS):
+            for _ in self._receive(now + self._probe_seconds):
                 last = time.monotonic()
         raise DemoError(f"datagrams to {target} still pass after {SAMPLE_SECONDS:.0f} s")
 
@@ -223,24 +229,32 @@ def open_sender(lab: Lab, pod: Pod) -> socket.socket:
 
 
 def measure_switches(demo: Demo, count: int) -> list[float]:
-    """Seconds from a manifest's appearance in, or removal from, the folder to the changed verdict on *both* nodes."""
+    """Seconds from an edited manifest's appearance in the folder to the changed verdict on *both* nodes.
+
+    The edit points one rule at another address and back, so that every second sample opens and every other one shuts.
+    A file that vanishes is not measured: the controller waits for 10 ms whether it comes back, on purpose.
+    """
     name = "figures-switch.yaml"
+    opening = read_manifest(name)
+    shutting = opening.replace(SWITCH_TARGET, OTHER_TARGET)
     samples = []
     with contextlib.ExitStack() as opened:
-        sink = opened.enter_context(Sink(demo.lab))
+        sink = opened.enter_context(Sink(demo.lab, probe_seconds=SWITCH_PROBE_SECONDS))
         pods = [topology.find_pod(key) for key in (ASKER, USER)]
         senders = [opened.enter_context(open_sender(demo.lab, pod)) for pod in pods]
         opened.callback(demo.folder.remove, name)
+        demo.folder.write(name, opening)
+        sink.await_arrivals(senders, SWITCH_TARGET)
         for index in range(count):
+            time.sleep(REST_SECONDS)
             started = time.monotonic()
-            if index % 2 == 0:
-                demo.folder.write_policy(name)
+            if index % 2:
+                demo.folder.write(name, opening)
                 ended = sink.await_arrivals(senders, SWITCH_TARGET)
             else:
-                demo.folder.remove(name)
+                demo.folder.write(name, shutting)
                 ended = sink.await_silence(senders, SWITCH_TARGET)
             samples.append(ended - started)
-            time.sleep(REST_SECONDS)
     return samples
 
 
@@ -251,7 +265,7 @@ def measure_switches(demo: Demo, count: int) -> list[float]:
 def measure_sharing(lab: Lab, names: FreshNames, count: int) -> list[float]:
     """Seconds from an answer's arrival at a pod's interface to the first datagram out of the other node's pod."""
     samples = []
-    with Sink(lab) as sink, open_questions(lab, topology.find_pod(ASKER)) as questions:
+    with Sink(lab, probe_seconds=PROBE_SECONDS) as sink, open_questions(lab, topology.find_pod(ASKER)) as questions:
         for _ in range(count):
             name, address = names.take()
             started = ask(questions, name)
