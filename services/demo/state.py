@@ -85,10 +85,10 @@ class Run:
         for run in find_runs():
             if run.state.owner is not None and not run.is_owned():
                 run.remove()
-        FOLDER.mkdir(parents=True, exist_ok=True)
         for slot in range(MAX_RUNS):
             with contextlib.suppress(FileExistsError):
-                (FOLDER / str(slot)).mkdir()
+                # With its parents, because a run that ends takes an empty folder with it.
+                (FOLDER / str(slot)).mkdir(parents=True)
                 owner = Process("yett demo", os.getpid(), read_start_time(os.getpid()))
                 run = cls(State(slot=slot, owner=owner))
                 run.save()
@@ -167,10 +167,14 @@ class Run:
 
 def find_runs() -> list[Run]:
     """Every run with a record on this machine, dead or alive; a slot whose record is not yet written is left alone."""
+    try:
+        slots = sorted(os.listdir(FOLDER))
+    except FileNotFoundError:
+        return []
     runs = []
-    for path in sorted(FOLDER.glob("*/state.json")):
-        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
-            runs.append(Run(msgspec.json.decode(path.read_bytes(), type=State)))
+    for slot in slots:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+            runs.append(Run(msgspec.json.decode((FOLDER / slot / "state.json").read_bytes(), type=State)))
     return runs
 
 
