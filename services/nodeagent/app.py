@@ -74,6 +74,13 @@ def lock_pins(pin_root: Path) -> int:
     return handle
 
 
+async def wait_event(event: asyncio.Event, seconds: float) -> None:
+    """Until the event is set, or the time is over; unlike ``wait_for`` it never swallows a cancellation."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
 def make_sizes(settings: NodeagentSettings) -> dict[str, int]:
     """The loader's sizes by the settings' names."""
     return {
@@ -253,8 +260,7 @@ class App:
             self._patterns_heard.clear()
             self._patterns_due.set()
         if self._connection is not None and self._connection.is_connected:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._patterns_heard.wait(), HISTORY_SECONDS)
+            await wait_event(self._patterns_heard, HISTORY_SECONDS)
 
     def _note_enforced(self, state: PolicyState, trace: str) -> None:
         self._trace = self._verdicts.trace = trace
@@ -378,8 +384,7 @@ class App:
                 await name_bus.read_all_again()
             if patterns == self._patterns:
                 self._patterns_heard.set()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._patterns_due.wait(), STATUS_SECONDS)
+                await wait_event(self._patterns_due, STATUS_SECONDS)
                 self._patterns_due.clear()
 
     async def _speak(self, connection: Client) -> None:
@@ -391,8 +396,7 @@ class App:
                 await connection.publish(wire.subject_status(self._node), wire.encode(status), headers=headers)
             except (nats.errors.Error, OSError) as error:
                 _log.debug("status not sent", problem=str(error) or type(error).__name__)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._status_due.wait(), STATUS_SECONDS)
+            await wait_event(self._status_due, STATUS_SECONDS)
             self._status_due.clear()
 
     def _make_status(self) -> AgentStatus:

@@ -56,7 +56,8 @@ class LinkWatch:
     async def wait(self, timeout_seconds: float) -> Seen:
         """What was heard since the last call, at once if there is anything; empty after ``timeout_seconds``."""
         try:
-            await asyncio.wait_for(self._heard.wait(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):  # wait_for could swallow a cancellation
+                await self._heard.wait()
         except TimeoutError:
             return Seen()
         self._heard.clear()

@@ -1,0 +1,258 @@
+"""Interfaces of pods on a node of its own: found, programmed, kept so, let go."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.nodeagent import loader, strict
+from services.nodeagent.links import Links, Netlink, PodLink, Snapshot
+from tests.nodeagent.namespaces import Node, ip, make_node
+
+pytestmark = pytest.mark.e2e
+
+INTERFACES, UPLINKS = ("pod*",), ("podup*",)
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[dict[str, Path]]:
+    root = Path(f"/sys/fs/bpf/yett-links-{os.getpid()}")
+    try:
+        yield dict(loader.load(root, {"FLOWS_ANSWERED": 1024, "FLOWS_UNANSWERED": 1024}).programs)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with make_node(f"yt{os.getpid()}") as made:
+        yield made
+
+
+def enter(node: Node, program: str) -> list[str]:
+    """The program in the node's network namespace alone: ``tc -n`` would mount a /sys without our pins."""
+    return ["nsenter", f"--net=/run/netns/{node.name}", "--", program]
+
+
+def list_filters(node: Node, interface: str) -> str:
+    found = [
+        subprocess.run(
+            ["tc", "-n", node.name, "filter", "show", "dev", interface, hook],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+        for hook in ("ingress", "egress")
+    ]
+    return "".join(found)
+
+
+async def watched(
+    programs: dict[str, Path], work: Callable[[Links, list[Snapshot]], Awaitable[None]]
+) -> list[Snapshot]:
+    """Run ``Links`` while ``work`` runs; every snapshot it told."""
+    links = Links(INTERFACES, UPLINKS)
+    told: list[Snapshot] = []
+
+    async def changed(snapshot: Snapshot) -> None:
+        told.append(snapshot)
+
+    await links.open(programs)
+    running = asyncio.create_task(links.run(changed))
+    try:
+        await links.looked.wait()
+        await work(links, told)
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+        await links.close()
+    if not running.cancelled() and running.exception():
+        raise running.exception()
+    return told
+
+
+async def until(holds: Callable[[], object], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "not in time"
+        await asyncio.sleep(0.002)
+
+
+def find(told: list[Snapshot], name: str) -> PodLink | None:
+    return next((one for one in told[-1].links if one.link.name == name), None) if told else None
+
+
+def test_what_is_there_is_found_from_the_hosts_side(node, programs) -> None:
+    """A pod's interface has the address of the host's route and the gateway of the host's side, and both programs."""
+    node.add_pod(11)
+
+    async def work(_links: Links, told: list[Snapshot]) -> None:
+        await until(lambda: find(told, "pod11"))
+
+    told = node.run(lambda: watched(programs, work))
+    found = find(told, "pod11")
+    assert found is not None
+    assert found.link.addresses == ("10.66.0.11",)
+    assert "fe80::1" in found.link.gateways
+    assert found.appeared == 0.0
+    shown = list_filters(node, "pod11")
+    assert shown.count("handle 0x7e77") == 2
+    assert "from_pod" in shown
+    assert "to_pod" in shown
+
+
+def test_a_new_link_has_its_programs_within_100_ms(node, programs) -> None:
+    """From the link's notification to both programs on it."""
+
+    async def work(_links: Links, told: list[Snapshot]) -> None:
+        for number in (21, 22, 23):
+            await asyncio.to_thread(node.add_pod, number)
+        await until(lambda: all(one and one.link.addresses for one in (find(told, f"pod{n}") for n in (21, 22, 23))))
+
+    told = node.run(lambda: watched(programs, work))
+    for number in (21, 22, 23):
+        found = find(told, f"pod{number}")
+        assert found is not None
+        assert 0 <= found.attached - found.appeared < 0.1
+
+
+def test_a_lost_filter_is_back_within_a_second(node, programs) -> None:
+    """Somebody deletes clsact: both programs are put back, and it is counted."""
+    node.add_pod(31)
+
+    async def work(links: Links, told: list[Snapshot]) -> None:
+        await until(lambda: find(told, "pod31"))
+        await asyncio.to_thread(
+            subprocess.run, ["tc", "-n", node.name, "qdisc", "del", "dev", "pod31", "clsact"], check=True
+        )
+        await until(lambda: list_filters(node, "pod31").count("handle 0x7e77") == 2, 1.0)
+        await until(lambda: links.reattached >= 1, 1.0)
+
+    node.run(lambda: watched(programs, work))
+
+
+def test_a_foreign_program_is_left_alone_and_reported(node, programs) -> None:
+    """A program at priority 1 stays where it is; the interface is told to be foreign."""
+    node.add_pod(41)
+    tc = enter(node, "tc")
+    subprocess.run([*tc, "qdisc", "add", "dev", "pod41", "clsact"], check=True)
+    pin = str(programs["from_pod"])
+    foreign = [
+        "filter",
+        "add",
+        "dev",
+        "pod41",
+        "ingress",
+        "prio",
+        "1",
+        "handle",
+        "1",
+        "bpf",
+        "da",
+        "object-pinned",
+        pin,
+    ]
+    subprocess.run([*tc, *foreign], check=True)
+
+    async def work(_links: Links, told: list[Snapshot]) -> None:
+        await until(lambda: (found := find(told, "pod41")) and found.is_foreign)
+
+    node.run(lambda: watched(programs, work))
+    assert "pref 1 bpf chain 0 handle 0x1" in list_filters(node, "pod41")
+
+
+def test_gone_links_are_forgotten(node, programs) -> None:
+    """An interface that is deleted leaves the snapshot; the others stay."""
+    node.add_pod(51)
+    node.add_pod(52)
+
+    async def work(_links: Links, told: list[Snapshot]) -> None:
+        await until(lambda: find(told, "pod51"))
+        await asyncio.to_thread(ip, "-n", node.name, "link", "del", "pod51")
+        await until(lambda: find(told, "pod51") is None and find(told, "pod52"))
+
+    node.run(lambda: watched(programs, work))
+
+
+def test_uplinks_are_never_touched(node, programs) -> None:
+    """An interface named an uplink, and one with the default route, get no program whatever else they match."""
+    node.add_pod(61, interface="podup0")
+    node.add_pod(62, interface="pod62")
+    ip("-n", node.name, "route", "add", "default", "via", "10.66.0.62", "dev", "pod62", "onlink")
+
+    async def work(links: Links, told: list[Snapshot]) -> None:
+        assert links.snapshot.links == ()
+        assert len(links.snapshot.uplinks) == 2
+
+    node.run(lambda: watched(programs, work))
+    assert "0x7e77" not in list_filters(node, "podup0") + list_filters(node, "pod62")
+
+
+def test_detach_takes_our_filters_only(node, programs) -> None:
+    """Ours are gone, clsact with them; where somebody else's filter is, it stays."""
+    node.add_pod(71)
+    node.add_pod(72)
+
+    async def work(_links: Links, told: list[Snapshot]) -> None:
+        await until(lambda: find(told, "pod71") and find(told, "pod72"))
+
+    node.run(lambda: watched(programs, work))
+    pin = str(programs["to_pod"])
+    foreign = ["filter", "add", "dev", "pod72", "egress", "prio", "9", "bpf", "da", "object-pinned", pin]
+    subprocess.run([*enter(node, "tc"), *foreign], check=True)
+
+    async def let_go() -> None:
+        netlink = Netlink(INTERFACES, UPLINKS)
+        for ifindex in await asyncio.to_thread(netlink.list_names):
+            await asyncio.to_thread(netlink.detach, ifindex)
+        await asyncio.to_thread(netlink.close)
+
+    node.run(let_go)
+    assert list_filters(node, "pod71") == ""
+    shown = list_filters(node, "pod72")
+    assert "pref 9" in shown
+    assert "0x7e77" not in shown
+
+
+def test_the_gate_shuts_what_is_not_judged(node) -> None:
+    """A pod's packets reach the node only once its interface is in the set; a foreign flush is put right."""
+    node.add_pod(81)
+    pod = f"{node.name}-p81"
+    ip("-n", node.name, "addr", "add", "10.66.9.1/32", "dev", "lo")
+    ip("-n", pod, "route", "add", "10.66.9.1", "dev", "eth0", "scope", "link")
+    index = _read_ifindex(node, "pod81")
+
+    def reaches() -> bool:
+        ping = ["ip", "netns", "exec", pod, "ping", "-c", "1", "-W", "1", "10.66.9.1"]
+        return subprocess.run(ping, capture_output=True, check=False).returncode == 0
+
+    async def work() -> None:
+        guarded = strict.Gate()
+        await guarded.adopt(frozenset())
+        assert not await asyncio.to_thread(reaches)
+        await guarded.set_members(frozenset({index}))
+        assert await asyncio.to_thread(reaches)
+        await guarded.set_members(frozenset())
+        assert not await asyncio.to_thread(reaches)
+        await asyncio.to_thread(subprocess.run, ["nft", "flush", "ruleset"], check=True)
+        await guarded.check()
+        assert guarded.restored == 1
+        assert not await asyncio.to_thread(reaches)
+        await asyncio.to_thread(strict.remove)
+        assert await asyncio.to_thread(reaches)
+
+    node.run(work)
+
+
+def _read_ifindex(node: Node, interface: str) -> int:
+    shown = subprocess.run(
+        ["ip", "-n", node.name, "-o", "link", "show", interface], capture_output=True, text=True, check=True
+    )
+    return int(shown.stdout.split(":")[0])
