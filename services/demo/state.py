@@ -168,13 +168,13 @@ class Run:
 def find_runs() -> list[Run]:
     """Every run with a record on this machine, dead or alive; a slot whose record is not yet written is left alone."""
     try:
-        slots = sorted(os.listdir(FOLDER))
+        slots = sorted(FOLDER.iterdir())
     except FileNotFoundError:
         return []
     runs = []
     for slot in slots:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
-            runs.append(Run(msgspec.json.decode((FOLDER / slot / "state.json").read_bytes(), type=State)))
+            runs.append(Run(msgspec.json.decode((slot / "state.json").read_bytes(), type=State)))
     return runs
 
 
