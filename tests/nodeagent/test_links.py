@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from services.nodeagent import loader, strict
-from services.nodeagent.links import Links, Netlink, PodLink, Snapshot
+from services.nodeagent.links import Links, PodLink, Snapshot, detach_all
 from tests.nodeagent.namespaces import Node, ip, make_node
 
 pytestmark = pytest.mark.e2e
@@ -208,13 +208,10 @@ def test_detach_takes_our_filters_only(node, programs) -> None:
     foreign = ["filter", "add", "dev", "pod72", "egress", "prio", "9", "bpf", "da", "object-pinned", pin]
     subprocess.run([*enter(node, "tc"), *foreign], check=True)
 
-    async def let_go() -> None:
-        netlink = Netlink(INTERFACES, UPLINKS)
-        for ifindex in await asyncio.to_thread(netlink.list_names):
-            await asyncio.to_thread(netlink.detach, ifindex)
-        await asyncio.to_thread(netlink.close)
+    async def let_go() -> int:
+        return await asyncio.to_thread(detach_all, INTERFACES, UPLINKS)
 
-    node.run(let_go)
+    assert node.run(let_go) == 2
     assert list_filters(node, "pod71") == ""
     shown = list_filters(node, "pod72")
     assert "pref 9" in shown
