@@ -77,7 +77,7 @@ def describe_flow(event: VerdictEvent) -> str:
     remote = f"{peer} ({other})" if peer else other
     port = f":{event.destination_port}" if event.destination_port else ""
     ends = f"-> {remote}{port}" if outward else f"<- {remote} on{port or ' -'}"
-    rule = f" by {event.policy.name}/{event.policy.rule}" if event.policy else ""
+    rule = " by " + "/".join(filter(None, (event.policy.name, event.policy.rule))) if event.policy else ""
     tier = f" in {event.tier.name.lower()}" if event.tier is not Tier.NONE else ""
     more = f" (and {event.suppressed} like it)" if event.suppressed else ""
     protocol = protocols.get(event.protocol, str(event.protocol))

@@ -10,7 +10,6 @@ import msgspec
 import typer
 from nats.errors import Error as NatsError
 from rich.console import Console
-from rich.table import Table
 
 from schemas.status import AgentStatus, ControllerStatus, Problem
 from services.cli.output import (
@@ -25,6 +24,7 @@ from services.cli.output import (
     print_problems,
 )
 from services.demo.bus import Bus, wait_for
+from services.demo.report import make_console, make_table
 
 LISTEN_SECONDS = 3.0
 """Agents speak at least once a second; three are enough for all."""
@@ -42,7 +42,7 @@ def command(*, nats: NatsOption = "", output: OutputOption = Output.TABLE) -> No
         json.dump(to_json(controller, agents, problems), sys.stdout)
         sys.stdout.write("\n")
     else:
-        _print(Console(), controller, agents, problems)
+        _print(make_console(), controller, agents, problems)
     if are_refusals(problems):
         raise typer.Exit(EXIT_PROBLEMS)
     if controller is None:
@@ -104,11 +104,8 @@ def _print(
         )
     for name in sorted(agents):
         status = agents[name]
-        table = Table(
-            title=f"{name}: revision {status.revision}, {status.mode} mode, {status.names} names", title_justify="left"
-        )
-        for column in ("pod", "interface", "state", "addresses"):
-            table.add_column(column, overflow="fold")
+        title = f"{name}: revision {status.revision}, {status.mode} mode, {status.names} names"
+        table = make_table(title, ("pod", "interface", "state", "addresses"))
         for endpoint in status.endpoints:
             table.add_row(endpoint.pod, endpoint.interface, endpoint.state, ", ".join(endpoint.addresses))
         console.print(table)

@@ -30,7 +30,8 @@ def make_console(*, stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(stderr=stderr, width=LINE_COLUMNS)
 
 
-def _make_table(title: str, columns: Iterable[str]) -> Table:
+def make_table(title: str, columns: Iterable[str]) -> Table:
+    """The look of every table: no boxes, so that a line can be copied."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
@@ -42,7 +43,7 @@ def _make_table(title: str, columns: Iterable[str]) -> Table:
 def print_step(console: Console, step: Step, rows: Iterable[Row]) -> None:
     """One step's table; rows that do not hold are marked and explained below it."""
     rows = list(rows)
-    table = _make_table(f"{step.number}. {step.title}", COLUMNS)
+    table = make_table(f"{step.number}. {step.title}", COLUMNS)
     for row in rows:
         cells = (escape(row.source), escape(row.destination), _shade(row.expected), _shade(row.observed))
         details = (escape(row.policy), escape(row.rule), row.tier, escape(str(row.to_json()["reason"])))
@@ -55,7 +56,7 @@ def print_step(console: Console, step: Step, rows: Iterable[Row]) -> None:
 
 def print_timings(console: Console, timings: Mapping[str, object]) -> None:
     """The figures and the seconds, a line each."""
-    table = _make_table("Figures and times", ("what", "value"))
+    table = make_table("Figures and times", ("what", "value"))
     for name, value in timings.items():
         parts = value.items() if isinstance(value, dict) else [("", value)]
         table.add_row(name, ", ".join(f"{key} {_round(part)}".strip() for key, part in parts))
