@@ -101,7 +101,7 @@ static INLINE void walk_tiers(struct scratch *s, struct ruleset *rs, int can_be_
         }
     } else {
         bit = find_first(s->matched.word, YETT_WORDS - 1, YETT_WORDS);
-        if (bit != NO_MATCH) {
+        if (bit != NO_MATCH && !(rs->pass[WORDS_ADMIN] >> (bit & 63) & 1)) {
             conclude_rule(s, rs, TIER_BASELINE, bit);
             return;
         }

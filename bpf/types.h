@@ -97,7 +97,7 @@ struct endpoint_address {
 struct ruleset {
     __u64 any[YETT_WORDS];  // rules whose peer is every address
     __u64 deny[YETT_WORDS]; // rules whose action is Deny (Admin and Baseline words only)
-    __u64 pass[WORDS_ADMIN + 1]; // Admin rules whose action is Pass; the fourth word is zero
+    __u64 pass[WORDS_ADMIN + 1]; // rules whose action is Pass: Admin's words, then Baseline's
     __u32 flags;
     __u32 default_verdict; // enum verdict
     __u32 counters;        // index of this ruleset's first rule counter

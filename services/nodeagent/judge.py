@@ -170,7 +170,7 @@ def conclude(ruleset: RulesetEntry, mask: int, *, is_dns: bool, is_own_node: boo
     if ruleset.isolated and not is_own_node:
         return Conclusion(Verdict.DENY, Reason.ISOLATED, Tier.NETWORK_POLICY)
     bit = NO_BIT if ruleset.isolated else _first_bit(mask & _BASELINE)
-    if bit != NO_BIT:
+    if bit != NO_BIT and not ruleset.passes >> bit & 1:
         return _by_rule(ruleset, Tier.BASELINE, bit)
     if is_own_node:
         return Conclusion(Verdict.ALLOW, Reason.OWN_NODE, Tier.NONE)

@@ -143,7 +143,7 @@ def encode_ruleset(entry: RulesetEntry) -> bytes:
     return _RULESET.pack(
         *_WORDS.unpack(encode_mask(entry.any)),
         *_WORDS.unpack(encode_mask(entry.deny)),
-        *_WORDS.unpack(encode_mask(entry.passes))[:4],
+        *_pass_words(entry.passes),
         flags,
         int(entry.default),
         entry.counters,
@@ -153,6 +153,12 @@ def encode_ruleset(entry: RulesetEntry) -> bytes:
         0,
         bytes.fromhex(entry.hash),
     )
+
+
+def _pass_words(passes: int) -> tuple[int, ...]:
+    """Admin's words, then Baseline's: no rule between them can pass."""
+    words = _WORDS.unpack(encode_mask(passes))
+    return (*words[:3], words[7])
 
 
 def decode_ruleset_hash(value: bytes) -> str:

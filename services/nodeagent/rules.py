@@ -30,7 +30,7 @@ _BUDGETS = {Tier.ADMIN: RULES_ADMIN, Tier.NETWORK_POLICY: RULES_NETWORK_POLICY, 
 _ALLOWED = {
     Tier.ADMIN: frozenset({Action.DENY, Action.ACCEPT, Action.PASS}),
     Tier.NETWORK_POLICY: frozenset({Action.ACCEPT}),
-    Tier.BASELINE: frozenset({Action.DENY, Action.ACCEPT}),
+    Tier.BASELINE: frozenset({Action.DENY, Action.ACCEPT, Action.PASS}),  # a Pass leads to the default
 }
 
 

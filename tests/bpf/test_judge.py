@@ -470,7 +470,7 @@ def random_tables(rng: random.Random) -> Tables:
             hash=f"{rng.getrandbits(128):032x}",
             any=random_mask(rng) if rng.random() < 0.4 else 0,
             deny=random_mask(rng) & ~(((1 << 256) - 1) << 192),
-            passes=random_mask(rng) & ((1 << 192) - 1),
+            passes=random_mask(rng) & ~(((1 << 256) - 1) << 192),
             default=rng.choice(list(Default)),
             isolated=rng.random() < 0.4,
             dns_implicit=rng.random() < 0.3,

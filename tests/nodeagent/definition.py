@@ -95,6 +95,8 @@ def _walk(ruleset, is_match, *, is_dns: bool, is_own: bool) -> Conclusion:  # ty
             return Conclusion(Verdict.ALLOW, Reason.OWN_NODE, Tier.NONE)
         return Conclusion(Verdict.DENY, Reason.ISOLATED, Tier.NETWORK_POLICY)
     for bit, rule in first(Tier.BASELINE):
+        if rule.action is Action.PASS:
+            break
         return Conclusion(_said(rule), Reason.RULE, Tier.BASELINE, bit)
     if is_own:
         return Conclusion(Verdict.ALLOW, Reason.OWN_NODE, Tier.NONE)

@@ -126,7 +126,7 @@ def rulesets(draw: st.DrawFn, direction: Direction = Direction.EGRESS) -> Rulese
         default=draw(st.sampled_from(Default)),
         admin=tuple(draw(st.lists(rules(all_actions), max_size=3))),
         network_policy=tuple(draw(st.lists(rules((Action.ACCEPT,)), max_size=3))),
-        baseline=tuple(draw(st.lists(rules((Action.ACCEPT, Action.DENY)), max_size=2))),
+        baseline=tuple(draw(st.lists(rules(all_actions), max_size=2))),
         isolated=draw(st.booleans()),
         dns_implicit=draw(st.booleans()),
     )
