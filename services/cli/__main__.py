@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import demo, flows, status
+from services.cli import demo, flows, status, test
 
 app = typer.Typer(
     help="Kubernetes network policy by name.",
@@ -15,6 +15,7 @@ app = typer.Typer(
 app.command("demo")(demo.command)
 app.command("status")(status.command)
 app.command("flows")(flows.command)
+app.command("test")(test.command)
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ def judge(
     if direction is Direction.EGRESS and row is None and _may_have_name(tables, other):
         known = [each for each in answers if other in each.addresses and each.at <= at]
         told = frozenset(each.name for each in known)
-        live = frozenset(each.name for each in known if at <= names.expiry_of(each, tables.config))
+        live = frozenset(each.name for each in known if at < names.expiry_of(each, tables.config))
     identity = tables.identities[row.identity] if row is not None else None
     sides = (Side(packet.port, identity, other, live),)
     finding = _walk(tables, packet, ruleset, sides)[1]

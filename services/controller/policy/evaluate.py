@@ -124,12 +124,16 @@ class Oracle:
         """Whose address it is: a node's, else the newest live pod's."""
         return self._owners.get(address)
 
+    def frontend_of(self, packet: Packet) -> FrontendRow | None:
+        """The Service's face that a packet is sent to; its backends are told by address."""
+        return self._frontends.get((packet.destination, packet.protocol, packet.port))
+
     def evaluate(self, packet: Packet, *, direction: Direction, pod: Pod, at: float = 0.0) -> Finding:
         """See ``evaluate``."""
         other = packet.destination if direction is Direction.EGRESS else packet.source
         if other in pod.addresses:
             return Finding(Verdict.ALLOW, Tier.NONE, Reason.HAIRPIN)
-        face = self._face(packet) if direction is Direction.EGRESS else None
+        face = self.frontend_of(packet) if direction is Direction.EGRESS else None
         if face is None:
             return self._judge_plain(packet, direction, pod, other, at)
         return self._judge_service(packet, pod, face)
@@ -168,16 +172,13 @@ class Oracle:
             for each in self._answers
             if each.at <= at and address in each.addresses[: self._config.addresses_per_name]
         ]
-        live = frozenset(each.name for each in told if at <= names.expiry_of(each, self._config))
+        live = frozenset(each.name for each in told if at < names.expiry_of(each, self._config))
         return live, frozenset(each.name for each in told) - live
 
     def _is_service(self, address: str) -> bool:
         return any(face[0] == address for face in self._frontends)
 
     # -- a packet to a Service ----------------------------------------------------------------------------------------
-
-    def _face(self, packet: Packet) -> FrontendRow | None:
-        return self._frontends.get((packet.destination, packet.protocol, packet.port))
 
     def _judge_service(self, packet: Packet, pod: Pod, face: FrontendRow) -> Finding:
         as_written = View(port=packet.port, address=packet.destination)

@@ -39,7 +39,7 @@ def is_learnable(address: str, config: Config) -> bool:
 
 
 def expiry_of(answer: Answer, config: Config) -> float:
-    """When the last new connection under this answer may begin, in seconds on the answer's clock."""
+    """From when on no new connection may begin under this answer, in seconds on the answer's clock."""
     ttl = min(max(answer.ttl_seconds, config.ttl_min_seconds), config.ttl_max_seconds)
     return answer.at + ttl + config.grace_seconds
 

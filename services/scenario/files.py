@@ -1,0 +1,105 @@
+"""Where scenarios and manifests come from: files of YAML, JSON or JSON lines, and folders of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from services.controller.manifests import SUFFIXES, read_documents
+from services.scenario.model import Scenario, ScenarioError, read_scenario
+
+LINES_SUFFIX = ".jsonl"
+OBJECTS_KEY = "objects"
+
+
+class UnusableInput(ValueError):
+    """A file that cannot be read, or is not what it should be; the message names it."""
+
+
+def find_files(paths: Iterable[Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """The files meant by paths: themselves, and what folders hold, sorted, hidden ones left out. UnusableInput."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(each for each in path.rglob("*") if each.suffix in suffixes and each.is_file())
+            found += [each for each in inside if not any(part.startswith(".") for part in each.relative_to(path).parts)]
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UnusableInput(f"{path}: no such file")
+    return found
+
+
+def read_manifests(paths: Iterable[Path]) -> list[tuple[str, Any]]:
+    """(file, object) of every document, ``List`` kinds unfolded. UnusableInput if a file is not YAML."""
+    return [(str(path), obj) for path in find_files(paths) for obj in _read_documents(path)]
+
+
+def read_scenarios(paths: Iterable[Path]) -> Iterator[Scenario | ScenarioError]:
+    """Every scenario of these files and folders in turn, or why it cannot be used."""
+    for path in find_files(paths, (*SUFFIXES, LINES_SUFFIX)):
+        try:
+            documents = list(_read_lines(path)) if path.suffix == LINES_SUFFIX else _list_documents(path)
+        except UnusableInput as error:
+            yield ScenarioError(str(path), [str(error).removeprefix(f"{path}: ")])
+            continue
+        for index, document in enumerate(documents):
+            default = path.stem if len(documents) == 1 else f"{path.stem}[{index}]"
+            try:
+                yield read_scenario(document, file=str(path), default_name=default)
+            except ScenarioError as error:
+                yield ScenarioError(f"{path}: {error.name}", error.faults)
+
+
+def read_objects(scenario: Scenario) -> list[tuple[str, Any]]:
+    """(where, object) of all that a scenario gives: its files, relative to its own place, then its objects."""
+    folder = Path(scenario.file).parent
+    from_files = read_manifests(folder / name for name in scenario.files)
+    return from_files + [(f"objects[{index}]", obj) for index, obj in enumerate(scenario.objects)]
+
+
+def _list_documents(path: Path) -> list[Any]:
+    """The scenarios of a file: one a document, or a list of them."""
+    found: list[Any] = []
+    for document in _read_documents(path):
+        found += document if isinstance(document, list) else [document]
+    if not found:
+        raise UnusableInput(f"{path}: no scenario in it")
+    return found
+
+
+def _read_documents(path: Path) -> list[Any]:
+    text = _read_text(path)
+    if path.suffix == ".json":
+        try:
+            return _unfold(json.loads(text))
+        except ValueError as error:
+            raise UnusableInput(f"{path}: not JSON: {error}") from error
+    documents, problems = read_documents(str(path), text)
+    if documents is None:
+        raise UnusableInput(f"{path}: {problems[0].path}: {problems[0].message}")
+    return documents
+
+
+def _unfold(document: Any) -> list[Any]:
+    if isinstance(document, dict) and str(document.get("kind", "")).endswith("List") and "items" in document:
+        return list(document["items"] or ())
+    return [document]
+
+
+def _read_lines(path: Path) -> Iterator[Any]:
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise UnusableInput(f"{path}: line {number}: not JSON: {error}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnusableInput(f"{path}: {error}") from error
