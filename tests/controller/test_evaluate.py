@@ -268,10 +268,10 @@ def test_a_wildcard_is_one_or_more_labels_and_not_the_apex() -> None:
 
 
 def test_expiry_is_ttl_clamped_plus_grace() -> None:
-    """A TTL of 5 counts as 30, then 60 of grace; after that NAME_EXPIRED with the name; a later answer renews."""
+    """A TTL of 5 counts as 30, then 60 of grace; from then on NAME_EXPIRED with the name; a later answer renews."""
     world = World(named("x.com"), answers=told("x.com", WORLD, ttl=5))
-    assert is_allowed(world.out(WORLD, 443, at=90.0))
-    late = world.out(WORLD, 443, at=90.1)
+    assert is_allowed(world.out(WORLD, 443, at=89.9))
+    late = world.out(WORLD, 443, at=90.0)
     assert (late.verdict, late.reason, late.name) == (Verdict.DENY, Reason.NAME_EXPIRED, "x.com")
     renewed = World(named("x.com"), answers=told("x.com", WORLD, ttl=5) + told("x.com", WORLD, at=80.0))
     assert is_allowed(renewed.out(WORLD, 443, at=100.0))
