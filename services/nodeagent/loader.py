@@ -9,7 +9,8 @@ Rules of this module:
   What is pinned there already is compared with what was compiled and refused if it differs: bcc would reuse it in
   silence.
 * A program is pinned beside the old one and renamed over it: there is no moment without one.
-* The tail calls of a build are pinned under the build's own name: programs of an older build keep theirs.
+* The tail calls of every load are pinned under a name of its own: programs in force keep theirs until their filters are
+  swapped. Entries of one load called by programs of another would meet an empty scratch, even of the same build.
 
 Deliberately absent: attaching (``links``), filling (``datapath``), and removal of older builds' pins (``stale`` names
 them; the agent unlinks them after its filters are swapped).
@@ -358,9 +359,9 @@ def check_layouts(maps: Mapping[str, tuple[int, bpf.MapInfo]]) -> None:
             raise LoaderError(f"map {name} is pinned with another layout: {present}, wanted {wanted}")
 
 
-def make_flags(folder: Path, build: str, sizes: Mapping[str, int]) -> list[str]:
+def make_flags(folder: Path, tails: str, sizes: Mapping[str, int]) -> list[str]:
     """What the compiler is told."""
-    pins = [f'-DPIN_FOLDER="{folder}"', f'-DTAILS_PIN="{folder}/tails-{build}"']
+    pins = [f'-DPIN_FOLDER="{folder}"', f'-DTAILS_PIN="{folder}/{tails}"']
     return [*_COMPILER_FLAGS, *pins, *(f"-D{name}={size}" for name, size in sorted(sizes.items()))]
 
 
@@ -373,25 +374,25 @@ def make(pin_root: Path, given: Mapping[str, int]) -> Loaded:
     sources, sizes = find_sources(), complete_sizes(given)
     text = join_sources(sources)
     layout = hash_layout(sources, sizes)
-    build = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    tails = f"tails-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}-{os.urandom(4).hex()}"
     folder = pin_root / layout
     present = frozenset(folder.iterdir()) if folder.is_dir() else None
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as undo:
         undo.callback(_remove_new, folder, present)
-        maps, programs = _make_pins(folder, build, text, sizes)
+        maps, programs = _make_pins(folder, tails, text, sizes)
         undo.pop_all()
-    stale = tuple(sorted(path for path in folder.glob("tails-*") if path.name != f"tails-{build}"))
+    stale = tuple(sorted(path for path in folder.glob("tails-*") if path.name != tails))
     return Loaded(layout, folder, maps, programs, stale, round(time.monotonic() - began, 3))
 
 
 def _make_pins(
-    folder: Path, build: str, text: str, sizes: Mapping[str, int]
+    folder: Path, tails_name: str, text: str, sizes: Mapping[str, int]
 ) -> tuple[dict[str, Path], dict[str, Path]]:
-    module = Module(text, make_flags(folder, build, sizes))
+    module = Module(text, make_flags(folder, tails_name, sizes))
     maps = module.list_maps()
     check_layouts(maps)
-    tails = bpf.BpfMap(folder / f"tails-{build}")
+    tails = bpf.BpfMap(folder / tails_name)
     for name, index in TAIL_PROGRAMS.items():
         fd = module.load_program(name)
         tails.put(index.to_bytes(4, sys.byteorder), fd.to_bytes(4, sys.byteorder))
