@@ -58,7 +58,7 @@ def test_what_is_no_json_is_an_error() -> None:
 
 @pytest.mark.kernel
 def test_loading_twice_keeps_the_maps_and_swaps_the_programs(pin_root: Path) -> None:
-    """A second load of one layout finds the maps with their content, pins programs over the old ones, and names what is stale."""
+    """A second load finds the maps with their content, pins programs over the old ones, and names what is stale."""
     first = loader.load(pin_root, SIZES)
     with bpf.BpfMap(first.maps["own_addresses"]) as own:
         own.put(bytes(16), bytes(4))
