@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -87,7 +88,17 @@ def command(
 @contextlib.contextmanager
 def open_engine(name: EngineName) -> Iterator[Engine]:
     """The engine, for as long as it is needed; fails with words where it cannot run."""
-    yield EvaluateEngine()
+    if name is EngineName.EVALUATE:
+        yield EvaluateEngine()
+        return
+    from services.scenario import kernel_engine  # the agent's path: half a second that the oracle does not need
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with kernel_engine.open_kernel() as engine:
+            yield engine
+    except kernel_engine.KernelUnavailable as error:
+        fail(str(error))
 
 
 def _run(scenarios: list[Scenario | ScenarioError], engine: Engine, output: Format) -> Outcome:

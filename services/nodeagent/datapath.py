@@ -266,6 +266,13 @@ class Datapath:
         now = boottime_seconds()
         return sum(1 for slots in self._shared.values() for row, expiry in slots if row and expiry > now)
 
+    def forget_names(self) -> None:
+        """Every name of every address is gone, whoever told of it: for who plays one moment after another."""
+        resolutions = self._maps["resolutions"]
+        resolutions.delete_many(resolutions.keys())
+        self._shared.clear()
+        self._shared_pages = 0
+
     def _forget_names(self, keys: Iterable[bytes]) -> None:
         """An address that becomes a pod's or node's has no name any more."""
         keys = list(keys)
