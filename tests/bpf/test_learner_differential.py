@@ -16,7 +16,7 @@ from tests.bpf.prog_run import Kernel, boot_seconds
 from tests.bpf.worlds import NETWORK_POLICY, POD4, RESOLVER, add_pattern, make_tables, with_dns
 
 pytestmark = pytest.mark.kernel
-MESSAGES = int(os.environ.get("YETT_LEARNER_MESSAGES", "12000"))
+MESSAGES = int(os.environ.get("YETT_LEARNER_MESSAGES", "10000"))
 SEED = int(os.environ.get("YETT_SEED", "1"))
 SUFFIXES = ("svc.cluster.local", "cluster.local")
 ROW, EXACT_ROW = 7, 8
