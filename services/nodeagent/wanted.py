@@ -155,7 +155,8 @@ class Wanted:
         identities, fronts = self._set_facts(state, changed)
         self._set_config(state, extra_addresses)
         self._set_rulesets(state, set(self._in_force) | self._find_local(state))
-        self._judge_sets(None if changed is None else fronts | self._fronts.using(identities))
+        is_everything = changed is None or "config" in changed  # resolvers and pod ranges are part of a set's verdict
+        self._judge_sets(None if is_everything else fronts | self._fronts.using(identities))
         self._set_endpoints(state)
 
     def resume(self, rulesets: Mapping[RulesetHash, Ruleset], peersets: Mapping[str, PeersetRow]) -> None:
