@@ -25,6 +25,7 @@ NEVER_LEARNED_IPV4 = (
 )
 NEVER_LEARNED_IPV6 = (
     "::/96",  # unspecified, loopback and every v4-compatible form
+    "64:ff9b:1::/48",  # NAT64 of local use (RFC 8215): where the IPv4 address lies in it is each site's own choice
     "fe80::/10",
     "ff00::/8",
     "fd00:ec2::254/128",

@@ -165,7 +165,8 @@ class Oracle:
 
     def _names_of(self, address: str, at: float) -> tuple[frozenset[str], frozenset[str]]:
         """(names that may be used for it now, names whose time is over)."""
-        if address in self._owners or not names.is_learnable(address, self._config) or self._is_service(address):
+        is_taken = any(form in self._owners or self._is_service(form) for form in names.forms_of(address))
+        if is_taken or not names.is_learnable(address, self._config):
             return frozenset(), frozenset()
         told = [
             each
