@@ -18,7 +18,7 @@ from rich.console import Console
 from services.demo import control, objects, report, servers, steps, topology
 from services.demo.actions import WRITES, Actor
 from services.demo.bus import Bus
-from services.demo.convergence import read_revision, wait_enforced
+from services.demo.convergence import ENFORCED_SECONDS, START_SECONDS, read_revision, wait_enforced
 from services.demo.folder import ManifestFolder
 from services.demo.lab import Lab
 from services.demo.pipeline import Pipeline
@@ -109,7 +109,7 @@ class Demo:
         self._bus = await Bus.open(self.run.state.nats_url)
         self.say(f"services: 1 controller, 2 nodeagents, 2 dnsrecorders; {self.options.mode} mode, default deny")
         self.pipeline.start()
-        revision = await self.settle(0)
+        revision = await self.settle(0, seconds=START_SECONDS)
         self.outcome.timings["start_seconds"] = round(time.monotonic() - started, 3)
         self.say(f"revision {revision} is enforced on both nodes")
         self._say_windows()
@@ -161,12 +161,12 @@ class Demo:
         if is_pending:
             await self.settle(before)
 
-    async def settle(self, before: int) -> int:
+    async def settle(self, before: int, *, seconds: float = ENFORCED_SECONDS) -> int:
         """The revision after ``before`` that both nodes enforce; DemoError says what is missing, and what died."""
         # A setting that sabotage holds fast makes no revision: there is nothing to wait for.
         above = before if not self.options.sabotage.settings else -1
         try:
-            return await wait_enforced(self.bus, self.lab.pods.values(), above=above)
+            return await wait_enforced(self.bus, self.lab.pods.values(), above=above, seconds=seconds)
         except DemoError as error:
             dead = [process.name for process in self.pipeline.find_dead()]
             logs = [f"{name} has ended:\n{servers.read_log_end(self.run, name)}" for name in dead]

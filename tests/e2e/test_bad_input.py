@@ -14,7 +14,7 @@ import pytest
 
 from services.demo import topology
 from services.demo.folder import read_manifest
-from services.demo.state import is_alive
+from services.demo.servers import read_log_end
 from services.demo.traffic import Traffic
 from tests.e2e.conftest import Running
 
@@ -99,4 +99,5 @@ def test_a_message_that_does_not_decode_is_skipped(running: Running) -> None:
 
     running.run(publish())
     running.apply("3-allow-example-com-only.yaml")
-    assert all(is_alive(process) for process in running.demo.pipeline.processes.values())
+    dead = running.demo.pipeline.find_dead()
+    assert dead == [], [read_log_end(running.demo.run, process.name) for process in dead]
