@@ -51,10 +51,9 @@ test-fast: setup check ## check, then the pure and kernel rings; at most 3 minut
 	@$(PYTHON) tests/run_rings.py pure kernel
 
 check: setup ## ruff, mypy --strict, import contracts
-	@.venv/bin/ruff check
-	@.venv/bin/ruff format --check
-	@.venv/bin/mypy
-	@.venv/bin/lint-imports
+	@failed=; for each in "ruff check" "ruff format --check" mypy lint-imports; do \
+		.venv/bin/$$each || failed="$$failed, $$each"; done; \
+	[ -z "$$failed" ] || { echo "check: failed: $${failed#, }"; exit 1; }
 
 bench: setup ## The figures, as ratios in one run (root)
 	@$(PYTHON) -m bench
