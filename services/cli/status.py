@@ -105,8 +105,9 @@ def _print(
     for name in sorted(agents):
         status = agents[name]
         title = f"{name}: revision {status.revision}, {status.mode} mode, {status.names} names"
-        table = make_table(title, ("pod", "interface", "state", "addresses"))
+        table = make_table(title, ("pod", "interface", "state", "open for", "addresses"))
         for endpoint in status.endpoints:
-            table.add_row(endpoint.pod, endpoint.interface, endpoint.state, ", ".join(endpoint.addresses))
+            window = f"{endpoint.window_millis:.0f} ms" if endpoint.window_millis >= 0 else ""
+            table.add_row(endpoint.pod, endpoint.interface, endpoint.state, window, ", ".join(endpoint.addresses))
         console.print(table)
     print_problems(console, problems)
