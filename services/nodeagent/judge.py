@@ -142,7 +142,10 @@ def judge_backend(
 def judge_mixed(
     tables: Tables, handle: int, front: tuple[str, int, int], front_cidr: CidrEntry, backends: Iterable[Backend]
 ) -> MixedEntry:
-    """The AND over all backends of (address, protocol, port): a denial by one denies all."""
+    """The AND over all backends of (address, protocol, port): a denial by one denies all.
+
+    Whichever backend is asked first must not matter: the story is told by the rule that is judged first.
+    """
     address, protocol, port = front
     packet = Packet(Direction.EGRESS, address, protocol, port)
     found = [
@@ -150,11 +153,10 @@ def judge_mixed(
         for backend in backends
     ]
     denied = [one for one in found if one.verdict is Verdict.DENY]
-    if not denied:
-        audited = next((one for one in found if one.verdict is Verdict.AUDIT), found[0])
-        return MixedEntry(audited.verdict, audited.reason, audited.tier, audited.bit)
-    reason = denied[0].reason if len(denied) == len(found) else Reason.MIXED_BACKENDS
-    return MixedEntry(Verdict.DENY, reason, denied[0].tier, denied[0].bit)
+    audited = [one for one in found if one.verdict is Verdict.AUDIT]
+    told = min(denied or audited or found, key=lambda one: (one.tier, one.bit))
+    reason = Reason.MIXED_BACKENDS if 0 < len(denied) < len(found) else told.reason
+    return MixedEntry(told.verdict, reason, told.tier, told.bit)
 
 
 def conclude(ruleset: RulesetEntry, mask: int, *, is_dns: bool, is_own_node: bool) -> Conclusion:

@@ -31,6 +31,12 @@ MAX_KNOWN = 200_000
 """(name, address) pairs remembered; beyond it those heard of longest ago are forgotten (the kernel keeps its own)."""
 
 
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+"""RFC 6052."""
+COMPATIBLE = ipaddress.IPv6Network("::/96")
+"""RFC 4291 2.5.5.1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """Write to ``resolutions``: this address has the name of this domain row until ``expires`` (boottime seconds)."""
@@ -143,7 +149,7 @@ class BusNames:
 
     def _may_have(self, address: str) -> bool:
         try:
-            return not self._guard.refuses(address) and address not in self._owned
+            return not self._guard.refuses(address) and self._owned.keys().isdisjoint((address, find_embedded(address)))
         except ValueError:
             return False
 
@@ -154,6 +160,16 @@ class BusNames:
     def _refuse(self, kind: str) -> list[Lesson]:
         self.counters[kind] += 1
         return []
+
+
+def find_embedded(address: str) -> str:
+    """The IPv4 address inside an IPv6 one, where a translator would send its packets; empty if there is none."""
+    parsed = ipaddress.ip_address(address)
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return ""
+    if parsed in NAT64 or parsed in COMPATIBLE:
+        return str(ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF))
+    return str(parsed.sixtofour or "")
 
 
 def read_node(subject: str) -> str:

@@ -29,6 +29,8 @@ from services.nodeagent.rules import find_source
 MAX_REMEMBERED = 50_000
 """(endpoint, address) pairs with their names; those heard of longest ago are forgotten."""
 NAMES_AN_ADDRESS = 4
+ISOLATING = frozenset({Reason.ISOLATED, Reason.NAME_EXPIRED, Reason.NO_BACKEND, Reason.MIXED_BACKENDS})
+"""In the NetworkPolicy tier and without a rule: isolation denied, whatever more there is to say."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -137,7 +139,7 @@ class Storyteller:
             return None
         if record.bit != NO_BIT:
             return find_source(ruleset, _known(Tier, record.tier, Tier.NONE), record.bit)
-        if record.reason == Reason.ISOLATED and ruleset.isolated_by:
+        if record.reason in ISOLATING and record.tier == Tier.NETWORK_POLICY and ruleset.isolated_by:
             return ruleset.isolated_by[0]
         return None
 

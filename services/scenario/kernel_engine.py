@@ -20,7 +20,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from schemas import wire
@@ -35,8 +35,9 @@ from services.nodeagent.datapath import Datapath, DatapathError, boottime_second
 from services.nodeagent.events import decode_verdict
 from services.nodeagent.loader import LoaderError, load
 from services.nodeagent.names import BusNames, Lesson
-from services.nodeagent.numbers import Capacities, NumbersExhausted, make_spaces
+from services.nodeagent.numbers import PORT_CLASSES, Capacities, NumbersExhausted, Spaces, make_spaces
 from services.nodeagent.policystate import PolicyState
+from services.nodeagent.tables import Tables
 from services.nodeagent.verdicts import PodName, Storyteller
 from services.nodeagent.wanted import Limits, Wanted
 from services.scenario.frames import make_frame
@@ -82,7 +83,7 @@ def open_kernel() -> Iterator[KernelEngine]:
         raise KernelUnavailable("the kernel engine loads programs: it needs root")
     if not any(line.split()[1:3] == [str(BPFFS), "bpf"] for line in Path("/proc/mounts").read_text().splitlines()):
         raise KernelUnavailable(f"no bpffs at {BPFFS}: mount -t bpf bpf {BPFFS}")
-    _remove_stale()
+    remove_stale()
     pins = BPFFS / f"{PIN_PREFIX}{os.getpid()}"
     try:
         engine = KernelEngine(pins)
@@ -96,7 +97,7 @@ def open_kernel() -> Iterator[KernelEngine]:
         shutil.rmtree(pins, ignore_errors=True)
 
 
-def _remove_stale() -> None:
+def remove_stale() -> None:
     """Pins of runs whose process is gone."""
     for path in BPFFS.glob(f"{PIN_PREFIX}*"):
         owner = path.name.removeprefix(PIN_PREFIX)
@@ -133,6 +134,8 @@ class KernelEngine:
                 undo.callback(os.close, self._programs[direction])
             self._undo = undo.pop_all()
         self._tags = itertools.count()
+        self._tables: Tables | None = None
+        self._port_classes = make_spaces().port_classes
         self._slot = mapcodec.encode_index(LOOPBACK)
 
     def close(self) -> None:
@@ -159,7 +162,7 @@ class KernelEngine:
     def _enter(self, state: PolicyState, name: NodeName, crossings: Sequence[Crossing]) -> _Node:
         """Fill the maps as this node's agent would, with an interface for every pod that is asked about."""
         limits = Limits(events_per_second=0xFFFFFFFF)
-        wanted = Wanted(name, make_spaces(Capacities(endpoint_ids=SLOTS)), limits)
+        wanted = Wanted(name, self._make_spaces(), limits)
         pods = {crossing.pod.key: crossing.pod for crossing in crossings}
         rows = {key: state.endpoints[key] for key in pods}
         links = {key: LOOPBACK + 1 + index for index, key in enumerate(pods)}
@@ -169,12 +172,22 @@ class KernelEngine:
         }
         wanted.prepare(state, None, bindings)
         wanted.finish(state)
-        self._datapath.apply(self._datapath.plan(wanted.tables, None))
-        wanted.settle()
+        touched = _find_touched(self._tables, wanted.tables) if self._tables is not None else None
+        self._datapath.apply(self._datapath.plan(wanted.tables, touched))
+        self._tables = wanted.tables
         entries = {key: wanted.tables.endpoints[ifindex] for key, ifindex in links.items()}
         storyteller = _make_storyteller(name, wanted, state, {entries[key].id: rows[key] for key in pods})
         moved = {key: mapcodec.encode_endpoint(replace(entry, ifindex=LOOPBACK)) for key, entry in entries.items()}
         return _Node(state, wanted, moved, storyteller)
+
+    def _make_spaces(self) -> Spaces:
+        """Numbers for one node. Classes of ports keep theirs: a wide range is 65,000 entries that need no rewriting."""
+        spaces = make_spaces(Capacities(endpoint_ids=SLOTS))
+        if len(self._port_classes.given) < PORT_CLASSES // 2:
+            spaces.port_classes = self._port_classes
+        else:
+            self._port_classes = spaces.port_classes
+        return spaces
 
     def _judge_on(
         self, node: _Node, cluster: Cluster, crossings: dict[int, Crossing], findings: dict[int, Finding]
@@ -234,6 +247,17 @@ class KernelEngine:
     def _forget_flows(self) -> None:
         for one in self._flows:
             one.delete_many(one.keys())
+
+
+def _find_touched(before: Tables, after: Tables) -> dict[str, set[object]]:
+    """The keys of each table that differ."""
+    touched: dict[str, set[object]] = {}
+    for field in fields(Tables):
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            keys: set[object] = {key for key, value in new.items() if old.get(key) != value}
+            touched[field.name] = keys.union(key for key in old if key not in new)
+    return {name: keys for name, keys in touched.items() if keys}
 
 
 def _find_ingress(crossing: Crossing) -> int:

@@ -89,6 +89,14 @@ def test_the_rebinding_guard_holds_on_the_bus_too(address: str) -> None:
     assert names.counters["refused_address"] == 1
 
 
+@pytest.mark.parametrize("address", ["64:ff9b::a01:5", "2002:a01:5::1", "::10.1.0.5"])
+def test_an_address_that_embeds_a_pods_is_as_the_pods_own(address: str) -> None:
+    """A packet to its NAT64 or 6to4 form reaches the pod, so no name may have it."""
+    names = make_names()
+    assert hear(names, resolution("example.com", address)) == []
+    assert hear(names, resolution("example.com", "64:ff9b::c000:201")) != []
+
+
 def test_nat64_of_an_innocent_address_is_learned() -> None:
     """Only the embedded forms of refused addresses are refused."""
     assert not Guard(build_guard(CONFIG, [])).refuses("64:ff9b::c000:201")

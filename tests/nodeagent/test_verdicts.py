@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from schemas.policy import AddressRow, AnyPeer, PortRange, Ruleset, RulesetRule, RuleSource
 from schemas.resolution import Observed
 from schemas.terms import (
@@ -65,6 +67,15 @@ def storyteller() -> Storyteller:
         owners={"10.0.0.2": POD},
     )
     return told
+
+
+@pytest.mark.parametrize("reason", [Reason.ISOLATED, Reason.NAME_EXPIRED, Reason.NO_BACKEND, Reason.MIXED_BACKENDS])
+def test_what_isolates_is_named_however_it_is_put(reason: Reason) -> None:
+    """An expired name, a Service without a backend: it was isolation that denied; outside its tier it is not named."""
+    event = storyteller().tell(replace(RECORD, reason=int(reason)), unix_nanos=5)
+    assert event is not None and event.policy == ISOLATOR
+    event = storyteller().tell(replace(RECORD, reason=int(reason), tier=int(Tier.DEFAULT)), unix_nanos=5)
+    assert event is not None and event.policy is None
 
 
 def test_the_rule_that_decided_is_named() -> None:

@@ -1,0 +1,134 @@
+"""``yett test``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from services.cli.__main__ import app
+from tests import builders as k8s
+from tests.scenario.build import CLUSTER, pod, probe
+
+ASKED = probe(pod("app/web"), pod("data/db"), id="x", expect="allow")
+GOOD: dict[str, Any] = {"name": "good", "objects": CLUSTER, "probes": [ASKED]}
+WRONG: dict[str, Any] = {**GOOD, "name": "wrong", "config": {"default": "deny"}}
+IMPOSSIBLE: dict[str, Any] = {**GOOD, "name": "impossible", "probes": [probe(pod("app/none"), pod("data/db"))]}
+UNUSABLE: dict[str, Any] = {**GOOD, "name": "unusable", "probes": [{"from": {}}]}
+
+
+def yett(tmp_path: Path, *scenarios: Any, arguments: tuple[str, ...] = (), file: str = "s.jsonl") -> Result:
+    path = tmp_path / file
+    path.write_text("\n".join(json.dumps(each) for each in scenarios))
+    return CliRunner().invoke(app, ["test", str(path), *arguments], env={"COLUMNS": "200"})
+
+
+@pytest.mark.parametrize(
+    ("scenarios", "code"),
+    [
+        ([GOOD], 0),
+        ([GOOD, WRONG], 1),
+        ([GOOD, UNUSABLE], 2),
+        ([WRONG, UNUSABLE], 2),
+        ([IMPOSSIBLE], 2),
+        ([{**GOOD, "files": ["none.yaml"]}], 2),
+        ([{**GOOD, "config": {"x": 1}}], 2),
+    ],
+)
+def test_exit_codes(tmp_path: Path, scenarios: list[Any], code: int) -> None:
+    """0: all as expected; 1: some not; 2: unusable input."""
+    assert yett(tmp_path, *scenarios).exit_code == code
+
+
+def test_an_unusable_scenario_does_not_hide_the_others(tmp_path: Path) -> None:
+    """The rest is judged and printed, and stderr names the field."""
+    result = yett(tmp_path, UNUSABLE, GOOD, arguments=("-o", "json"))
+    assert [json.loads(line)["name"] for line in result.stdout.splitlines()] == ["good"]
+    assert "unusable: probes[0].from: give one of pod, service, name or address" in result.stderr
+
+
+def test_json_is_one_line_a_scenario(tmp_path: Path) -> None:
+    """In the order given, and nothing else on stdout."""
+    result = yett(tmp_path, GOOD, WRONG, arguments=("--output", "json"))
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(line["name"], line["ok"], line["probes"][0]["verdict"]) for line in lines] == [
+        ("good", True, "allow"),
+        ("wrong", False, "deny"),
+    ]
+
+
+def test_the_table_says_what_is_wrong(tmp_path: Path) -> None:
+    """Which probe, what was expected, what was concluded and why."""
+    result = yett(tmp_path, GOOD, WRONG)
+    assert result.stdout.splitlines() == [
+        "ok   good (1 probes)",
+        "FAIL wrong (1 probes)",
+        "     probe x: app/web -> data/db: expected allow, got deny: egress deny for DEFAULT, ingress deny for DEFAULT",
+        "1 of 2 scenarios as expected, 2 probes",
+    ]
+
+
+def test_junit_is_one_document(tmp_path: Path) -> None:
+    """For CI."""
+    result = yett(tmp_path, GOOD, WRONG, arguments=("-o", "junit"))
+    assert result.stdout.startswith("<?xml") and result.stdout.count("<testsuite ") == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "names"),
+    [
+        ("one.yaml", "name: a\nprobes: []\n", ["a"]),
+        ("many.yaml", "name: a\n---\nprobes: []\n", ["a", "many[1]"]),
+        ("list.json", '[{"name": "a"}, {"name": "b"}]', ["a", "b"]),
+        ("lines.jsonl", '{"name": "a"}\n\n{"name": "b"}\n', ["a", "b"]),
+    ],
+)
+def test_forms_of_scenario_files(tmp_path: Path, file: str, text: str, names: list[str]) -> None:
+    """YAML, several documents, a list, JSON, JSON lines; a folder stands for what is in it."""
+    (tmp_path / file).write_text(text)
+    for path in (tmp_path / file, tmp_path):
+        result = CliRunner().invoke(app, ["test", str(path), "-o", "json"])
+        assert [json.loads(line)["name"] for line in result.stdout.splitlines()] == names
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("a.yaml", "a: 1\nb: [}", "line 2: not YAML"),
+        ("a.json", "{", "not JSON"),
+        ("a.jsonl", '{"name": "a"}\n{', "line 2: not JSON"),
+        ("a.yaml", "a: 1\na: 2\n", "the key 'a' is given twice"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, file: str, text: str, said: str) -> None:
+    """The file and the line are named."""
+    (tmp_path / file).write_text(text)
+    result = CliRunner().invoke(app, ["test", str(tmp_path / file)], env={"COLUMNS": "200"})
+    assert result.exit_code == 2 and said in result.stderr and file in result.stderr
+
+
+def test_a_missing_file_is_unusable_input(tmp_path: Path) -> None:
+    """Exit 2, with its name."""
+    result = CliRunner().invoke(app, ["test", str(tmp_path / "none.yaml")])
+    assert result.exit_code == 2 and "none.yaml" in result.stderr
+
+
+def test_files_stand_beside_the_scenario(tmp_path: Path) -> None:
+    """Paths are relative to the scenario's own place; a folder stands for its manifests."""
+    (tmp_path / "cluster").mkdir()
+    deny = k8s.network_policy("deny", {"policyTypes": ["Ingress"]}, namespace="data")
+    for index, obj in enumerate([*CLUSTER, deny]):
+        (tmp_path / "cluster" / f"{index}.json").write_text(json.dumps(obj))
+    asked = {"name": "f", "files": ["cluster"], "probes": [{**ASKED, "expect": "deny"}]}
+    assert yett(tmp_path, asked, file="s.json").exit_code == 0
+
+
+@pytest.mark.kernel
+def test_the_kernel_engine_says_the_same(tmp_path: Path) -> None:
+    """Same lines from both."""
+    said = yett(tmp_path, GOOD, WRONG, arguments=("-o", "json", "--engine", "kernel"))
+    assert said.stdout == yett(tmp_path, GOOD, WRONG, arguments=("-o", "json")).stdout
+    assert said.exit_code == 1
