@@ -220,7 +220,9 @@ static INLINE int match_rules(struct scratch *s)
         return 0;
     }
     match_address(s, rs);
-    return s->question.direction == EGRESS && rs->flags & RULESET_HAS_DOMAINS && !s->job.concluded;
+    // Of a pod or a node no name counts: one may have been taught before the address was theirs.
+    return s->question.direction == EGRESS && rs->flags & RULESET_HAS_DOMAINS && !s->finding.identity &&
+           !s->job.concluded;
 }
 
 static INLINE void decide(struct scratch *s)

@@ -211,7 +211,8 @@ static INLINE void read_dns(struct __sk_buff *skb, struct scratch *s, struct end
             return;
         s->job.dns = DNS_QUERY;
     } else {
-        if (flags & RESOLVER_NODE_LOCAL && skb->ingress_ifindex) {
+        // From the pod's own interface it came through a Service: whoever stands behind that one wrote it.
+        if ((flags & RESOLVER_NODE_LOCAL && skb->ingress_ifindex) || skb->ingress_ifindex == skb->ifindex) {
             count_reason(direction, REASON_LEARN_UNTRUSTED, skb->len);
             return;
         }

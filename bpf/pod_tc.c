@@ -419,8 +419,8 @@ static INLINE int handle_flow(struct __sk_buff *skb, struct scratch *s, struct e
 
 static INLINE int handle_related(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
 {
-    if (s->packet.fragment == FRAGMENT_LATER) // its first fragment was let through as related
-        return OUTCOME_PASS;
+    if (s->packet.fragment != FRAGMENT_WHOLE) // they fit the least MTU (RFC 1812 4.3.2.3, RFC 4443 2.4): a channel
+        return refuse(s, REASON_ICMP_UNRELATED);
     if (direction == EGRESS && !may_send_icmp_error(ep, s->job.ticks))
         return refuse(s, REASON_ICMP_UNRELATED);
     if (make_quoted_key(skb, s, direction))

@@ -98,7 +98,7 @@ def judge(tables: Tables, handle: int, packet: Packet) -> Conclusion:
     if cidr.unknown_pod and not identity and not is_own:
         return Conclusion(Verdict.DENY, Reason.UNKNOWN_POD, Tier.NONE)
     peers = ruleset.any | _peers(tables, handle, tables.classes.get(identity, 0)) | _peers(tables, handle, cidr.klass)
-    for row in packet.rows:
+    for row in packet.rows if not identity else ():  # no name counts that was taught before a pod had the address
         peers |= _peers(tables, handle, CLASS_DOMAIN | row)
     mask = peers & _ports(tables, handle, packet.protocol, packet.port)
     return conclude(ruleset, mask, is_dns=_is_dns(tables, ruleset, packet), is_own_node=is_own)
