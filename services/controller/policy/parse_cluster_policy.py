@@ -46,6 +46,8 @@ class Dialect:
     kind: PolicyKind
     actions: tuple[str, ...]
     ports_field: str
+    ports_min: int = 1
+    """How many a list of ports that is there must have; v1alpha1 alone takes an empty one as absent."""
     tier: Tier | None = None
     has_priority: bool = True
     is_seed: bool = False
@@ -78,6 +80,7 @@ DIALECTS = {
         kind=PolicyKind.ADMIN_NETWORK_POLICY,
         actions=("Allow", "Deny", "Pass"),
         ports_field="ports",
+        ports_min=0,
         tier=Tier.ADMIN,
         rules_max=100,
         items_max=100,
@@ -88,6 +91,7 @@ DIALECTS = {
         kind=PolicyKind.BASELINE_ADMIN_NETWORK_POLICY,
         actions=("Allow", "Deny"),
         ports_field="ports",
+        ports_min=0,
         tier=Tier.BASELINE,
         has_priority=False,
         rules_max=100,
@@ -225,9 +229,9 @@ def _read_network(reader: Reader, dialect: Dialect) -> Peer:
 
 
 def _read_ports(reader: Reader, dialect: Dialect) -> tuple[PortSpec, ...]:
-    """Absent is every protocol. Upstream's ``protocols`` may not be empty; an empty ``ports`` is as absent."""
+    """Absent is every protocol."""
     is_protocols = dialect.ports_field == "protocols"
-    at_least = 1 if is_protocols and reader.is_present else 0
+    at_least = dialect.ports_min if reader.is_present else 0
     ports: list[PortSpec] = []
     for item in reader.items(at_least=at_least, at_most=dialect.items_max):
         ports += _read_protocol_match(item) if is_protocols else _read_port(item, dialect)

@@ -18,6 +18,9 @@ from services.controller.policy.parse_reader import Reader
 PROTOCOLS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
 PORT_FIRST, PORT_LAST = 1, 65535
 DOMAIN_BYTES_MAX = 253
+EXACT_LABELS_MIN = 2
+NOWHERE = "0.0.0.0/32"
+"""Stands for a prefix that is at fault; its object is refused."""
 LABEL_BYTES_MAX = 63
 
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z")
@@ -88,6 +91,11 @@ def read_namespaced_pods(reader: Reader) -> PodPeer:
 
 def read_cidr(reader: Reader) -> str:
     """A prefix in canonical text; host bits are cleared with a warning, as every API here tolerates them."""
+    return str(_read_network(reader) or NOWHERE)
+
+
+def _read_network(reader: Reader) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    """None: a fault, reported."""
     text = reader.required_text()
     address, slash, length = text.partition("/")
     try:
@@ -97,42 +105,57 @@ def read_cidr(reader: Reader) -> str:
     except ValueError:
         if reader.value is not None:
             reader.fault(f"{text!r} is not a CIDR")
-        return "0.0.0.0/32"
+        return None
     if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:
         reader.fault(f"{text!r}: an IPv4 prefix is not written as IPv6")
     if str(network) != text.lower():
         reader.warn(f"{text!r} is read as {network}")
-    return str(network)
+    return network
 
 
 def read_ip_block(reader: Reader) -> CidrPeer:
-    """``ipBlock: {cidr, except}``; every exception lies strictly inside."""
+    """``ipBlock: {cidr, except}``; every exception lies strictly inside.
+
+    Where ``cidr`` is at fault, its exceptions are not held against it.
+    """
     reader.fields("cidr", "except")
-    cidr = read_cidr(reader.get("cidr"))
-    block = ipaddress.ip_network(cidr)
-    excepts = []
+    block = _read_network(reader.get("cidr"))
+    excepts = set()
     for item in reader.get("except").items():
-        excluded = read_cidr(item)
-        inner = ipaddress.ip_network(excluded)
-        if inner.version != block.version or inner == block or not inner.subnet_of(block):  # type: ignore[arg-type]
-            item.fault(f"{excluded} is not strictly inside {cidr}")
-        excepts.append(excluded)
-    return CidrPeer(cidr=cidr, excepts=tuple(sorted(set(excepts))))
+        inner = _read_network(item)
+        if inner and block and not _is_strictly_inside(inner, block):
+            item.fault(f"{inner} is not strictly inside {block}")
+        excepts.add(str(inner or NOWHERE))
+    return CidrPeer(cidr=str(block or NOWHERE), excepts=tuple(sorted(excepts)))
+
+
+def _is_strictly_inside(
+    inner: ipaddress.IPv4Network | ipaddress.IPv6Network, block: ipaddress.IPv4Network | ipaddress.IPv6Network
+) -> bool:
+    if isinstance(inner, ipaddress.IPv4Network) and isinstance(block, ipaddress.IPv4Network):
+        return inner != block and inner.subnet_of(block)
+    if isinstance(inner, ipaddress.IPv6Network) and isinstance(block, ipaddress.IPv6Network):
+        return inner != block and inner.subnet_of(block)
+    return False
 
 
 def read_domain(reader: Reader, *, labels_min: int) -> DomainPeer:
-    """A name or ``*.name``; lower-cased, trailing dot dropped. ``labels_min``: of the part after the star."""
+    """A name or ``*.name``; lower-cased, trailing dot dropped. ``labels_min``: of the part after the star.
+
+    A name without a star has two labels at least, as every API's pattern says.
+    """
     text = reader.required_text()
     pattern = text.lower().removesuffix(".")
     labels = pattern.removeprefix("*.").split(".")
+    least = labels_min if pattern.startswith("*.") else EXACT_LABELS_MIN
     if any("*" in label for label in labels):
         reader.fault(f"{text!r}: '*' may only stand for whole labels, once, at the front")
     elif any(len(label) > LABEL_BYTES_MAX for label in labels):
         reader.fault(f"{text!r}: a label is longer than {LABEL_BYTES_MAX} bytes")
     elif not all(_DOMAIN_LABEL.match(label) for label in labels):
         reader.fault(f"{text!r} is not a domain name")
-    elif len(labels) < labels_min:
-        reader.fault(f"{text!r}: at least {labels_min} labels are expected")
+    elif len(labels) < least:
+        reader.fault(f"{text!r}: at least {least} labels are expected")
     elif len(pattern) > DOMAIN_BYTES_MAX:
         reader.fault(f"{text!r} is longer than {DOMAIN_BYTES_MAX} bytes")
     return DomainPeer(pattern=pattern)
