@@ -668,17 +668,26 @@ static INLINE int make_page(struct scratch *s, struct endpoint *ep, __u64 slot)
     return WRITTEN;
 }
 
+// Where the pages that all share are full, the endpoint's own follow: a neighbour's names take no place from its own.
 static INLINE int write_name(struct scratch *s, struct endpoint *ep, const struct address *a, __u64 slot, __u32 lifetime)
 {
-    for (__u32 i = 0; i < NAME_PAGES; i++) {
-        struct names *page = find_names(s, a, s->dns.scope, i);
+    __u32 scope = s->dns.scope;
+
+    for (__u32 i = 0; i < 2 * NAME_PAGES; i++) {
+        struct names *page;
         int written;
 
+        if (i == NAME_PAGES) {
+            if (scope != SCOPE_LEARNED)
+                return NOT_WRITTEN;
+            scope = ep->id;
+        }
+        page = find_names(s, a, scope, i & (NAME_PAGES - 1));
         if (!page) {
             written = make_page(s, ep, slot);
             if (written)
                 return written;
-            page = find_names(s, a, s->dns.scope, i);
+            page = find_names(s, a, scope, i & (NAME_PAGES - 1));
             if (!page)
                 return NOT_WRITTEN;
         }

@@ -57,24 +57,27 @@ static INLINE void visit_page(struct scratch *s, struct names *page, int what)
     }
 }
 
-static INLINE void visit_scope(struct scratch *s, __u32 scope, int what)
+// Whether there are more than fit the pages.
+static INLINE int visit_scope(struct scratch *s, __u32 scope, int what)
 {
     for (__u32 i = 0; i < NAME_PAGES; i++) {
         struct names *page = find_names(s, &s->question.peer, scope, i);
 
         if (!page)
-            return;
+            return 0;
         visit_page(s, page, what);
         if (!page->more)
-            return;
+            return 0;
     }
+    return 1;
 }
 
 static INLINE void visit_names(struct scratch *s, struct endpoint *ep, int what)
 {
-    visit_scope(s, SCOPE_LEARNED, what);
+    int has_own = visit_scope(s, SCOPE_LEARNED, what);
+
     visit_scope(s, SCOPE_SHARED, what);
-    if (ep->flags & ENDPOINT_SCOPED_NAMES)
+    if (has_own || ep->flags & ENDPOINT_SCOPED_NAMES)
         visit_scope(s, ep->id, what);
 }
 

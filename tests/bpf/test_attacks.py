@@ -1,7 +1,7 @@
 """Attacks on the programs, each by name: what a pod, its neighbours or its resolver may try, and what becomes of it.
 
-Where the findings of a review are tested more widely elsewhere (``test_learner``, ``test_flows``, ``test_packets``), the
-attack is made here once more in its plainest form, as its author would make it.
+What is tested more widely elsewhere (``test_learner``, ``test_flows``, ``test_packets``) is attacked here once more in
+its plainest form, as its author would do it.
 """
 
 from __future__ import annotations
@@ -12,19 +12,26 @@ from dataclasses import replace
 import pytest
 
 from schemas.terms import Direction, Reason
+from services.nodeagent.judge import FrontendShape
 from services.nodeagent.mapcodec import SCOPE_LEARNED
-from services.nodeagent.tables import ConfigEntry, Tables
+from services.nodeagent.tables import CLASS_DOMAIN, CidrEntry, ConfigEntry, FrontendEntry, Tables
 from tests.bpf import packets
 from tests.bpf.messages import AAAA, A, address, alias, answer, query
-from tests.bpf.packets import ACK, SYN, TCP, UDP, tcp, udp
+from tests.bpf.packets import ACK, SYN, TCP, UDP, icmp, ipv4, tcp, udp
 from tests.bpf.prog_run import IFINDEX, Kernel, Result
 from tests.bpf.worlds import (
+    EGRESS,
+    INGRESS,
     NODE_LOCAL,
     OUTSIDE,
+    PEER4,
+    PEER6,
     POD4,
+    POD6,
     POD_ID,
     RESOLVER,
     TRUSTED,
+    add_cidr,
     add_pattern,
     make_tables,
     with_dns,
@@ -210,3 +217,112 @@ def test_a_quota_that_is_used_up_is_ones_own(kernel: Kernel) -> None:
     ask(kernel)
     tell(kernel, answer(NAME, WEB))
     assert set(kernel.names_of(WEB)) == {ROW}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Neighbours
+
+
+def test_a_tenants_64_patterns_on_an_address_shut_nobody_else_out(kernel: Kernel) -> None:
+    """Sixty-four names of a tenant that lead to a neighbour's server leave room for the neighbour's own name."""
+    tables = named()
+    for row in range(100, 164):
+        add_pattern(tables, f"n{row}.evil.test", row, RULE)
+    kernel.fill(tables)
+    for row in range(100, 164):
+        ask(kernel, f"n{row}.evil.test")
+        tell(kernel, answer(f"n{row}.evil.test", WEB))
+    assert len(kernel.names_of(WEB)) == 64
+    tables.endpoints[1] = replace(tables.endpoints[1], id=POD_ID - 1)
+    for row in range(100, 164):
+        del tables.peers[(EGRESS, CLASS_DOMAIN | row)]
+    kernel.fill(tables)
+    ask(kernel)
+    tell(kernel, answer(NAME, WEB))
+    assert connect(kernel).passed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ICMP, discovery
+
+
+def test_fragments_of_an_error_are_no_channel(kernel: Kernel) -> None:
+    """An error about a live flow is small: fragments would carry data past the ration and past a change of policy."""
+    tables = shut()
+    add_cidr(tables, f"{PEER4}/32", 5, INGRESS, RULE)
+    kernel.fill(tables)
+    assert kernel.to_pod(packets.ip(PEER4, POD4, UDP, udp(9, 10))).passed
+    error = icmp(3, 3, bytes(4), ipv4(PEER4, POD4, UDP, udp(9, 10)) + bytes(500))
+    first = packets.ip(POD4, PEER4, 1, error, more=True, identifier=9)
+    denied(kernel.from_pod(first), Reason.ICMP_UNRELATED)
+    for offset in (70, 140, 210):
+        assert not kernel.from_pod(packets.ip(POD4, PEER4, 1, bytes(560), fragment=offset, identifier=9)).passed
+
+
+def test_a_quote_opens_no_other_destination(kernel: Kernel) -> None:
+    """A live flow quoted to anybody but its own peer, with any address swapped, leaves nowhere."""
+    tables = shut()
+    add_cidr(tables, f"{PEER4}/32", 5, EGRESS, RULE)
+    kernel.fill(tables)
+    assert kernel.from_pod(packets.ip(POD4, PEER4, UDP, udp(10, 9))).passed
+    for to in (PEER4, "192.0.2.99", VICTIM, POD4):
+        for source in (PEER4, "192.0.2.99", VICTIM, POD4):
+            for destination in (PEER4, "192.0.2.99", VICTIM, POD4):
+                quote = ipv4(source, destination, UDP, udp(9, 10))
+                result = kernel.from_pod(packets.ip(POD4, to, 1, icmp(3, 1, bytes(4), quote)))
+                assert result.passed == ((to, source, destination) == (PEER4, PEER4, POD4))
+
+
+def test_a_quote_within_a_quote_is_not_followed(kernel: Kernel) -> None:
+    """An error that quotes an error that quotes a live flow is about nothing."""
+    tables = shut()
+    add_cidr(tables, f"{PEER4}/32", 5, EGRESS, RULE)
+    kernel.fill(tables)
+    assert kernel.from_pod(packets.ip(POD4, PEER4, UDP, udp(10, 9))).passed
+    inner = icmp(3, 3, bytes(4), ipv4(PEER4, POD4, UDP, udp(9, 10)))
+    quote = ipv4(POD4, PEER4, 1, inner)
+    denied(kernel.to_pod(packets.ip("203.0.113.1", POD4, 1, icmp(3, 3, bytes(4), quote))), Reason.ICMP_UNRELATED)
+
+
+@pytest.mark.parametrize("hops", [255, 64])
+@pytest.mark.parametrize("kind", [133, 134, 135, 136, 137])
+def test_discovery_carries_nothing_off_the_link(kernel: Kernel, kind: int, hops: int) -> None:
+    """440 bytes in a discovery message to a far address: the tunnel out of a pod that may talk to nobody."""
+    kernel.fill(shut())
+    for to in (PEER6, "fd99::99", "ff05::2", "ff0e::1"):
+        frame = packets.ip(POD6, to, 58, icmp(kind, 0, bytes(4), packets.pack(POD6) + bytes(424)), hops=hops)
+        denied(kernel.from_pod(frame), Reason.ND_REFUSED)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Nodes and Services
+
+
+def test_a_node_port_is_no_way_around(kernel: Kernel) -> None:
+    """Through the own node: the sender is judged by what stands behind the port, the receiver by where it came in."""
+    tables = shut()
+    node = "192.0.2.1"
+    tables.own_addresses[node] = 1
+    tables.frontends[(node, TCP, 30080)] = FrontendEntry(int(FrontendShape.UNIFORM), 42, 8080)
+    kernel.fill(tables)
+    denied(kernel.from_pod(packets.ip(POD4, node, TCP, tcp(1000, 30080))), Reason.ISOLATED)
+    denied(kernel.to_pod(packets.ip(node, POD4, TCP, tcp(1000, 8080)), ingress=77), Reason.ISOLATED)
+    denied(kernel.to_pod(packets.ip("169.254.1.1", POD4, TCP, tcp(1000, 8080)), ingress=77), Reason.ISOLATED)
+
+
+def test_a_probes_flow_is_not_taken_over_by_a_forwarded_syn(kernel: Kernel) -> None:
+    """Where the node itself connected before, a forwarded SYN with its address and ports is judged for itself."""
+    kernel.fill(shut())
+    assert kernel.to_pod(packets.ip("192.0.2.1", POD4, TCP, tcp(1000, 8080)), ingress=0).passed
+    assert kernel.from_pod(packets.ip(POD4, "192.0.2.1", TCP, tcp(8080, 1000, SYN | ACK))).passed
+    denied(kernel.to_pod(packets.ip("192.0.2.1", POD4, TCP, tcp(1000, 8080)), ingress=77), Reason.ISOLATED)
+
+
+def test_a_pod_that_nobody_told_of_is_not_the_world(kernel: Kernel) -> None:
+    """Until its row arrives, a rule for 0.0.0.0/0 does not open an address of the pods' range."""
+    tables = shut()
+    add_cidr(tables, "0.0.0.0/0", 5, EGRESS, RULE)
+    tables.cidrs["10.0.0.0/16"] = CidrEntry(tables.cidrs["0.0.0.0/0"].klass, unknown_pod=True)
+    kernel.fill(tables)
+    denied(connect(kernel, VICTIM), Reason.UNKNOWN_POD)
+    assert connect(kernel, PEER4).passed

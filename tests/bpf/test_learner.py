@@ -483,16 +483,17 @@ def test_an_alias_that_is_not_first_names_nothing(dns: Kernel) -> None:
 # Slots, quotas, events
 
 
-def test_64_names_share_an_address_and_the_65th_is_counted(dns: Kernel) -> None:
-    """Pages of eight, chained: 64 names at once; one more is refused with a reason, none is displaced."""
+def test_64_names_share_an_address_and_64_more_are_the_endpoints_own(dns: Kernel) -> None:
+    """Pages of eight, chained: 64 names for all, 64 more an endpoint; the next is refused with a reason."""
     many = tables()
-    for row in range(100, 165):
+    for row in range(100, 229):
         add_pattern(many, f"n{row}.shared.test", row, RULE)
     dns.fill(many)
-    for row in range(100, 165):
+    for row in range(100, 229):
         ask(dns, f"n{row}.shared.test")
         tell(dns, answer(f"n{row}.shared.test", WEB))
     assert set(dns.names_of(WEB)) == set(range(100, 164))
+    assert set(dns.names_of(WEB, POD_ID)) == set(range(164, 228))
     assert count(dns, Reason.MAP_FULL) == 1
 
 
