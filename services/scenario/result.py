@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
-from schemas.policy import RuleSource
 from schemas.status import Problem
 from schemas.terms import Verdict
 from services.controller.policy.model import Finding
 from services.scenario.model import Probe, Scenario
+from services.scenario.words import format_source
 
 SEVERITY = {Verdict.DENY: 2, Verdict.AUDIT: 1, Verdict.ALLOW: 0}
 
@@ -84,13 +84,6 @@ def _announces(path: str, problem: Problem) -> bool:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # For programs
-
-
-def format_source(source: RuleSource | None) -> str:
-    """``kind namespace/name`` of a policy, the namespace only where it has one."""
-    if source is None:
-        return ""
-    return f"{source.kind} {source.namespace + '/' if source.namespace else ''}{source.name}"
 
 
 def finding_to_json(finding: Finding | None) -> dict[str, str] | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from schemas.terms import Direction
+from schemas.terms import Direction, NodeName
 from schemas.wire import subject_address
 from services.controller.policy.model import Finding, Pod
 from services.scenario import kernel_engine
@@ -135,7 +135,7 @@ def test_an_agent_believes_what_is_published() -> None:
     made = scenario(NAMED)
     cluster = build_cluster(made, [("", obj) for obj in made.objects])
     messages = publish(cluster.state.rows())
-    state = follow(messages, cluster.world.pods["app", "web"].node)
+    state = follow(messages, NodeName("node-a"))
     assert sorted(state.endpoints) == [("app", "api"), ("app", "web")]
     with pytest.raises(ReplayError, match="node node-a proves no state"):
-        follow([each for each in messages if each.subject != subject_address(DB)], cluster.world.pods["app", "web"].node)
+        follow([each for each in messages if each.subject != subject_address(DB)], NodeName("node-a"))
