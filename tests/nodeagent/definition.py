@@ -37,8 +37,10 @@ def evaluate(
     if row is None and in_pod_range and not is_own:
         return Conclusion(Verdict.DENY, Reason.UNKNOWN_POD, Tier.NONE)
 
+    held = names if row is None else frozenset()  # the address of a pod or a node is no name's
+
     def matches(peer: Peer) -> bool:
-        return _names_pod(state, peer, row.identity if row else None) or _names_address(peer, remote, names)
+        return _names_pod(state, peer, row.identity if row else None) or _names_address(peer, remote, held)
 
     def is_match(rule: RulesetRule) -> bool:
         return _has_port(rule, protocol, port) and any(matches(peer) for peer in rule.peers)
