@@ -40,6 +40,8 @@ _FAMILIES = {2: 32, 10: 128}
 """AF_INET and AF_INET6, and the length of a host route."""
 ROUTE_TABLE_LOCAL = 255
 ROUTE_UNICAST = 1
+ROUTE_ADVERTISED = 9
+"""RTPROT_RA: learned from a router's advertisement."""
 AUDIT_SECONDS = 5.0
 """How often everything is looked at without a notification."""
 SETTLE_SECONDS = 0.005
@@ -112,7 +114,10 @@ class Netlink:
         return self._divide()[0]
 
     def list_uplinks(self) -> frozenset[int]:
-        """Interfaces that are never touched: named so, or with a default route whatever their name."""
+        """Interfaces that are never touched: named so, or with a default route whatever their name.
+
+        What somebody on a pod's interface advertised of itself is no such route.
+        """
         return self._divide()[1]
 
     def _divide(self) -> tuple[dict[int, str], frozenset[int]]:
@@ -121,7 +126,10 @@ class Netlink:
             route.get_attr("RTA_OIF")
             for family in _FAMILIES
             for route in self._route.get_routes(family=family)
-            if route["dst_len"] == 0 and route.get_attr("RTA_DST") is None
+            if route["dst_len"] == 0
+            and route.get_attr("RTA_DST") is None
+            # A pod that advertises itself as a router (CVE-2020-10749) is no uplink of the node's.
+            and not (route["proto"] == ROUTE_ADVERTISED and self._is_pod(names.get(route.get_attr("RTA_OIF"), "")))
         }
         uplinks = frozenset(index for index, name in names.items() if index in routed or self._is_uplink(name))
         pods = {index: name for index, name in names.items() if index not in uplinks and self._is_pod(name)}

@@ -195,6 +195,18 @@ def test_uplinks_are_never_touched(node, programs) -> None:
     assert "0x7e77" not in list_filters(node, "podup0") + list_filters(node, "pod62")
 
 
+def test_a_pod_that_advertises_itself_as_a_router_is_no_uplink(node, programs) -> None:
+    """A default route that a router advertisement made, sent before the programs were on, exempts no pod from them."""
+    node.add_pod(63)
+    ip("-n", node.name, "-6", "route", "add", "default", "via", "fe80::66", "dev", "pod63", "proto", "ra")
+
+    async def work(links: Links, told: list[Snapshot]) -> None:
+        assert links.snapshot.uplinks == frozenset() and find(told, "pod63") is not None
+
+    node.run(lambda: watched(programs, work))
+    assert list_filters(node, "pod63").count("0x7e77") == 2
+
+
 def test_detach_takes_our_filters_only(node, programs) -> None:
     """Ours are gone, clsact with them; where somebody else's filter is, it stays."""
     node.add_pod(71)
