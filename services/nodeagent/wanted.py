@@ -23,6 +23,7 @@ from schemas.policy import (
     CidrPeer,
     Config,
     EndpointRow,
+    FrontendRow,
     NodePeer,
     PeersetRow,
     PodPeer,
@@ -64,6 +65,7 @@ FIRST_EXTRA_ADDRESS = 2
 """``endpoint_addresses`` values below this one stand for the two addresses in the endpoint itself."""
 _UNKNOWN_POD = "pods"
 """Marks a prefix of the cluster's own pods among a node's contents; no CIDR peer has this text."""
+_ON_EVERY_ADDRESS = frozenset({FrontendKind.NODE_PORT, FrontendKind.HOST_PORT})
 _CLAIMABLE = frozenset(
     {FrontendKind.EXTERNAL_IP, FrontendKind.LOAD_BALANCER, FrontendKind.NODE_PORT, FrontendKind.HOST_PORT}
 )
@@ -135,6 +137,8 @@ class Wanted:
         self._classified_pod_cidrs: tuple[str, ...] = ()
         self._is_resumed = False
         self._guarded: frozenset[str] | None = None
+        self._gateway_fronts: dict[FrontKey, FrontendRow] = {}
+        self._gateway_basis: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
 
     # -- the steps
 
@@ -154,6 +158,7 @@ class Wanted:
         self._local.bindings = bindings
         identities, fronts = self._set_facts(state, changed)
         self._set_config(state, extra_addresses)
+        fronts |= self._set_gateway_fronts(state, fronts)
         self._set_rulesets(state, set(self._in_force) | self._find_local(state))
         is_everything = changed is None or "config" in changed  # resolvers and pod ranges are part of a set's verdict
         self._judge_sets(None if is_everything else fronts | self._fronts.using(identities))
@@ -233,6 +238,28 @@ class Wanted:
             own[address] = 1
         elif address not in self._local.extra_addresses:
             own.drop(address)
+
+    def _set_gateway_fronts(self, state: PolicyState, touched: set[FrontKey]) -> set[FrontKey]:
+        """A port of the node answers on every address of it: on the pods' gateways, too, it is judged as what stands
+        behind it, before the own node's pass. The frontends that changed."""
+        gateways = self._local.extra_addresses
+        own = frozenset(one for one in self.tables.own_addresses if one not in gateways or one in state.addresses)
+        if not touched and (own, gateways) == self._gateway_basis:
+            return set()
+        self._gateway_basis = own, gateways
+        wanted = {
+            (gateway, protocol, port): row
+            for (address, protocol, port), row in state.frontends.items()
+            if row.kind in _ON_EVERY_ADDRESS and address in own
+            for gateway in gateways
+            if (":" in gateway) == (":" in address) and (gateway, protocol, port) not in state.frontends
+        }
+        known = self._gateway_fronts
+        changed = {key for key, row in wanted.items() if key in touched or known.get(key) != row}
+        for key in changed | (known.keys() - wanted.keys()):
+            self._fronts.set_frontend(key, wanted.get(key) or state.frontends.get(key))
+        self._gateway_fronts = wanted
+        return changed
 
     # -- configuration
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.policy import Ruleset
-from schemas.terms import Direction
+from schemas.policy import AddressRow, FrontendRow, Ruleset
+from schemas.terms import AddressKind, Direction, FrontendKind, IdentityId
+from services.nodeagent.fronts import FrontKey
 from services.nodeagent.judge import Conclusion, Packet, judge
 from services.nodeagent.numbers import make_spaces
 from services.nodeagent.patterns import find_node
-from services.nodeagent.policystate import PolicyState
+from services.nodeagent.policystate import PolicyState, Table
 from services.nodeagent.wanted import Wanted
 from tests.nodeagent.definition import evaluate
 from tests.nodeagent.worlds import (
@@ -72,3 +75,30 @@ def test_tables_equal_the_definition(state, egress, ingress, names) -> None:
     """For any facts, rulesets and packet, the tables' verdict, reason, tier and rule are those of the rows."""
     state = with_rulesets(state, egress, ingress)
     assert_equal_everywhere(make_wanted(state), state, egress, ingress, names)
+
+
+def test_a_node_port_is_judged_on_the_pods_gateways_too() -> None:
+    """A port of the node answers on every address of it: none is a way around what stands behind the port."""
+    own, gateway = "192.0.2.1", "169.254.1.1"
+    node = AddressRow(address=own, kind=AddressKind.NODE, identity=IdentityId(5), uid="n", owner=NODE, node=NODE)
+    rows = [
+        FrontendRow(address=own, protocol=6, port=30080, kind=FrontendKind.NODE_PORT),
+        FrontendRow(address="192.0.2.2", protocol=6, port=30081, kind=FrontendKind.NODE_PORT),
+    ]
+    state = PolicyState(
+        addresses=Table[str, AddressRow]().with_changes({own: node}),
+        frontends=Table[FrontKey, FrontendRow]().with_changes({(one.address, 6, one.port): one for one in rows}),
+    )
+
+    def on_gateway() -> set[int]:
+        return {port for address, _, port in wanted.tables.frontends if address == gateway}
+
+    wanted = Wanted(NODE, make_spaces())
+    wanted.prepare(state, None, {}, frozenset({gateway, "fe80::1"}))
+    assert on_gateway() == {30080}
+    wanted.prepare(state, None, {}, frozenset({gateway}))
+    assert on_gateway() == {30080}
+    gone = (own, 6, 30080)
+    state = replace(state, frontends=state.frontends.with_changes({gone: None}))
+    wanted.prepare(state, {"frontends": frozenset({gone})}, {}, frozenset({gateway}))
+    assert on_gateway() == set()
