@@ -20,9 +20,11 @@ import select
 import socket
 import statistics
 import struct
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import dns.message
 import dns.rdatatype
@@ -61,6 +63,9 @@ _TCP_INFO_TOTAL_RETRANS = 100
 """Offset of tcpi_total_retrans in struct tcp_info, linux/tcp.h."""
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """How many samples of each figure. Those of a median are at least 200."""
@@ -72,13 +77,33 @@ class Counts:
 
 
 SHORT = Counts(switches=200, resolutions=200, round_trips=500, connections=1000)
-LONG = Counts(switches=1000, resolutions=1000, round_trips=5000, connections=5000)
+LONG = Counts(switches=1000, resolutions=1000, round_trips=5000, connections=2000)
+"""Fresh names in all stay below the 4,096 that one endpoint may teach its node: beyond it nothing is learned."""
+FAILED_MAX = 5
+"""First connections that may fail before the figure is given up: each costs its whole timeout."""
 
 
 def summarise(samples: Sequence[float]) -> dict[str, float]:
     """p50 and p99 in milliseconds of samples in seconds, and how many there were."""
     cuts = statistics.quantiles(samples, n=100, method="inclusive")
     return {"p50_ms": round(cuts[49] * 1e3, 3), "p99_ms": round(cuts[98] * 1e3, 3), "samples": len(samples)}
+
+
+async def in_thread(work: Callable[..., T], *arguments: object) -> T:
+    """``work`` in a thread, which ends at its next sample where this task is cancelled: a thread cannot be."""
+    halt = threading.Event()
+    try:
+        return await asyncio.to_thread(work, *arguments, halt)
+    finally:
+        halt.set()
+
+
+def count_samples(count: int, halt: threading.Event) -> Iterator[int]:
+    """0, 1, 2, ...; DemoError once nobody waits for them any more."""
+    for index in range(count):
+        if halt.is_set():
+            raise DemoError("interrupted")
+        yield index
 
 
 async def measure(demo: Demo, counts: Counts) -> dict[str, object]:
@@ -89,13 +114,13 @@ async def measure(demo: Demo, counts: Counts) -> dict[str, object]:
     names = FreshNames()
     # The same stretch of time for the bare round trip as for what is compared with it.
     round_trips = await measure_round_trips(demo.run.state.nats_url, counts.round_trips // 2)
-    shared = await asyncio.to_thread(measure_sharing, demo.lab, names, counts.resolutions)
+    shared = await in_thread(measure_sharing, demo.lab, names, counts.resolutions)
     round_trips += await measure_round_trips(demo.run.state.nats_url, counts.round_trips - counts.round_trips // 2)
     bare, across = summarise(round_trips), summarise(shared)
     demo.say(f"figures: {len(shared)} names shared between nodes")
-    connections = await asyncio.to_thread(measure_first_connections, demo.lab, names, counts.connections)
+    connections = await in_thread(measure_first_connections, demo.lab, names, counts.connections)
     demo.say(f"figures: {counts.connections} first connections")
-    switches = await asyncio.to_thread(measure_switches, demo, counts.switches)
+    switches = await in_thread(measure_switches, demo, counts.switches)
     return {
         "nats_round_trip": bare,
         "answer_to_other_node": across
@@ -228,7 +253,7 @@ def open_sender(lab: Lab, pod: Pod) -> socket.socket:
 # From a manifest to a verdict
 
 
-def measure_switches(demo: Demo, count: int) -> list[float]:
+def measure_switches(demo: Demo, count: int, halt: threading.Event) -> list[float]:
     """Seconds from an edited manifest's appearance in the folder to the changed verdict on *both* nodes.
 
     The edit points one rule at another address and back, so that every second sample opens and every other one shuts.
@@ -245,7 +270,7 @@ def measure_switches(demo: Demo, count: int) -> list[float]:
         opened.callback(demo.folder.remove, name)
         demo.folder.write(name, opening)
         sink.await_arrivals(senders, SWITCH_TARGET)
-        for index in range(count):
+        for index in count_samples(count, halt):
             time.sleep(REST_SECONDS)
             started = time.monotonic()
             if index % 2:
@@ -262,11 +287,11 @@ def measure_switches(demo: Demo, count: int) -> list[float]:
 # From an answer on one node to its use on the other
 
 
-def measure_sharing(lab: Lab, names: FreshNames, count: int) -> list[float]:
+def measure_sharing(lab: Lab, names: FreshNames, count: int, halt: threading.Event) -> list[float]:
     """Seconds from an answer's arrival at a pod's interface to the first datagram out of the other node's pod."""
     samples = []
     with Sink(lab, probe_seconds=PROBE_SECONDS) as sink, open_questions(lab, topology.find_pod(ASKER)) as questions:
-        for _ in range(count):
+        for _ in count_samples(count, halt):
             name, address = names.take()
             started = ask(questions, name)
             with open_sender(lab, topology.find_pod(USER)) as sender:
@@ -303,20 +328,22 @@ def ask(questions: socket.socket, name: str) -> float:
 # First connections
 
 
-def measure_first_connections(lab: Lab, names: FreshNames, count: int) -> dict[str, int]:
+def measure_first_connections(lab: Lab, names: FreshNames, count: int, halt: threading.Event) -> dict[str, int]:
     """Connections each to a name never seen before, right after its answer; how many, and how often a SYN was lost."""
     pod = topology.find_pod(ASKER)
     retransmitted = failed = 0
     with open_questions(lab, pod) as questions:
-        for _ in range(count):
+        for _ in count_samples(count, halt):
             name, address = names.take()
             with open_socket(lab.pod_namespace(pod), socket.AF_INET, socket.SOCK_STREAM) as connection:
                 connection.settimeout(SAMPLE_SECONDS)
                 ask(questions, name)
                 try:
                     connection.connect((address, topology.WEB_PORTS[0]))
-                except OSError:
+                except OSError as error:
                     failed += 1
+                    if failed > FAILED_MAX:
+                        raise DemoError(f"{failed} first connections failed, the last to {name}: {error}") from error
                     continue
                 retransmitted += read_total_retransmits(connection) > 0
     return {"count": count, "retransmitted": retransmitted, "failed": failed}
