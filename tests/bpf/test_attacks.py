@@ -326,3 +326,100 @@ def test_a_pod_that_nobody_told_of_is_not_the_world(kernel: Kernel) -> None:
     kernel.fill(tables)
     denied(connect(kernel, VICTIM), Reason.UNKNOWN_POD)
     assert connect(kernel, PEER4).passed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Headers, fragments, flows
+
+
+def only_tcp_443() -> Tables:
+    """A pod that may connect to one peer of each family, to TCP port 443 alone."""
+    tables = shut()
+    tables.ports.clear()
+    tables.port_classes[443] = 9  # of TCP: the first slot
+    tables.ports[(EGRESS, 9)] = RULE
+    add_cidr(tables, f"{PEER4}/32", 5, EGRESS, RULE)
+    add_cidr(tables, f"{PEER6}/128", 6, EGRESS, RULE)
+    return tables
+
+
+@pytest.mark.parametrize(
+    ("frame", "whole"),
+    [
+        (packets.ip(POD4, PEER4, TCP, tcp(1000, 443)), 54),
+        (packets.ip(POD4, PEER4, TCP, tcp(1000, 443), options=b"\1" * 40), 94),
+        (packets.ip(POD6, PEER6, TCP, tcp(1000, 443)), 74),
+        (packets.ip(POD6, PEER6, 0, packets.extension(60) + packets.extension(TCP) + tcp(1000, 443)), 90),
+    ],
+)
+def test_a_header_cut_at_any_byte_does_not_pass(kernel: Kernel, frame: bytes, whole: int) -> None:
+    """Wherever the frame ends before its headers do, it is dropped; whole, it passes."""
+    kernel.fill(only_tcp_443())
+    least = 54 if frame[12:14] == b"\x86\xdd" else 34
+    for size in range(least, whole):
+        assert not kernel.from_pod(frame[:size]).passed
+    assert kernel.from_pod(frame[:whole]).passed
+
+
+@pytest.mark.parametrize("size", range(0, 40))
+def test_a_length_that_lies_does_not_pass(kernel: Kernel, size: int) -> None:
+    """An IP length that leaves no room for the transport header hides no ports in the padding."""
+    kernel.fill(only_tcp_443())
+    assert not kernel.from_pod(packets.ip(POD4, PEER4, TCP, tcp(1000, 443), total=size)).passed
+    if size < 20:
+        assert not kernel.from_pod(packets.ip(POD6, PEER6, TCP, tcp(1000, 443), total=size)).passed
+
+
+def test_overlapping_fragments_change_no_port(kernel: Kernel) -> None:
+    """A second first fragment with other ports is judged by its own; none reaches back into a TCP header."""
+    kernel.fill(only_tcp_443())
+    body = tcp(1000, 443) + bytes(20)
+    assert kernel.from_pod(packets.ip(POD4, PEER4, TCP, body, more=True, identifier=3)).passed
+    other = tcp(1000, 22) + bytes(20)
+    denied(kernel.from_pod(packets.ip(POD4, PEER4, TCP, other, more=True, identifier=3)), Reason.ISOLATED)
+    for offset in (1, 2):
+        for more in (True, False):
+            frame = packets.ip(POD4, PEER4, TCP, other[offset * 8 :], fragment=offset, more=more, identifier=3)
+            denied(kernel.from_pod(frame), Reason.MALFORMED)
+
+
+def test_a_later_fragment_of_another_protocol_is_unknown(kernel: Kernel) -> None:
+    """IPv6 reassembles by id and addresses alone: a first fragment of TCP does not carry later ones of UDP along."""
+    kernel.fill(only_tcp_443())
+    first = packets.fragment6(TCP, 0, more=True) + tcp(1000, 443) + bytes(12)
+    assert kernel.from_pod(packets.ip(POD6, PEER6, 44, first)).passed
+    for following in (UDP, 60, 43, 0, 58):
+        later = packets.fragment6(following, 4, more=False) + bytes(32)
+        denied(kernel.from_pod(packets.ip(POD6, PEER6, 44, later)), Reason.FRAGMENT_UNKNOWN)
+
+
+def test_fragments_of_a_flow_that_policy_ended_stop(kernel: Kernel) -> None:
+    """A change of policy is judged for later fragments too."""
+    kernel.fill(only_tcp_443())
+    assert kernel.from_pod(packets.ip(POD4, PEER4, TCP, tcp(1000, 443) + bytes(20), more=True, identifier=4)).passed
+    kernel.fill(shut())
+    denied(kernel.from_pod(packets.ip(POD4, PEER4, TCP, bytes(80), fragment=5, identifier=4)), Reason.ISOLATED)
+
+
+def test_syns_against_a_flow_are_judged(kernel: Kernel) -> None:
+    """On the ports of a live connection the peer opens nothing back, with any extra flags."""
+    kernel.fill(only_tcp_443())
+    assert kernel.from_pod(packets.ip(POD4, PEER4, TCP, tcp(1000, 443))).passed
+    assert kernel.to_pod(packets.ip(PEER4, POD4, TCP, tcp(443, 1000, SYN | ACK))).passed
+    for extra in (0, 8, 0x20, 0x40, 0x80, 0xC0):
+        assert not kernel.to_pod(packets.ip(PEER4, POD4, TCP, tcp(443, 1000, SYN | extra))).passed
+
+
+def test_a_flow_belongs_to_its_interface(kernel: Kernel) -> None:
+    """The same peer and ports on another interface are another flow."""
+    tables = shut()
+    add_cidr(tables, f"{PEER4}/32", 5, EGRESS, RULE)
+    kernel.fill(tables)
+    reply = packets.ip(PEER4, POD4, UDP, udp(99, 1000))
+    assert kernel.from_pod(packets.ip(POD4, PEER4, UDP, udp(1000, 99))).passed
+    ((key, value),) = kernel.maps["flows_unanswered"].items()
+    kernel.forget_flows()
+    kernel.maps["flows_unanswered"].put(key[:16] + (2).to_bytes(4, "little") + key[20:], value)
+    denied(kernel.to_pod(reply), Reason.ISOLATED)
+    kernel.maps["flows_unanswered"].put(key, value)
+    assert kernel.to_pod(reply).passed
