@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import demo, flows, status, test
+from services.cli import check, demo, diff, explain, flows, status, test
 
 app = typer.Typer(
     help="Kubernetes network policy by name.",
@@ -16,6 +16,9 @@ app.command("demo")(demo.command)
 app.command("status")(status.command)
 app.command("flows")(flows.command)
 app.command("test")(test.command)
+app.command("explain")(explain.command)
+app.command("check")(check.command)
+app.command("diff")(diff.command)
 
 
 def main() -> None:

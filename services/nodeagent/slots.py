@@ -1,7 +1,8 @@
 """Names of one address as slots in pages: where a domain row goes, and which pages are written for it.
 
 An address has at most ``MAX_NAMES`` names at once. A row keeps its slot, so that a page that did not change is not
-written. Rules of this module: pure; expiries are boottime seconds; a slot whose time is over is free for another row.
+written. Rules of this module: pure; expiries are boottime seconds; a slot whose time is over is another row's before a
+page is added.
 """
 
 from __future__ import annotations
@@ -33,15 +34,19 @@ def place_row(slots: Slots, row: int, expires: int, now: int) -> int:
 
 
 def _find_slot(slots: Slots, row: int, now: int) -> int:
-    free = -1
+    """Its own, a free one, a new one; an expired one only before a page would be added: it still explains denials."""
+    free = expired = -1
     for index, (taken, expiry) in enumerate(slots):
         if taken == row:
             return index
-        if free < 0 and (not taken or expiry <= now):
-            free = index
+        if not taken:
+            free = index if free < 0 else free
+        elif expiry <= now and expired < 0:
+            expired = index
     if free >= 0:
         return free
-    return len(slots) if len(slots) < MAX_NAMES else -1
+    is_page_open = len(slots) % NAME_SLOTS > 0
+    return len(slots) if is_page_open or (expired < 0 and len(slots) < MAX_NAMES) else expired
 
 
 def drop_expired(slots: Slots, before: int) -> bool:

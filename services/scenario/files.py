@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from services.controller.manifests import SUFFIXES, read_documents
+from services.controller.policy.model import PolicyKey
+from services.controller.policy.parse import identify
 from services.scenario.model import Scenario, ScenarioError, read_scenario
 
 LINES_SUFFIX = ".jsonl"
-OBJECTS_KEY = "objects"
 
 
 class UnusableInput(ValueError):
@@ -35,6 +36,11 @@ def find_files(paths: Iterable[Path], suffixes: tuple[str, ...] = SUFFIXES) -> l
 def read_manifests(paths: Iterable[Path]) -> list[tuple[str, Any]]:
     """(file, object) of every document, ``List`` kinds unfolded. UnusableInput if a file is not YAML."""
     return [(str(path), obj) for path in find_files(paths) for obj in _read_documents(path)]
+
+
+def keys_of(objects: Iterable[tuple[str, Any]]) -> list[PolicyKey]:
+    """(kind, namespace, name) of those that are Kubernetes objects."""
+    return [key for _, obj in objects if (key := identify(obj)) is not None]
 
 
 def read_scenarios(paths: Iterable[Path]) -> Iterator[Scenario | ScenarioError]:

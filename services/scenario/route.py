@@ -12,13 +12,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from schemas.policy import FrontendRow
-from schemas.terms import IDENTITY_WORLD, Direction, Protocol
+from schemas.terms import IDENTITY_WORLD, Direction
+from schemas.terms import Protocol as IpProtocol
 from services.controller.policy import frontends
-from services.controller.policy.model import Node, Packet, Pod, Service
+from services.controller.policy.model import Node, Packet, Pod, Service, World
 from services.scenario.model import PORT_PROTOCOLS, End, Probe
-from services.scenario.world import Cluster, families_of
+from services.scenario.world import families_of
+
+
+class Reachable(Protocol):
+    """What routes are found in: a cluster made of objects, or a live one."""
+
+    @property
+    def world(self) -> World:
+        """Pods, nodes, Services and slices."""
+        ...
+
+    def owner_of(self, address: str) -> Pod | Node | None:
+        """Whose address it is."""
+        ...
+
+    def frontend_of(self, packet: Packet) -> FrontendRow | None:
+        """The Service's face that a packet is sent to; its backends are told by address."""
+        ...
+
+    def addresses_of(self, name: str) -> tuple[str, ...]:
+        """What a name was resolved to."""
+        ...
 
 
 class RouteError(ValueError):
@@ -57,7 +80,7 @@ class _Flow:
     at: float
 
 
-def find_route(cluster: Cluster, probe: Probe, at: float) -> Route:
+def find_route(cluster: Reachable, probe: Probe, at: float) -> Route:
     """The crossings of a probe. RouteError."""
     sources = _source_addresses(cluster, probe.source)
     egress: list[Crossing] = []
@@ -71,8 +94,8 @@ def find_route(cluster: Cluster, probe: Probe, at: float) -> Route:
     return Route(tuple(egress), tuple(ingress))
 
 
-def _governed(cluster: Cluster, address: str) -> Pod | None:
-    owner = cluster.oracle.owner_of(address)
+def _governed(cluster: Reachable, address: str) -> Pod | None:
+    owner = cluster.owner_of(address)
     return owner if isinstance(owner, Pod) else None
 
 
@@ -80,14 +103,14 @@ def _governed(cluster: Cluster, address: str) -> Pod | None:
 # Ends
 
 
-def _find_pod(cluster: Cluster, end: End) -> Pod:
+def _find_pod(cluster: Reachable, end: End) -> Pod:
     pod = cluster.world.pods.get(end.pod) if end.pod else None
     if pod is None:
         raise RouteError(f"there is no pod {end}")
     return pod
 
 
-def _pod_addresses(cluster: Cluster, end: End) -> tuple[str, ...]:
+def _pod_addresses(cluster: Reachable, end: End) -> tuple[str, ...]:
     """The pod's own, or those of its node where it has the node's network."""
     pod = _find_pod(cluster, end)
     addresses = pod.addresses
@@ -99,14 +122,14 @@ def _pod_addresses(cluster: Cluster, end: End) -> tuple[str, ...]:
     return (end.address,) if end.address else addresses
 
 
-def _source_addresses(cluster: Cluster, end: End) -> tuple[str, ...]:
+def _source_addresses(cluster: Reachable, end: End) -> tuple[str, ...]:
     addresses = _pod_addresses(cluster, end) if end.pod else (end.address,)
     if not addresses:
         raise RouteError(f"{end} has no address")
     return addresses
 
 
-def _pair(cluster: Cluster, probe: Probe, sources: tuple[str, ...]) -> list[tuple[str, str, int]]:
+def _pair(cluster: Reachable, probe: Probe, sources: tuple[str, ...]) -> list[tuple[str, str, int]]:
     """(source, destination, port) of every packet that the probe may mean."""
     end = probe.destination
     if end.service is not None:
@@ -125,7 +148,7 @@ def _pair(cluster: Cluster, probe: Probe, sources: tuple[str, ...]) -> list[tupl
     return [(source, destination, probe.port)]
 
 
-def _pair_service(cluster: Cluster, probe: Probe, sources: tuple[str, ...]) -> list[tuple[str, str, int]]:
+def _pair_service(cluster: Reachable, probe: Probe, sources: tuple[str, ...]) -> list[tuple[str, str, int]]:
     """To its cluster address. A headless Service is a name for its backends, and nothing translates the port."""
     key = probe.destination.service
     service = cluster.world.services.get(key) if key else None
@@ -153,7 +176,7 @@ def _only_port(probe: Probe, service: Service) -> int:
     return ports[0]
 
 
-def _backends_of_headless(cluster: Cluster, service: Service, like: str) -> list[FrontendRow]:
+def _backends_of_headless(cluster: Reachable, service: Service, like: str) -> list[FrontendRow]:
     """What frontends at an address of this family would have behind them."""
     world = cluster.world
     slices = [each for each in world.slices.values() if (each.namespace, each.service) == service.key]
@@ -163,7 +186,7 @@ def _backends_of_headless(cluster: Cluster, service: Service, like: str) -> list
 
 
 def _preferred(probe: Probe) -> tuple[int, int]:
-    return (6, 4) if probe.protocol == Protocol.ICMPV6 else (4, 6)
+    return (6, 4) if probe.protocol == IpProtocol.ICMPV6 else (4, 6)
 
 
 def _match_families(probe: Probe, sources: Iterable[str], destinations: Iterable[str]) -> tuple[str, str]:
@@ -179,9 +202,9 @@ def _match_families(probe: Probe, sources: Iterable[str], destinations: Iterable
 # Arrivals
 
 
-def _arrivals(cluster: Cluster, flow: _Flow) -> list[Crossing]:
+def _arrivals(cluster: Reachable, flow: _Flow) -> list[Crossing]:
     """Where it comes out: at the pod that has the address, or at each backend of the frontend that has."""
-    row = cluster.oracle.frontend_of(flow.packet)
+    row = cluster.frontend_of(flow.packet)
     targets = [(flow.packet.destination, flow.packet.port)]
     if row is not None and not _is_to_itself(flow):
         targets = [(backend.address, backend.port) for backend in row.backends]
@@ -199,7 +222,7 @@ def _is_to_itself(flow: _Flow) -> bool:
     return flow.pod is not None and flow.packet.destination in flow.pod.addresses
 
 
-def _comes_from_own_node(cluster: Cluster, flow: _Flow, pod: Pod) -> bool:
+def _comes_from_own_node(cluster: Reachable, flow: _Flow, pod: Pod) -> bool:
     """Generated on the node: its kubelet, or a pod in its network."""
-    owner = cluster.oracle.owner_of(flow.packet.source)
+    owner = cluster.owner_of(flow.packet.source)
     return isinstance(owner, Node) and owner.name == pod.node

@@ -1,7 +1,8 @@
 """Why: one packet at one pod's interface, walked through its ruleset rule by rule.
 
-The walk reads compiled rows, as an agent does, so that it tells the same of manifests and of a live cluster; the finding
-it ends with is the oracle's (a property test holds the two equal). A rule that does not match says what it lacked.
+The walk reads compiled rows, as an agent does, so that it tells the same of manifests and of a live cluster; the
+finding it ends with is the oracle's (a property test holds the two equal). A rule that does not match says what it
+lacked.
 
 Pure. Deliberately absent: where rows come from, how a flow finds its pods (``explain``), tables for people.
 """

@@ -1,8 +1,9 @@
 """Objects -> a cluster to ask questions of: the controller's own state, the facts and policies in force, the oracle.
 
 Manifests seldom say what only a running cluster knows. What is missing is stood in for, so that questions can be asked:
-a pod without node or address gets one, so does a Service without a cluster address, so does a name that nobody resolved
-yet. Stand-ins are from 198.18.0.0/15 and 2001:db8::/32 (RFC 2544, RFC 3849), which no cluster uses.
+a workload has one pod, a pod without node or address gets one, so does a Service without a cluster address, so does a
+name that nobody resolved yet. Stand-ins are from 198.18.0.0/15 and 2001:db8::/32 (RFC 2544, RFC 3849), which no cluster
+uses.
 
 Pure. Deliberately absent: files, probes' routes, judging.
 """
@@ -14,11 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
+from schemas.policy import FrontendRow
 from schemas.selectors import parse_address
 from schemas.status import Problem
 from services.controller.policy.evaluate import Oracle
-from services.controller.policy.model import Answer, ObjectKey, Policy, World
-from services.controller.policy.parse import identify
+from services.controller.policy.model import Answer, Node, ObjectKey, Packet, Pod, Policy, World
+from services.controller.policy.parse import DEFAULT_NAMESPACE, identify
 from services.controller.policy.parse_reader import Reader, Report
 from services.controller.policy.parse_settings import SETTINGS, SETTINGS_NAME, SETTINGS_NAMESPACES, read_settings
 from services.controller.world import State
@@ -31,6 +33,8 @@ NAME_RANGES = ("198.18.128.0/17", "2001:db8:0:2::/64")
 SERVICE_RANGE = "198.19.0.0/16"
 SETTINGS_KEY = ("ConfigMap", min(SETTINGS_NAMESPACES), SETTINGS_NAME)
 """First in the order in which the controller chooses between several."""
+
+WORKLOADS = frozenset({"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job"})
 
 Obj = dict[str, Any]
 Placed = tuple[str, Any]
@@ -48,6 +52,14 @@ class Cluster:
     answers: tuple[Answer, ...]
     oracle: Oracle
     problems: tuple[Problem, ...] = ()
+
+    def owner_of(self, address: str) -> Pod | Node | None:
+        """Whose address it is: a node's, else the newest live pod's."""
+        return self.oracle.owner_of(address)
+
+    def frontend_of(self, packet: Packet) -> FrontendRow | None:
+        """The Service's face that a packet is sent to; its backends are told by address."""
+        return self.oracle.frontend_of(packet)
 
     def addresses_of(self, name: str) -> tuple[str, ...]:
         """Every address that some answer gives a name, in order, once."""
@@ -145,6 +157,8 @@ def _merge_config(scenario: Scenario, objects: Iterable[Any]) -> dict[str, str] 
 
 def complete_objects(objects: Iterable[Placed], claimed: Mapping[ObjectKey, str]) -> Iterator[Placed]:
     """The objects, each with what a running cluster would have added; others are passed on as they are."""
+    objects = list(objects)
+    objects += _run_workloads(objects)
     pods = [ipaddress.ip_network(cidr).hosts() for cidr in POD_RANGES]
     services = ipaddress.ip_network(SERVICE_RANGE).hosts()
     for where, obj in objects:
@@ -155,6 +169,39 @@ def complete_objects(objects: Iterable[Placed], claimed: Mapping[ObjectKey, str]
             yield where, _complete_service(obj, services)
         else:
             yield where, obj
+
+
+def _run_workloads(objects: Iterable[Placed]) -> list[Placed]:
+    """One pod for every workload of which no pod is given, by the workload's name."""
+    given = list(objects)
+    pods = [_dict(obj) for _, obj in given if _dict(obj).get("kind") == "Pod"]
+    found = []
+    for where, obj in given:
+        template = _find_template(_dict(obj))
+        if template is None:
+            continue
+        metadata = _dict(obj.get("metadata"))
+        labels = _dict(_dict(template.get("metadata")).get("labels"))
+        namespace = metadata.get("namespace") or DEFAULT_NAMESPACE
+        if not any(_is_of(pod, namespace, labels) for pod in pods):
+            named = {"name": metadata.get("name"), "namespace": namespace, "labels": labels}
+            found.append((where, {"apiVersion": "v1", "kind": "Pod", "metadata": named, "spec": template.get("spec")}))
+    return found
+
+
+def _find_template(obj: Obj) -> Obj | None:
+    spec = _dict(obj.get("spec"))
+    if obj.get("kind") == "CronJob":
+        spec = _dict(_dict(spec.get("jobTemplate")).get("spec"))
+    elif obj.get("kind") not in WORKLOADS:
+        return None
+    return _dict(spec.get("template"))
+
+
+def _is_of(pod: Obj, namespace: str, labels: Obj) -> bool:
+    metadata = _dict(pod.get("metadata"))
+    own = _dict(metadata.get("labels"))
+    return (metadata.get("namespace") or DEFAULT_NAMESPACE) == namespace and labels.items() <= own.items()
 
 
 def _dict(value: Any) -> Obj:

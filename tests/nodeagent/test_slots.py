@@ -48,6 +48,14 @@ def test_the_sixty_fifth_live_name_is_refused() -> None:
     assert place_row(slots, 99, 300, 200) == 0
 
 
+def test_an_expired_name_explains_denials_as_long_as_it_costs_no_page() -> None:
+    """Within its page it stays beside new names; before a page is added for another name its slot is taken."""
+    slots: Slots = []
+    place_row(slots, 1, 10, 0)
+    assert [place_row(slots, row, 100, 50) for row in range(2, 9)] == [1, 2, 3, 4, 5, 6, 7]
+    assert place_row(slots, 9, 100, 50) == 0
+
+
 def test_a_row_never_moves() -> None:
     """What was dropped leaves a hole, so that the others keep their page."""
     slots: Slots = []

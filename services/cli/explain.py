@@ -1,0 +1,110 @@
+"""``yett explain``: the verdict on one flow, and the walk that led to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import nats.errors
+import typer
+from rich.console import Console
+
+from schemas.terms import Protocol
+from services.cli.output import (
+    EXIT_UNUSABLE,
+    NatsOption,
+    Output,
+    OutputOption,
+    complain,
+    fail,
+    find_nats_url,
+    print_problems,
+)
+from services.scenario import explain, files
+from services.scenario.live import LiveError, read_live
+from services.scenario.model import PORT_PROTOCOLS, End, Probe
+from services.scenario.route import Reachable, RouteError
+from services.scenario.rows import Rows
+from services.scenario.walk import Facts
+from services.scenario.world import assemble_cluster
+
+DEFAULT_PORT = 443
+
+
+def command(
+    *,
+    source: Annotated[str, typer.Option("--from", help="namespace/pod, or an address.")],
+    destination: Annotated[
+        str, typer.Option("--to", help="namespace/pod, svc/namespace/name, an address or a name; :port behind it.")
+    ],
+    protocol: Annotated[str, typer.Option("--protocol", help="TCP, UDP, SCTP, ICMP, ICMPv6 or a number.")] = "TCP",
+    manifests: Annotated[
+        list[Path] | None, typer.Option("--manifests", help="Files or folders; else the live cluster's state.")
+    ] = None,
+    default: Annotated[str, typer.Option("--default", help="With manifests: what happens where no rule decides.")] = "",
+    nats: NatsOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """The verdict on a new flow: tiers, policies, rules that matched, and what the others lacked."""
+    try:
+        number = _read_protocol(protocol)
+        if manifests:
+            explanation = _explain_manifests(manifests, source, destination, number, default)
+        else:
+            explanation = _explain_live(find_nats_url(nats), source, destination, number)
+    except (files.UnusableInput, explain.EndError, RouteError, LiveError, ValueError) as error:
+        fail(str(error))
+    if output is Output.JSON:
+        json.dump(explain.explanation_to_json(explanation), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    for line in explain.format_explanation(explanation):
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _read_protocol(text: str) -> int:
+    if text.isdecimal() and int(text) <= 255:
+        return int(text)
+    if text.upper() not in Protocol.__members__:
+        raise ValueError(f"--protocol {text}: there are {', '.join(Protocol.__members__)}, and numbers")
+    return Protocol[text.upper()]
+
+
+def _explain_manifests(
+    paths: list[Path], source: str, destination: str, protocol: int, default: str
+) -> explain.Explanation:
+    objects = files.read_manifests(paths)
+    services = [(key[1], key[2]) for key in files.keys_of(objects) if key[0] == "Service"]
+    pods = [(key[1], key[2]) for key in files.keys_of(objects) if key[0] == "Pod"]
+    start, _ = explain.parse_end(source)
+    end, port = explain.parse_end(destination, [each for each in services if each not in pods])
+    config = {"default": default} if default else None
+    cluster = assemble_cluster(objects, config=config, asked=[(end.name, 0.0)])
+    if cluster.problems:
+        print_problems(Console(stderr=True), cluster.problems)
+    facts = Facts(Rows.read(cluster.state.rows()), cluster.answers)
+    return explain.explain_flow(cluster, facts, _make_probe(cluster, start, end, protocol, port))
+
+
+def _explain_live(url: str, source: str, destination: str, protocol: int) -> explain.Explanation:
+    try:
+        live = asyncio.run(read_live(url))
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        fail(f"{url}: {error or type(error).__name__}", EXIT_UNUSABLE)
+    start, _ = explain.parse_end(source)
+    services = [key for key in live.world.services if key not in live.world.pods]
+    end, port = explain.parse_end(destination, services)
+    return explain.explain_flow(live, live.facts, _make_probe(live, start, end, protocol, port))
+
+
+def _make_probe(cluster: Reachable, source: End, destination: End, protocol: int, port: int) -> Probe:
+    """Without a port: the only one that the pod declares, a Service's only one, else 443, and it is said so."""
+    if not port and protocol in PORT_PROTOCOLS and destination.service is None:
+        pod = cluster.world.pods.get(destination.pod) if destination.pod else None
+        declared = {each.number for each in pod.ports if each.protocol == protocol} if pod is not None else set()
+        port = declared.pop() if len(declared) == 1 else DEFAULT_PORT
+        complain(f"no port was given: {port} is asked about")
+    return Probe(id=0, source=source, destination=destination, protocol=protocol, port=port)
