@@ -315,8 +315,8 @@ class SourceRow(Row, frozen=True, kw_only=True):
 class NodeRow(Row, frozen=True, kw_only=True):
     """``node.<node>``: digest over this node's endpoint rows as of revision ``number``, their last change.
 
-    Part of the cluster-wide digest: else a follower that missed a node row could take endpoints of an older revision for
-    today's, with a digest that matches them. A node without endpoint rows has none.
+    Part of the cluster-wide digest: else a follower that missed a node row could take endpoints of an older revision
+    for today's, with a digest that matches them. A node without endpoint rows has none.
     """
 
     node: NodeName

@@ -51,6 +51,8 @@ SAVE_SECONDS = 1.0
 GATE_SECONDS = 5.0
 RETRY_SECONDS = 5.0
 """After a change that could not be enforced."""
+DOUBT_TICK_SECONDS = 1.0
+"""How often a doubt is looked at on a quiet stream, where no message would bring it up."""
 HISTORY_SECONDS = 0.3
 """How long a flip waits for names that a new pattern already has; they go on arriving after it."""
 
@@ -345,7 +347,10 @@ class App:
 
     async def _follow(self, connection: Client) -> None:
         filters = replica.filters(self._node)
-        async with Follower(connection, wire.STREAM_POLICY, filters, start=self._position) as follower:
+        following = Follower(
+            connection, wire.STREAM_POLICY, filters, start=self._position, tick_seconds=DOUBT_TICK_SECONDS
+        )
+        async with following as follower:
             async for item in follower:
                 self._feed(item)
                 self._position = Position(follower.position.created, follower.position.sequence)
