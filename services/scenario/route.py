@@ -138,6 +138,8 @@ def _pair(cluster: Reachable, probe: Probe, sources: tuple[str, ...]) -> list[tu
         mine = families_of(sources)
         versions = [version for version in _preferred(probe) if version in mine]
         addresses = cluster.addresses_of(end.name)
+        if not addresses:
+            raise RouteError(f"nobody has resolved {end.name}")
         for version in versions:
             chosen = [each for each in addresses if families_of([each]).get(version)]
             if chosen:

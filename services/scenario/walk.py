@@ -217,6 +217,7 @@ def _walk_service(
             sorted({row.owner for row in rows.addresses.values() if row.identity == backend.identity})
         )
         walks.append(replace(walk, seen_as=(f"{service}, backend {owners} port {backend.port}",)))
+    walks.sort(key=lambda walk: walk.seen_as)
     return CrossingWalk(endpoint, direction, packet, _conclude_backends(walks), tuple(walks))
 
 

@@ -10,6 +10,9 @@ import msgspec
 from schemas.terms import Reason
 from services.common.settings import CONFIG_VARIABLE, SERVICES
 from services.controller.policy.parse_settings import SETTINGS
+from services.scenario.explain import MARKS
+from services.scenario.lint import LINTS
+from services.scenario.model import PROBE_FIELDS, SCENARIO_FIELDS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -45,3 +48,15 @@ def test_defaults_on_the_page_are_those_of_the_code() -> None:
             if said is not None and field.name != "controller_name" and not field.required:
                 text = ",".join(value) if isinstance(value, tuple) else str(value)
                 assert said == text, field.name
+
+
+def test_every_lint_and_every_field_of_a_scenario_is_on_the_page() -> None:
+    """docs/cli.md knows the lints, the fields and the commands that there are, and no others."""
+    cells = first_cells("cli.md")
+    fields = {word for cell in cells for word in cell.split(", ")}
+    assert fields >= LINTS.keys() | set(SCENARIO_FIELDS) | set(PROBE_FIELDS)
+    heads = {"command", "field", "mark", "lint"}
+    marks = {mark.strip() for mark in MARKS.values()} - {""}
+    commands = {f"yett {name}" for name in ("test", "explain", "check", "diff")}
+    known = LINTS.keys() | set(SCENARIO_FIELDS) | set(PROBE_FIELDS) | heads | marks | commands
+    assert {field.strip("` ") for field in fields} <= known

@@ -96,3 +96,21 @@ def test_what_is_no_kubernetes_object_is_a_problem() -> None:
     made = scenario("nonsense")
     cluster = build_cluster(made, [("objects[0]", "nonsense")])
     assert [(each.file, each.message) for each in cluster.problems] == [("objects[0]", "not a Kubernetes object")]
+
+
+def make_workload(kind: str, **labels: str) -> dict[str, Any]:
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c"}]}}
+    spec = {"jobTemplate": {"spec": {"template": template}}} if kind == "CronJob" else {"template": template}
+    return {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "w", "namespace": "app"}, "spec": spec}
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob"])
+def test_a_workload_has_a_pod_of_its_name(kind: str) -> None:
+    """Manifests have Deployments, policies select pods."""
+    found = build(make_workload(kind, app="w")).world.pods["app", "w"]
+    assert found.labels == {"app": "w"} and found.addresses
+
+
+def test_a_workload_whose_pods_are_given_has_no_other() -> None:
+    """Objects of a running cluster have both."""
+    assert ("app", "w") not in build(make_workload("Deployment", app="web")).world.pods
