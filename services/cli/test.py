@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -73,11 +73,10 @@ def command(
     except KeyboardInterrupt:
         fail("interrupted", EXIT_INTERRUPTED)
     if output is Format.JUNIT:
-        unusable = [(each.name, each.faults) for each in outcome.unusable]
-        sys.stdout.write(result.make_junit(outcome.results, unusable) + "\n")
+        sys.stdout.write(result.make_junit(outcome.results, outcome.unusable) + "\n")
     if output is Format.TABLE:
         _print_summary(outcome)
-    for fault in [f"{each.name}: {fault}" for each in outcome.unusable for fault in each.faults] + outcome.impossible:
+    for fault in [line for each in outcome.unusable for line in each.lines()] + outcome.impossible:
         complain(fault)
     if outcome.unusable or outcome.impossible:
         raise typer.Exit(EXIT_UNUSABLE)
@@ -113,17 +112,17 @@ def _run(scenarios: list[Scenario | ScenarioError], engine: Engine, output: Form
 
 def _judge(scenario: Scenario | ScenarioError, engine: Engine, output: Format, outcome: Outcome) -> None:
     if isinstance(scenario, ScenarioError):
-        outcome.unusable.append(scenario)
+        _note_unusable(scenario, output, outcome)
         return
     for warning in scenario.warnings:
         complain(f"{scenario.name}: {warning}")
     try:
         found = run_scenario(scenario, files.read_objects(scenario), engine)
     except ScenarioError as error:
-        outcome.unusable.append(error)
+        _note_unusable(error, output, outcome)
         return
     except files.UnusableInput as error:
-        outcome.unusable.append(ScenarioError(scenario.name, [str(error)]))
+        _note_unusable(ScenarioError(scenario.name, [str(error)], file=scenario.file), output, outcome)
         return
     outcome.scenarios += 1
     outcome.probes += len(found.probes)
@@ -132,11 +131,21 @@ def _judge(scenario: Scenario | ScenarioError, engine: Engine, output: Format, o
         f"{scenario.name}: probe {each.probe.id}: {each.error}" for each in found.probes if each.error
     ]
     if output is Format.JSON:
-        sys.stdout.write(msgspec.json.encode(result.scenario_to_json(found)).decode() + "\n")
+        _print_json(result.scenario_to_json(found))
     elif output is Format.JUNIT:
         outcome.results.append(found)
     else:
         _print_scenario(found)
+
+
+def _note_unusable(error: ScenarioError, output: Format, outcome: Outcome) -> None:
+    outcome.unusable.append(error)
+    if output is Format.JSON:
+        _print_json(result.unusable_to_json(error))
+
+
+def _print_json(told: dict[str, Any]) -> None:
+    sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
 
 
 def make_progress() -> Progress:

@@ -49,14 +49,14 @@ def read_scenarios(paths: Iterable[Path]) -> Iterator[Scenario | ScenarioError]:
         try:
             documents = list(_read_lines(path)) if path.suffix == LINES_SUFFIX else _list_documents(path)
         except UnusableInput as error:
-            yield ScenarioError(str(path), [str(error).removeprefix(f"{path}: ")])
+            yield ScenarioError("", [str(error).removeprefix(f"{path}: ")], file=str(path))
             continue
         for index, document in enumerate(documents):
             default = path.stem if len(documents) == 1 else f"{path.stem}[{index}]"
             try:
                 yield read_scenario(document, file=str(path), default_name=default)
             except ScenarioError as error:
-                yield ScenarioError(f"{path}: {error.name}", error.faults)
+                yield error
 
 
 def read_objects(scenario: Scenario) -> list[tuple[str, Any]]:

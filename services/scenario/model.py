@@ -82,19 +82,25 @@ class Scenario:
 
 
 class ScenarioError(ValueError):
-    """A scenario that cannot be used. ``faults``: one line each, path first."""
+    """A scenario that cannot be used. ``faults``: one line each, path first. ``file``: where it stands, if in one."""
 
-    def __init__(self, name: str, faults: Iterable[str]) -> None:
+    def __init__(self, name: str, faults: Iterable[str], *, file: str = "") -> None:
         self.name = name
         self.faults = tuple(faults)
-        super().__init__("; ".join(f"{name}: {fault}" for fault in self.faults))
+        self.file = file
+        super().__init__("; ".join(self.lines()))
+
+    def lines(self) -> list[str]:
+        """One line a fault, for people."""
+        where = ": ".join(part for part in (self.file, self.name) if part)
+        return [f"{where}: {fault}" for fault in self.faults]
 
 
 def read_scenario(document: Any, *, file: str = "", default_name: str = "") -> Scenario:
     """A scenario from a parsed YAML or JSON document; ScenarioError."""
     reader = Reader(document, "", Report("scenario", file))
     if not isinstance(document, dict):
-        raise ScenarioError(default_name, ["a scenario is an object with objects and probes"])
+        raise ScenarioError(default_name, ["a scenario is an object with objects and probes"], file=file)
     name = _word(reader.get("name")) or default_name
     _check_fields(reader, SCENARIO_FIELDS)
     scenario = Scenario(
@@ -109,7 +115,7 @@ def read_scenario(document: Any, *, file: str = "", default_name: str = "") -> S
         warnings=tuple(_lines(reader.report, "warning")),
     )
     if reader.report.is_refused:
-        raise ScenarioError(name, _lines(reader.report, "error"))
+        raise ScenarioError(name, _lines(reader.report, "error"), file=file)
     return scenario
 
 

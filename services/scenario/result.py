@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from schemas.status import Problem
 from schemas.terms import Verdict
 from services.controller.policy.model import Finding
-from services.scenario.model import Probe, Scenario
+from services.scenario.model import Probe, Scenario, ScenarioError
 from services.scenario.words import format_source
 
 SEVERITY = {Verdict.DENY: 2, Verdict.AUDIT: 1, Verdict.ALLOW: 0}
@@ -120,6 +120,12 @@ def scenario_to_json(result: ScenarioResult) -> dict[str, Any]:
     return told
 
 
+def unusable_to_json(error: ScenarioError) -> dict[str, Any]:
+    """A scenario that could not be judged: as any other, without a verdict, and with why."""
+    name = error.name or error.file
+    return {"name": name, "ok": False, "problems": [], "probes": [], "unusable": list(error.faults)}
+
+
 def _probe_to_json(result: ProbeResult) -> dict[str, Any]:
     expected = result.probe.expect
     told: dict[str, Any] = {
@@ -164,7 +170,7 @@ def describe_probe_failure(result: ProbeResult) -> str:
     return f"{result.probe.source} -> {result.probe.destination}: expected {expected}, got {verdict}: {ways}"
 
 
-def make_junit(results: Iterable[ScenarioResult], unusable: Iterable[tuple[str, Sequence[str]]]) -> str:
+def make_junit(results: Iterable[ScenarioResult], unusable: Iterable[ScenarioError]) -> str:
     """JUnit XML: a suite a scenario, a case a probe, and one for the scenario's problems."""
     root = ElementTree.Element("testsuites")
     for result in results:
@@ -179,9 +185,10 @@ def make_junit(results: Iterable[ScenarioResult], unusable: Iterable[tuple[str, 
         suite.set("tests", str(len(result.probes) + 1))
         suite.set("failures", str(len(suite.findall("testcase/failure"))))
         suite.set("errors", str(len(suite.findall("testcase/error"))))
-    for name, faults in unusable:
+    for error in unusable:
+        name = error.name or error.file
         suite = ElementTree.SubElement(root, "testsuite", name=name, tests="1", failures="0", errors="1")
-        _add_case(suite, name, "usable", faults, "error")
+        _add_case(suite, name, "usable", error.faults, "error")
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
 

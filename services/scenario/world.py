@@ -138,7 +138,8 @@ def _merge_config(scenario: Scenario, objects: Iterable[Any]) -> dict[str, str] 
     unknown = sorted(scenario.config.keys() - SETTINGS.keys())
     if unknown:
         known = ", ".join(sorted(SETTINGS))
-        raise ScenarioError(scenario.name, [f"config.{key}: unknown setting; known: {known}" for key in unknown])
+        faults = [f"config.{key}: unknown setting; known: {known}" for key in unknown]
+        raise ScenarioError(scenario.name, faults, file=scenario.file)
     if not scenario.config:
         return None
     chosen: Any = min((obj for obj in objects if _is_settings(obj)), key=lambda obj: identify(obj) or (), default={})
@@ -147,7 +148,8 @@ def _merge_config(scenario: Scenario, objects: Iterable[Any]) -> dict[str, str] 
     report = Report("config", scenario.file)
     read_settings(Reader(merged, "config", report))
     if report.is_refused:
-        raise ScenarioError(scenario.name, [f"{problem.path}: {problem.message}" for problem in report.problems])
+        faults = [f"{problem.path}: {problem.message}" for problem in report.problems]
+        raise ScenarioError(scenario.name, faults, file=scenario.file)
     return merged
 
 

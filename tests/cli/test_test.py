@@ -46,7 +46,12 @@ def test_exit_codes(tmp_path: Path, scenarios: list[Any], code: int) -> None:
 def test_an_unusable_scenario_does_not_hide_the_others(tmp_path: Path) -> None:
     """The rest is judged and printed, and stderr names the field."""
     result = yett(tmp_path, UNUSABLE, GOOD, arguments=("-o", "json"))
-    assert [json.loads(line)["name"] for line in result.stdout.splitlines()] == ["good"]
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(line["name"], line["ok"], len(line["probes"])) for line in lines] == [
+        ("unusable", False, 0),
+        ("good", True, 1),
+    ]
+    assert lines[0]["unusable"][0].startswith("probes[0].from: give one of")
     assert "unusable: probes[0].from: give one of pod, service, name or address" in result.stderr
 
 

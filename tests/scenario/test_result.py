@@ -12,7 +12,7 @@ from schemas.status import Problem
 from schemas.terms import Reason, Tier, Verdict
 from services.controller.policy.model import Finding
 from services.scenario.evaluate_engine import EvaluateEngine
-from services.scenario.model import End, Probe
+from services.scenario.model import End, Probe, ScenarioError
 from services.scenario.result import (
     ScenarioResult,
     conclude_probe,
@@ -153,7 +153,9 @@ def test_junit_has_a_case_a_probe_and_says_why_it_failed() -> None:
     made = scenario(probes=[probe(pod("app/web"), pod("data/db"), id="x", expect="deny")])
     problem = Problem(object="NetworkPolicy app/bad", path="spec", message="no <good>")
     result = conclude_scenario(made, run_scenario(made, [], EvaluateEngine()).probes, [problem])
-    root = ElementTree.fromstring(make_junit([result], [("bad.yaml", ["line 1: not YAML"])]).partition("\n")[2])
+    root = ElementTree.fromstring(
+        make_junit([result], [ScenarioError("", ["line 1: not YAML"], file="bad.yaml")]).partition("\n")[2]
+    )
     first, second = root.findall("testsuite")
     assert (first.get("tests"), first.get("failures"), first.get("errors")) == ("2", "1", "1")
     assert [case.get("name") for case in first] == ["problems", "x: app/web -> data/db"]
