@@ -232,7 +232,7 @@ def _make_classic_peer(dice: Dice, with_domains: bool) -> Obj:
             block["except"] = [INNER[block["cidr"]]]
         return {"ipBlock": block}
     if form == "domains":
-        return {"domainNames": [dice.pick(PATTERNS) for _ in range(dice.pick((1, 2)))]}
+        return {"domainNames": _pick_distinct(dice, PATTERNS)}
     peer: Obj = {}
     if form in ("pods", "both"):
         peer["podSelector"] = make_selector(dice)
@@ -287,8 +287,8 @@ def _make_cluster_rule(dice: Dice, kind: str, field: str, action: str, index: in
         rule[ports_field] = [make_port(dice, is_named) for _ in range(dice.pick((1, 2)))]
     forms = ["namespaces", "pods"]
     if field == "egress" and not is_named:
-        forms += ["networks", "networks", "nodes"]
-        if action in ("Accept", "Allow"):
+        forms += ["networks", "networks", *(["nodes"] if kind != "aws" else [])]
+        if action in ("Accept", "Allow") and kind != "baseline":
             forms += ["domainNames", "domainNames"]
     peers = [_make_cluster_peer(dice, dice.pick(forms)) for _ in range(dice.pick((1, 2)))]
     rule["from" if field == "ingress" else "to"] = peers
@@ -301,10 +301,15 @@ def _make_cluster_peer(dice: Dice, form: str) -> Obj:
     if form == "pods":
         return {"pods": {"namespaceSelector": make_namespaces(dice), "podSelector": make_selector(dice)}}
     if form == "networks":
-        return {"networks": [dice.pick(CIDRS) for _ in range(dice.pick((1, 2)))]}
+        return {"networks": _pick_distinct(dice, CIDRS)}
     if form == "nodes":
         return {"nodes": make_selector(dice, keys=("zone",))}
-    return {"domainNames": [dice.pick(PATTERNS) for _ in range(dice.pick((1, 2)))]}
+    return {"domainNames": _pick_distinct(dice, PATTERNS)}
+
+
+def _pick_distinct(dice: Dice, choices: Sequence[str]) -> list[str]:
+    """One or two, each once: these lists are sets by their schema."""
+    return list(dict.fromkeys(dice.pick(choices) for _ in range(dice.pick((1, 2)))))
 
 
 def _make_aws_port(dice: Dice, is_named: bool) -> Obj:

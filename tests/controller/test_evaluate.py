@@ -214,7 +214,7 @@ def test_own_node_passes_isolation_but_not_an_explicit_deny() -> None:
     assert world.out("192.168.0.2").reason is Reason.ISOLATED
     assert world.into("192.168.0.1", own=True).reason is Reason.OWN_NODE
     assert world.into("192.168.0.1").reason is Reason.ISOLATED
-    denied = World(aws("deny", "Deny", {"nodes": {}})).out("192.168.0.1")
+    denied = World(aws("deny", "Deny", {"networks": ["192.168.0.1/32"]})).out("192.168.0.1")
     assert (denied.verdict, denied.tier) == (Verdict.DENY, Tier.ADMIN)
 
 
@@ -322,7 +322,7 @@ def test_a_pod_peer_sees_through_a_service() -> None:
     db_svc = k8s.service("db/svc", VIP, {"port": 80, "targetPort": 5432}, selector={"app": "db"})
     assert is_allowed(World(db_svc, egress(to_db)).out(VIP))
     assert not is_allowed(World(svc, egress(to_db)).out(VIP))
-    denied = aws("deny", "Deny", {"pods": {"podSelector": {"matchLabels": {"app": "db"}}}})
+    denied = aws("deny", "Deny", {"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "db"}}}})
     assert not is_allowed(World(db_svc, denied).out(VIP))
 
 

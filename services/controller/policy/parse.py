@@ -92,7 +92,7 @@ def parse_isolation(obj: Any) -> Policy | None:
     spec = Reader(reader.get("spec").value, "spec", report)
     if not isinstance(spec.value, dict):
         return None
-    subject = parse_network_policy.read_subject(spec, header.namespace)
+    subject = parse_network_policy.read_subject(spec, PolicyKind(header.kind), header.namespace)
     isolates = parse_network_policy.read_isolation(spec)
     if report.is_refused:
         return None

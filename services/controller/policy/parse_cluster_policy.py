@@ -5,12 +5,13 @@
 * ``policy.networking.k8s.io/v1alpha1 AdminNetworkPolicy``, ``BaselineAdminNetworkPolicy``: Allow, Deny, Pass;
   ``ports``.
 
-What differs is data in ``Dialect``. Source: apis/v1alpha1 and apis/v1alpha2 of kubernetes-sigs/network-policy-api with
-their validation markers, NPEP-133 for domains. Limits on counts are upstream's and bind upstream's kinds only.
+What differs is data in ``Dialect``. Sources: apis/v1alpha1 and apis/v1alpha2 of kubernetes-sigs/network-policy-api with
+their validation markers, pkg/crd/crds.yaml of aws/amazon-network-policy-controller-k8s, NPEP-133 for domains.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schemas.policy import CidrPeer, NodePeer, Peer, PodPeer, PortRange, Selector
@@ -33,6 +34,9 @@ from services.controller.policy.parse_reader import Reader
 from services.controller.policy.parse_spec import Spec
 
 PRIORITY_MAX = 1000
+NETWORKS_MAX = 25
+"""Networks, and names, of one peer."""
+CIDR_TEXT_MAX = 43
 RULE_NAME_MAX = 100
 PEERS_FIELD = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
 LIST_FIELD = {Direction.INGRESS: "ingress", Direction.EGRESS: "egress"}
@@ -41,23 +45,27 @@ ACTIONS = {"Accept": Action.ACCEPT, "Allow": Action.ACCEPT, "Deny": Action.DENY,
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one API spells the same thing. ``tier`` None: the object says. ``items_max`` 0: no limit."""
+    """How one API spells the same thing. ``tier`` None: the object says."""
 
     kind: PolicyKind
     actions: tuple[str, ...]
     ports_field: str
-    ports_min: int = 1
-    """How many a list of ports that is there must have; v1alpha1 alone takes an empty one as absent."""
     tier: Tier | None = None
     has_priority: bool = True
     is_seed: bool = False
     """Accept the seeds' spellings, with a warning."""
-    rules_max: int = 0
-    items_max: int = 0
-    networks_max: int = 0
-    domain_labels_min: int = 2
-    needs_namespace_selector: bool = False
-    """``pods`` without ``namespaceSelector`` is refused (v1alpha1); later versions read it as all namespaces."""
+    items_max: int = 100
+    """Rules of one direction, peers of a rule, ports of a rule."""
+    outside: tuple[str, ...] = ("nodes", "networks", "domainNames")
+    """Egress peers beyond pods and namespaces."""
+    needs_namespace_selector: bool = True
+    """``pods`` without ``namespaceSelector`` is refused; v1alpha2 alone reads it as all namespaces."""
+    has_underscore_names: bool = True
+    """A label of a domain may begin with an underscore: the older pattern's range ``A-z`` holds it."""
+    takes_embedded: bool = True
+    """Whether an IPv6 prefix may be written with a dotted quad."""
+    named_port_anywhere: bool = False
+    """Whether a rule with a named port may have peers that are no pods; they match nothing by it."""
 
 
 DIALECTS = {
@@ -66,38 +74,32 @@ DIALECTS = {
         actions=("Accept", "Deny", "Pass"),
         ports_field="ports",
         is_seed=True,
-        domain_labels_min=1,
+        outside=("networks", "domainNames"),
+        named_port_anywhere=True,
     ),
     PolicyKind.CLUSTER_NETWORK_POLICY: Dialect(
         kind=PolicyKind.CLUSTER_NETWORK_POLICY,
         actions=("Accept", "Deny", "Pass"),
         ports_field="protocols",
-        rules_max=25,
         items_max=25,
-        networks_max=25,
+        needs_namespace_selector=False,
+        has_underscore_names=False,
     ),
     PolicyKind.ADMIN_NETWORK_POLICY: Dialect(
         kind=PolicyKind.ADMIN_NETWORK_POLICY,
         actions=("Allow", "Deny", "Pass"),
         ports_field="ports",
-        ports_min=0,
         tier=Tier.ADMIN,
-        rules_max=100,
-        items_max=100,
-        networks_max=25,
-        needs_namespace_selector=True,
+        takes_embedded=False,
     ),
     PolicyKind.BASELINE_ADMIN_NETWORK_POLICY: Dialect(
         kind=PolicyKind.BASELINE_ADMIN_NETWORK_POLICY,
         actions=("Allow", "Deny"),
         ports_field="ports",
-        ports_min=0,
         tier=Tier.BASELINE,
         has_priority=False,
-        rules_max=100,
-        items_max=100,
-        networks_max=25,
-        needs_namespace_selector=True,
+        outside=("nodes", "networks"),
+        takes_embedded=False,
     ),
 }
 
@@ -157,7 +159,7 @@ def _read_pods(reader: Reader, dialect: Dialect) -> PodPeer:
 
 
 def _read_rules(spec: Reader, dialect: Dialect, direction: Direction) -> tuple[Rule, ...]:
-    listed = spec.get(LIST_FIELD[direction]).items(at_most=dialect.rules_max)
+    listed = spec.get(LIST_FIELD[direction]).items(at_most=dialect.items_max)
     return tuple(_read_rule(item, dialect, direction, index) for index, item in enumerate(listed))
 
 
@@ -171,8 +173,7 @@ def _read_rule(reader: Reader, dialect: Dialect, direction: Direction, index: in
     for item in reader.get(PEERS_FIELD[direction]).items(at_least=1, at_most=dialect.items_max):
         peers += _read_peer(item, dialect, direction, action)
     ports = _read_ports(reader.get(dialect.ports_field), dialect)
-    if any(not isinstance(port, PortRange) for port in ports) and any(not isinstance(peer, PodPeer) for peer in peers):
-        reader.get(dialect.ports_field).fault("a named port cannot go with networks, nodes or domainNames")
+    _check_named_ports(reader.get(dialect.ports_field), dialect, peers, ports)
     return Rule(
         action=action,
         peers=tuple(peers),
@@ -180,6 +181,16 @@ def _read_rule(reader: Reader, dialect: Dialect, direction: Direction, index: in
         name=name or f"{LIST_FIELD[direction]}[{index}]",
         index=index,
     )
+
+
+def _check_named_ports(reader: Reader, dialect: Dialect, peers: Sequence[Peer], ports: Sequence[PortSpec]) -> None:
+    """A name is a pod's; upstream's validation refuses it beside other peers, the AWS schema does not."""
+    if all(isinstance(port, PortRange) for port in ports) or all(isinstance(peer, PodPeer) for peer in peers):
+        return
+    if dialect.named_port_anywhere:
+        reader.warn("a named port is a pod's: networks and domainNames match nothing by it")
+    else:
+        reader.fault("a named port cannot go with networks, nodes or domainNames")
 
 
 def _read_action(reader: Reader, dialect: Dialect) -> Action:
@@ -192,7 +203,7 @@ def _read_action(reader: Reader, dialect: Dialect) -> Action:
 
 
 def _read_peer(reader: Reader, dialect: Dialect, direction: Direction, action: Action) -> list[Peer]:
-    outside = ("nodes", "networks", "domainNames") if direction is Direction.EGRESS else ()
+    outside = dialect.outside if direction is Direction.EGRESS else ()
     if not reader.fields("namespaces", "pods", *outside):
         return []
     if len(reader.present()) != 1:
@@ -207,12 +218,12 @@ def _read_peer(reader: Reader, dialect: Dialect, direction: Direction, action: A
     if field == "nodes":
         return [NodePeer(nodes=read_selector(chosen))]
     if field == "networks":
-        return [_read_network(item, dialect) for item in chosen.items(at_least=1, at_most=dialect.networks_max)]
+        return [_read_network(item, dialect) for item in chosen.distinct(at_least=1, at_most=NETWORKS_MAX)]
     if field == "domainNames":
         if action is not Action.ACCEPT:
             chosen.fault("domainNames can only be accepted: a name that is not known cannot be denied")
-        listed = chosen.items(at_least=1, at_most=dialect.networks_max)
-        return [read_domain(item, labels_min=dialect.domain_labels_min) for item in listed]
+        listed = chosen.distinct(at_least=1, at_most=NETWORKS_MAX)
+        return [read_domain(item, takes_underscore=dialect.has_underscore_names) for item in listed]
     return []
 
 
@@ -220,7 +231,12 @@ def _read_network(reader: Reader, dialect: Dialect) -> Peer:
     if dialect.is_seed and isinstance(reader.value, dict):
         reader.fields("cidr")
         reader.warn("networks is a list of CIDRs; {cidr: ..} is read as one")
-        return CidrPeer(cidr=read_cidr(reader.get("cidr")))
+        reader = reader.get("cidr")
+    text = reader.value if isinstance(reader.value, str) else ""
+    if len(text) > CIDR_TEXT_MAX:
+        reader.fault(f"longer than {CIDR_TEXT_MAX} characters")
+    elif not dialect.takes_embedded and ":" in text and "." in text:
+        reader.fault(f"{text!r}: an IPv4 address inside an IPv6 prefix is not supported by this API")
     return CidrPeer(cidr=read_cidr(reader))
 
 
@@ -231,7 +247,7 @@ def _read_network(reader: Reader, dialect: Dialect) -> Peer:
 def _read_ports(reader: Reader, dialect: Dialect) -> tuple[PortSpec, ...]:
     """Absent is every protocol."""
     is_protocols = dialect.ports_field == "protocols"
-    at_least = dialect.ports_min if reader.is_present else 0
+    at_least = 1 if reader.is_present else 0
     ports: list[PortSpec] = []
     for item in reader.items(at_least=at_least, at_most=dialect.items_max):
         ports += _read_protocol_match(item) if is_protocols else _read_port(item, dialect)

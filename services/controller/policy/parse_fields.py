@@ -18,14 +18,15 @@ from services.controller.policy.parse_reader import Reader
 PROTOCOLS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
 PORT_FIRST, PORT_LAST = 1, 65535
 DOMAIN_BYTES_MAX = 253
-EXACT_LABELS_MIN = 2
+LABELS_MIN = 2
 NOWHERE = "0.0.0.0/32"
 """Stands for a prefix that is at fault; its object is refused."""
 LABEL_BYTES_MAX = 63
 
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z")
 _LABEL_PREFIX = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
-_DOMAIN_LABEL = re.compile(r"[a-z0-9]([-a-z0-9_]*[a-z0-9])?\Z")
+_STRICT_LABEL = re.compile(r"[a-z0-9]([-a-z0-9_]*[a-z0-9])?\Z")
+_DOMAIN_LABEL = re.compile(r"[a-z0-9_]([-a-z0-9_]*[a-z0-9])?\Z")
 _PORT_NAME = re.compile(r"(?=.*[a-z])(?!.*--)[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?\Z")
 _PREFIX_LENGTH = re.compile(r"(0|[1-9][0-9]{0,2})\Z")
 
@@ -139,23 +140,24 @@ def _is_strictly_inside(
     return False
 
 
-def read_domain(reader: Reader, *, labels_min: int) -> DomainPeer:
-    """A name or ``*.name``; lower-cased, trailing dot dropped. ``labels_min``: of the part after the star.
+def read_domain(reader: Reader, *, takes_underscore: bool = True) -> DomainPeer:
+    """A name or ``*.name`` of two labels at least, as every API's pattern says; lower-cased, trailing dot dropped.
 
-    A name without a star has two labels at least, as every API's pattern says.
+    ``takes_underscore``: whether a label may begin with one.
     """
     text = reader.required_text()
     pattern = text.lower().removesuffix(".")
     labels = pattern.removeprefix("*.").split(".")
-    least = labels_min if pattern.startswith("*.") else EXACT_LABELS_MIN
+    form = _DOMAIN_LABEL if takes_underscore else _STRICT_LABEL
     if any("*" in label for label in labels):
         reader.fault(f"{text!r}: '*' may only stand for whole labels, once, at the front")
     elif any(len(label) > LABEL_BYTES_MAX for label in labels):
         reader.fault(f"{text!r}: a label is longer than {LABEL_BYTES_MAX} bytes")
-    elif not all(_DOMAIN_LABEL.match(label) for label in labels):
+    elif not all(form.match(label) for label in labels):
         reader.fault(f"{text!r} is not a domain name")
-    elif len(labels) < least:
-        reader.fault(f"{text!r}: at least {least} labels are expected")
+    elif len(labels) < LABELS_MIN:
+        after = " after the star: a whole top-level domain is too broad" if pattern.startswith("*.") else ""
+        reader.fault(f"{text!r}: at least {LABELS_MIN} labels are expected{after}")
     elif len(pattern) > DOMAIN_BYTES_MAX:
         reader.fault(f"{text!r} is longer than {DOMAIN_BYTES_MAX} bytes")
     return DomainPeer(pattern=pattern)

@@ -28,6 +28,7 @@ LIST_FIELD = {Direction.INGRESS: "ingress", Direction.EGRESS: "egress"}
 def read_spec(spec: Reader, kind: PolicyKind, namespace: str) -> Spec:
     """The whole spec; its faults are in the report."""
     spec.fields("podSelector", "policyTypes", "ingress", "egress")
+    subject = read_subject(spec, kind, namespace)
     isolates = read_isolation(spec)
     rules = {}
     for direction in Direction:
@@ -39,14 +40,17 @@ def read_spec(spec: Reader, kind: PolicyKind, namespace: str) -> Spec:
     return Spec(
         tier=Tier.NETWORK_POLICY,
         priority=0,
-        subject=read_subject(spec, namespace),
+        subject=subject,
         isolates=isolates,
         egress=rules[Direction.EGRESS],
         ingress=rules[Direction.INGRESS],
     )
 
 
-def read_subject(spec: Reader, namespace: str) -> Subject:
+def read_subject(spec: Reader, kind: PolicyKind, namespace: str) -> Subject:
+    """``podSelector``; a NetworkPolicy may leave it out, which selects every pod of the namespace."""
+    if kind is PolicyKind.APPLICATION_NETWORK_POLICY and not spec.get("podSelector").is_present:
+        spec.get("podSelector").fault("required; {} selects all pods")
     return Subject(namespaces=select_namespace(namespace), pods=read_selector(spec.get("podSelector")))
 
 
@@ -102,7 +106,7 @@ def _read_peer(reader: Reader, namespace: str, *, with_domains: bool) -> list[Pe
     if "domainNames" in present and domains:
         if len(present) > 1:
             reader.fault("domainNames may not stand beside another kind of peer")
-        return [read_domain(item, labels_min=1) for item in reader.get("domainNames").items(at_least=1)]
+        return [read_domain(item) for item in reader.get("domainNames").distinct(at_least=1)]
     if "ipBlock" in present:
         if len(present) > 1:
             reader.fault("ipBlock may not stand beside a selector")

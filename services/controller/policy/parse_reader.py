@@ -90,6 +90,17 @@ class Reader:
             self.fault(f"at most {at_most} items, got {len(self.value)}")
         return [Reader(value, f"{self.path}[{index}]", self.report) for index, value in enumerate(self.value)]
 
+    def distinct(self, *, at_least: int = 0, at_most: int = 0) -> list[Reader]:
+        """The members of a list that is a set (``x-kubernetes-list-type``): one given twice is a fault."""
+        members = self.items(at_least=at_least, at_most=at_most)
+        seen: set[str] = set()
+        for member in members:
+            text = repr(member.value)
+            if text in seen:
+                member.fault(f"{describe(member.value)} is given twice")
+            seen.add(text)
+        return members
+
     def pairs(self) -> Iterator[tuple[str, Reader]]:
         """The entries of a map; absent is empty."""
         if self.value is None:
