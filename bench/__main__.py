@@ -1,6 +1,7 @@
 """``python -m bench [PART...]``: every figure beside its bound, measured in one run.
 
 ``pipeline``: on the demo's lab, from manifest or answer to packets. ``datapath``: one packet's cost in the kernel.
+``verdicts``: from the ring to NATS.
 Without a part, all of them. Prints a table, writes ``build/bench.json``, ends with status 1 if a bound is missed.
 """
 
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from bench import datapath
 from bench.bounds import Measured, judge_pipeline
+from bench.verdicts import measure_verdicts
 from services.demo import figures
 from services.demo.app import owned_run, until_signalled
 from services.demo.runner import Demo, Options, check_machine
@@ -69,6 +71,7 @@ def main(asked: list[str]) -> int:
     console = Console()
     parts: dict[str, Callable[[], list[Measured]]] = {
         "datapath": measure_datapath,
+        "verdicts": measure_verdicts,
         "pipeline": lambda: judge_pipeline(measure_pipeline(console)),
     }
     unknown = [part for part in asked if part not in parts]

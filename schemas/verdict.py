@@ -14,7 +14,14 @@ class VerdictEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     ``protocol`` is an IP number, ports are 0 where it has none. ``name``: the domain that admitted the flow or, for a
     denial, the name under which this endpoint was told the address, if any.
     ``peer``: ``namespace/pod`` or node, if known.
-    ``learned_by``: the node whose resolution made the name known. ``suppressed``: like events not sent since the last.
+    ``learned_by``: the node whose resolution made the name known.
+
+    Denials are aggregated: the first at once, then ``count`` of them in one event a window, with the fields of the
+    last; where it ``varies`` (a scan), they differ in peer and port. ``suppressed``: events of this endpoint that the
+    kernel held back since the last one. Aggregated denials are on ``yett.denied.<node>.<ns>.<pod>.<deny|audit>`` too.
+
+    ``applied_trace``, ``learned_trace``: traceparents of the span that applied the revision and of the one that learned
+    the name.
     """
 
     node: NodeName
@@ -36,3 +43,7 @@ class VerdictEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     revision: RevisionNumber = RevisionNumber(0)
     unix_nanos: int = 0
     suppressed: int = 0
+    count: int = 1
+    varies: bool = False
+    applied_trace: str = ""
+    learned_trace: str = ""

@@ -203,8 +203,15 @@ def subject_observed(node: NodeName) -> str:
     return f"yett.observed.{encode_name(node)}"
 
 
+@lru_cache(maxsize=65536)
 def subject_verdict(node: NodeName, namespace: str, pod: str, conclusion: Verdict) -> str:
     return f"yett.verdict.{encode_name(node)}.{encode_name(namespace)}.{encode_name(pod)}.{conclusion.name.lower()}"
+
+
+@lru_cache(maxsize=65536)
+def subject_denied(node: NodeName, namespace: str, pod: str, conclusion: Verdict) -> str:
+    """Where the stream of aggregated denials keeps one."""
+    return f"{DENIED_PREFIX}{encode_name(node)}.{encode_name(namespace)}.{encode_name(pod)}.{conclusion.name.lower()}"
 
 
 def subject_status(node: NodeName) -> str:
@@ -256,6 +263,7 @@ TABLE: tuple[Entry, ...] = (
     Entry(RESOLUTION_PREFIX, resolution.Resolution),
     Entry("yett.observed.", resolution.Observed),
     Entry("yett.verdict.", verdict.VerdictEvent),
+    Entry(DENIED_PREFIX, verdict.VerdictEvent),
     Entry(SUBJECT_STATUS_CONTROLLER, status.ControllerStatus),
     Entry("yett.status.recorder.", status.RecorderStatus),
     Entry("yett.status.", status.AgentStatus),

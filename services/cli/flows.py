@@ -79,9 +79,11 @@ def describe_flow(event: VerdictEvent) -> str:
     ends = f"-> {remote}{port}" if outward else f"<- {remote} on{port or ' -'}"
     rule = " by " + "/".join(filter(None, (event.policy.name, event.policy.rule))) if event.policy else ""
     tier = f" in {event.tier.name.lower()}" if event.tier is not Tier.NONE else ""
+    times = f" ({event.count} times{', peers and ports vary' if event.varies else ''})" if event.count > 1 else ""
     more = f" (and {event.suppressed} like it)" if event.suppressed else ""
     protocol = protocols.get(event.protocol, str(event.protocol))
-    return f"{moment} {event.namespace}/{event.pod} {ends} {protocol}: {event.reason.name}{rule}{tier}{more}".strip()
+    why = f"{event.reason.name}{rule}{tier}{times}{more}"
+    return f"{moment} {event.namespace}/{event.pod} {ends} {protocol}: {why}".strip()
 
 
 def _print_line(event: VerdictEvent) -> None:

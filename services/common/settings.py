@@ -72,6 +72,10 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     """Host-side interfaces of pods, as globs."""
     uplinks: tuple[str, ...] = ()
     """Interfaces that are never touched, as globs."""
+    denial_seconds: Annotated[float, Meta(gt=0, le=3600)] = 5.0
+    """A denial is told at once, those like it as a count every so many seconds."""
+    allow_ratio: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    """Share of the allowed flows that are told."""
     map_flows: Count = 262_144
     map_resolutions: Count = 65_536
     map_ipcache: Count = 262_144

@@ -80,6 +80,7 @@ class Pipeline:
                 "YETT_PIN_ROOT": str(pins),
                 "YETT_STATE_DIR": str(state),
                 "YETT_MODE": self._mode,
+                "YETT_DENIAL_SECONDS": "1",  # a probe that is tried again waits for its verdict no longer
                 "YETT_INTERFACES": "pod*",
                 "YETT_UPLINKS": UPLINK,
             }

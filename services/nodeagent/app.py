@@ -42,8 +42,9 @@ from services.nodeagent.policystate import PolicyState
 from services.nodeagent.replica import Applied, Replica, SavedRowsError
 from services.nodeagent.statefile import StateFile
 from services.nodeagent.tables import Tables
-from services.nodeagent.verdictbus import VerdictBus
+from services.nodeagent.verdictbus import Shares, VerdictBus
 from services.nodeagent.verdicts import Storyteller
+from services.nodeagent.wanted import Limits
 
 STATUS_SECONDS = 1.0
 COLLECT_SECONDS = 10.0
@@ -142,7 +143,8 @@ class App:
         self._mailbox = Mailbox()
         self._names = BusNames()
         self._storyteller = Storyteller(self._node)
-        self._verdicts = VerdictBus(self._node, self._storyteller)
+        shares = Shares(settings.denial_seconds, settings.allow_ratio)
+        self._verdicts = VerdictBus(self._node, self._storyteller, shares)
         self._position: Position | None = None
         self._status_due = asyncio.Event()
         self._save_due = asyncio.Event()
@@ -163,7 +165,9 @@ class App:
         self._datapath = Datapath(loaded.maps)
         self._datapath.open()
         place = Place(self._node, loaded.layout, Path(settings.state_dir))
-        self._enforcer = Enforcer(place, self._datapath, Capacities(endpoint_ids=self._datapath.endpoint_slots))
+        limits = Limits(allow_events=settings.allow_ratio > 0)
+        capacities = Capacities(endpoint_ids=self._datapath.endpoint_slots)
+        self._enforcer = Enforcer(place, self._datapath, capacities, limits)
         if self._gate is not None:
             await self._close_gate()
         await self._links.open(dict(loaded.programs))
@@ -176,6 +180,7 @@ class App:
                 group.create_task(self._own_maps())
                 group.create_task(self._collect())
                 group.create_task(self._save())
+                group.create_task(self._verdicts.tick())
                 group.create_task(self._watch_gate())
                 group.create_task(self._live_on_bus())
                 group.create_task(self._tidy_pins(loaded))
@@ -265,7 +270,8 @@ class App:
             await wait_event(self._patterns_heard, HISTORY_SECONDS)
 
     def _note_enforced(self, state: PolicyState, trace: str) -> None:
-        self._trace = self._verdicts.trace = trace
+        self._trace = trace
+        self._storyteller.note_applied(state.number, trace)
         self._storyteller.set_state(
             pods=self._enforcer.pods(),
             rulesets=self._enforcer.rulesets_by_handle(),
@@ -343,6 +349,7 @@ class App:
                 group.create_task(self._verdicts.run(connection))
                 group.create_task(self._follow_names(connection))
         finally:
+            await self._verdicts.drain(connection)
             await bus.close(connection)
 
     async def _follow(self, connection: Client) -> None:

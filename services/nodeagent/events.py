@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from functools import lru_cache
+
+import msgspec
 
 from schemas import wire
+from schemas.terms import Verdict
 
 _LAYOUT = struct.Struct("=QII16s16s2s2sBBBBBBHIIIIIII")
 NO_BIT = 0xFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class VerdictRecord:
+_VERDICT = 54
+_ALLOW = int(Verdict.ALLOW)
+RECORD_BYTES = _LAYOUT.size
+_read_address = lru_cache(maxsize=65536)(wire.unpack_address)
+"""Making text of an address costs more than all the rest of a record."""
+
+
+class VerdictRecord(msgspec.Struct, frozen=True):
     """One verdict as the kernel tells it; numbers are those of ``schemas.terms``, unknown ones are kept as they are.
 
     ``bit``: rule bit that decided, ``NO_BIT`` for none. ``ruleset``: its handle. ``domain``: the domain row that
@@ -41,10 +50,15 @@ class VerdictRecord:
     is_shadow: bool
 
 
+def is_allow(record: bytes) -> bool:
+    """Whether a whole record, not decoded yet, tells of an allowed flow."""
+    return record[_VERDICT] == _ALLOW
+
+
 def decode_verdict(record: bytes) -> VerdictRecord:
     """One record; ValueError if it is shorter than its layout."""
-    if len(record) < _LAYOUT.size:
-        raise ValueError(f"a verdict event of {len(record)} bytes, fewer than {_LAYOUT.size}")
+    if len(record) < RECORD_BYTES:
+        raise ValueError(f"a verdict event of {len(record)} bytes, fewer than {RECORD_BYTES}")
     nanos, endpoint, suppressed, source, destination, source_port, destination_port, *numbers = _LAYOUT.unpack_from(
         record
     )
@@ -54,8 +68,8 @@ def decode_verdict(record: bytes) -> VerdictRecord:
         boottime_nanos=nanos,
         endpoint=endpoint,
         suppressed=suppressed,
-        source=wire.unpack_address(source),
-        destination=wire.unpack_address(destination),
+        source=_read_address(source),
+        destination=_read_address(destination),
         source_port=int.from_bytes(source_port, "big"),
         destination_port=int.from_bytes(destination_port, "big"),
         protocol=protocol,

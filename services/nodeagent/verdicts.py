@@ -4,8 +4,9 @@ Rules of this module:
 
 * A number is looked up in what it meant when it was given: rulesets and pods that are gone are remembered until their
   number is given again, because records come late.
-* A name is told, never guessed: the domain row that admitted, or the name under which this very endpoint was told the
-  address it was denied.
+* A name is told, never guessed: the domain row that admitted, the name that admitted this same flow before, or the
+  name under which this very endpoint was told the address it was denied.
+* A verdict names two spans: the one that applied its revision, and the one that learned its name.
 
 Pure. Deliberately absent: the ring, NATS, waiting.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from schemas.policy import AddressRow, Ruleset, RuleSource
 from schemas.resolution import Observed
@@ -54,6 +55,17 @@ class PodName:
     pod: str
 
 
+class Named(NamedTuple):
+    """A name, the node that taught it, and the span that learned it; empty where unknown."""
+
+    name: str = ""
+    node: str = ""
+    trace: str = ""
+
+
+_UNNAMED = Named()
+
+
 class Storyteller:
     """What numbers mean, and the story made of them."""
 
@@ -63,8 +75,10 @@ class Storyteller:
         self._rulesets: dict[int, Ruleset] = {}
         self._patterns: dict[int, str] = {}
         self._owners: Mapping[str, AddressRow] = {}
-        self._told: Recent[tuple[int, str], tuple[str, ...]] = Recent()
-        self._taught: Recent[tuple[str, int], tuple[str, str]] = Recent()
+        self._told: Recent[tuple[int, str], tuple[Named, ...]] = Recent()
+        self._taught: Recent[tuple[str, int], Named] = Recent()
+        self._admitted: Recent[tuple[int, str, str, int, int, int], Named] = Recent()
+        self._applied: Recent[int, str] = Recent()
 
     def set_state(
         self,
@@ -80,16 +94,21 @@ class Storyteller:
         self._patterns.update(patterns)
         self._owners = owners
 
-    def note_observed(self, observed: Observed) -> None:
-        """What an endpoint was told."""
+    def note_observed(self, observed: Observed, trace: str = "") -> None:
+        """What an endpoint was told. ``trace``: traceparent of the recorder's span for that answer."""
+        told = Named(observed.name, self._node, trace)
         for address in observed.addresses:
             key = (observed.endpoint_id, address)
-            names = (observed.name, *(one for one in self._told.get(key, ()) if one != observed.name))
-            self._told.remember(key, names[:NAMES_AN_ADDRESS])
+            others = (one for one in self._told.get(key, ()) if one.name != observed.name)
+            self._told.remember(key, (told, *others)[:NAMES_AN_ADDRESS])
 
-    def note_lesson(self, lesson: Lesson) -> None:
-        """What another node taught."""
-        self._taught.remember((lesson.address, lesson.row), (lesson.name, lesson.node))
+    def note_lesson(self, lesson: Lesson, trace: str = "") -> None:
+        """What another node taught. ``trace``: traceparent of the span that wrote it to this node's kernel."""
+        self._taught.remember((lesson.address, lesson.row), Named(lesson.name, lesson.node, trace))
+
+    def note_applied(self, revision: int, trace: str) -> None:
+        """Which span made a revision the one in force."""
+        self._applied.remember(revision & 0xFFFFFFFF, trace)
 
     def lacks_name(self, record: VerdictRecord) -> bool:
         """Whether the name of a denied address may still arrive: worth a short wait."""
@@ -102,35 +121,50 @@ class Storyteller:
             and (record.endpoint, peer) not in self._told
         )
 
-    def tell(self, record: VerdictRecord, *, unix_nanos: int) -> VerdictEvent | None:
-        """The story; None for an endpoint that was never known here."""
+    def tell(
+        self,
+        record: VerdictRecord,
+        *,
+        unix_nanos: int,
+        count: int = 1,
+        varies: bool = False,
+        suppressed: int | None = None,
+    ) -> VerdictEvent | None:
+        """The story; None for an endpoint that was never known here.
+
+        ``count``: denials that it stands for. ``suppressed``: what the kernel held back, else the record's own number.
+        """
         pod = self._pods.get(record.endpoint)
         if pod is None:
             return None
-        direction = Direction(record.direction)
+        direction = _DIRECTIONS[record.direction & 1]
         peer = record.destination if direction is Direction.EGRESS else record.source
-        name, learned_by = self._find_name(record, peer)
+        named = self._find_name(record, peer)
         owner = self._owners.get(peer)
         return VerdictEvent(
             node=self._node,
             namespace=pod.namespace,
             pod=pod.pod,
             direction=direction,
-            verdict=_known(Verdict, record.verdict, Verdict.DENY),
-            reason=_known(Reason, record.reason, Reason.UNKNOWN),
-            tier=_known(Tier, record.tier, Tier.NONE),
+            verdict=_VERDICTS.get(record.verdict, Verdict.DENY),
+            reason=_REASONS.get(record.reason, Reason.UNKNOWN),
+            tier=_TIERS.get(record.tier, Tier.NONE),
             source_address=record.source,
             destination_address=record.destination,
             protocol=record.protocol,
             source_port=record.source_port,
             destination_port=record.destination_port,
             policy=self._find_policy(record),
-            name=name,
+            name=named.name,
             peer=owner.owner if owner else "",
-            learned_by=learned_by,
+            learned_by=named.node,
             revision=RevisionNumber(record.revision),
             unix_nanos=unix_nanos,
-            suppressed=record.suppressed,
+            suppressed=record.suppressed if suppressed is None else suppressed,
+            count=count,
+            varies=varies,
+            applied_trace=self._applied.get(record.revision, ""),
+            learned_trace=named.trace,
         )
 
     def _find_policy(self, record: VerdictRecord) -> RuleSource | None:
@@ -138,31 +172,32 @@ class Storyteller:
         if ruleset is None:
             return None
         if record.bit != NO_BIT:
-            return find_source(ruleset, _known(Tier, record.tier, Tier.NONE), record.bit)
+            return find_source(ruleset, _TIERS.get(record.tier, Tier.NONE), record.bit)
         if record.reason in ISOLATING and record.tier == Tier.NETWORK_POLICY and ruleset.isolated_by:
             return ruleset.isolated_by[0]
         return None
 
-    def _find_name(self, record: VerdictRecord, peer: str) -> tuple[str, str]:
-        """(name, node that taught it): by the domain row, else as this endpoint was told."""
-        told = self._told.get((record.endpoint, peer), ())
+    def _find_name(self, record: VerdictRecord, peer: str) -> Named:
+        """By the domain row, else by what admitted the flow before, else as this endpoint was told."""
         if record.direction != Direction.EGRESS or peer in self._owners:
-            return "", ""
+            return _UNNAMED
+        told = self._told.get((record.endpoint, peer), ())
+        flow = (record.endpoint, record.source, peer, record.protocol, record.source_port, record.destination_port)
         if not record.domain:
-            return (told[0] if told and record.verdict != Verdict.ALLOW else ""), ""
+            admitted = self._admitted.get(flow)
+            if admitted is not None:
+                return admitted
+            return told[0]._replace(node="") if told and record.verdict != Verdict.ALLOW else _UNNAMED
         pattern = self._patterns.get(record.domain, "")
-        own = next((one for one in told if pattern_covers(pattern, one)), "")
-        if own:
-            return own, self._node
-        return self._taught.get((peer, record.domain), (pattern, ""))
+        named = next((one for one in told if pattern_covers(pattern, one.name)), None)
+        named = named or self._taught.get((peer, record.domain)) or Named(pattern)
+        if record.verdict == Verdict.ALLOW:
+            self._admitted.remember(flow, named)
+        return named
 
 
-E = TypeVar("E", Verdict, Reason, Tier)
-
-
-def _known(kind: type[E], number: int, otherwise: E) -> E:
-    """The enum's member, or the closed one for a number that a newer program may write."""
-    try:
-        return kind(number)
-    except ValueError:
-        return otherwise
+_DIRECTIONS = (Direction.EGRESS, Direction.INGRESS)
+_VERDICTS = {int(one): one for one in Verdict}
+_REASONS = {int(one): one for one in Reason}
+_TIERS = {int(one): one for one in Tier}
+"""By number: a call of the enum costs more than the rest of a field. A newer program's number is the closed one."""

@@ -52,3 +52,10 @@ def test_inbound_shows_where_it_came_from() -> None:
     """The pod is on the left whatever the direction."""
     event = msgspec.structs.replace(DENIED, direction=Direction.INGRESS, name="", peer="app/curl-backend")
     assert "app/curl-frontend <- app/curl-backend (10.244.1.12) on:80" in describe_flow(event)
+
+
+def test_a_count_is_shown() -> None:
+    """And that a scan's peers differ."""
+    assert describe_flow(msgspec.structs.replace(DENIED, count=12)).endswith("in network_policy (12 times)")
+    varied = msgspec.structs.replace(DENIED, count=12, varies=True)
+    assert describe_flow(varied).endswith("(12 times, peers and ports vary)")

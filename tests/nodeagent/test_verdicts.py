@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from schemas.policy import AddressRow, AnyPeer, PortRange, Ruleset, RulesetRule, RuleSource
 from schemas.resolution import Observed
@@ -155,3 +154,27 @@ def test_numbers_of_a_newer_program_shut() -> None:
     event = storyteller().tell(replace(RECORD, verdict=77, reason=250, tier=9), unix_nanos=5)
     assert event is not None
     assert (event.verdict, event.reason, event.tier) == (Verdict.DENY, Reason.UNKNOWN, Tier.NONE)
+
+
+def test_a_flow_keeps_the_name_that_admitted_it() -> None:
+    """Denied later, when nothing names its address any more, it is still told by that name; another flow is not."""
+    told = storyteller()
+    told.note_lesson(Lesson("192.0.2.9", 9, 100, "a.example.com", "node-b"), "trace")
+    told.tell(replace(RECORD, verdict=int(Verdict.ALLOW), reason=int(Reason.RULE), domain=9), unix_nanos=5)
+    event = told.tell(RECORD, unix_nanos=6)
+    assert event is not None
+    assert (event.verdict, event.name, event.learned_by) == (Verdict.DENY, "a.example.com", "node-b")
+    event = told.tell(replace(RECORD, source_port=40001), unix_nanos=7)
+    assert event is not None and event.name == ""
+
+
+def test_a_verdict_names_the_spans_that_explain_it() -> None:
+    """Of its own revision, not of the newest; and of the answer that was news last."""
+    told = storyteller()
+    told.note_applied(17, "seventeen")
+    told.note_applied(18, "eighteen")
+    told.note_observed(Observed(endpoint_id=4, name="a.example.com", addresses=("192.0.2.9",)), "older")
+    told.note_observed(Observed(endpoint_id=4, name="a.example.com", addresses=("192.0.2.9",)), "newer")
+    event = told.tell(replace(RECORD, verdict=int(Verdict.ALLOW), reason=int(Reason.RULE), domain=9), unix_nanos=5)
+    assert event is not None
+    assert (event.applied_trace, event.learned_trace) == ("seventeen", "newer")

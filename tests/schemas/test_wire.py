@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from schemas import policy, resolution, wire
 from schemas.terms import Direction, IdentityId, NodeName, RulesetHash, Verdict
+from schemas.verdict import VerdictEvent
 
 LEGAL_TOKEN = re.compile(r"[^\s.*>\x00-\x1f\x7f]+\Z")
 kubernetes_names = st.from_regex(r"\A[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?\Z")
@@ -109,6 +110,8 @@ def test_every_subject_finds_its_own_type() -> None:
         wire.subject_domain("*.example.com"): policy.DomainRow,
         wire.subject_source("NetworkPolicy", "", "x"): policy.SourceRow,
         wire.subject_resolution(node, "a.b"): resolution.Resolution,
+        wire.subject_verdict(node, "app", "web.1", Verdict.ALLOW): VerdictEvent,
+        wire.subject_denied(node, "app", "web.1", Verdict.AUDIT): VerdictEvent,
     }
     for subject, kind in expected.items():
         assert wire.find_entry(subject).type is kind
