@@ -48,7 +48,7 @@ static INLINE void emit_verdict(struct __sk_buff *skb, struct scratch *s, struct
         return;
     if (found->verdict == VERDICT_ALLOW && !(c->flags & CONFIG_ALLOW_EVENTS))
         return;
-    tick = read_ticks();
+    tick = s->job.ticks;
     if (q->event_tick != tick) {
         q->event_tick = tick;
         q->events = 0;
@@ -63,7 +63,7 @@ static INLINE void emit_verdict(struct __sk_buff *skb, struct scratch *s, struct
         q->suppressed++;
         return;
     }
-    e->header.boottime_nanos = bpf_ktime_get_boot_ns();
+    e->header.boottime_nanos = read_boot_nanos(s);
     e->header.endpoint = ep->id;
     e->header.suppressed = q->suppressed;
     q->suppressed = 0;

@@ -1,8 +1,10 @@
 // Flows: what was judged once and need not be judged again while nothing changed.
 //
-// One entry a flow in the endpoint's own view, in one of two LRUs: unanswered (anyone can make those) and answered
-// (someone had to reply), so that a flood of the first kind cannot push out the second.
-// Sources of timeouts: nf_conntrack's defaults, shortened where an LRU entry is cheap to make again.
+// One hash for all, and a place for each flow in its endpoint's own region of ``places``: unanswered flows (anyone can make
+// those) in the first quarter, answered ones (someone had to reply) behind. Where a part is full, the endpoint's own flow
+// that was idle longest among a few goes; no packet of an endpoint can remove another's flow.
+// Deliberately absent: a shared LRU. It gives no endpoint anything: the valid entries are its likeliest victims.
+// Sources of timeouts: nf_conntrack's defaults, shortened where a flow is cheap to make again.
 
 #define TICKS(seconds) ((seconds) * 1000000000ULL >> TICK_SHIFT)
 #define TIMEOUT_UNANSWERED TICKS(60)
@@ -12,7 +14,8 @@
 #define TIMEOUT_UDP TICKS(180)
 #define TIMEOUT_OTHER TICKS(180)
 #define TIMEOUT_FRAGMENT TICKS(30)
-#define PROMOTIONS_PER_TICK 20000 // new answered flows of one endpoint
+#define PLACES_PROBED 4  // of them the one that was idle longest goes
+#define NO_PLACE 0xffffffffu
 
 #define ECHO_BY_PEER 0 // flow_key.peer_port_be of ICMP echo says who asked: both sides may use one identifier
 #define ECHO_BY_ENDPOINT 1
@@ -66,20 +69,6 @@ static INLINE int is_bare_syn(const struct packet *p)
     return p->protocol == PROTOCOL_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
-static INLINE int is_answered(struct flow *flow)
-{
-    return flow->state & FLOW_ANSWERED;
-}
-
-static INLINE struct flow *find_flow(struct flow_key *key)
-{
-    struct flow *flow = flows_answered.lookup(key);
-
-    if (flow)
-        return flow;
-    return flows_unanswered.lookup(key);
-}
-
 // Whether this packet belongs to the flow that is there, or is the first of another on the same ports.
 static INLINE int is_continued(struct flow *flow, const struct packet *p, int direction, __u32 ticks)
 {
@@ -97,46 +86,123 @@ static INLINE struct quota *find_quota(__u32 endpoint)
     return quotas.lookup(&index);
 }
 
-static INLINE int may_promote(__u32 endpoint, __u32 ticks)
+// How long the flow in a place was idle, in ticks; PLACE_CLOSED: both sides are done with it; PLACE_FREE: there is none, or
+// its time is over.
+#define PLACE_FREE 0xffffffffu
+#define PLACE_CLOSED 0xfffffffeu
+static INLINE __u32 find_idleness(struct place *p, __u32 index, __u32 ticks)
 {
-    struct quota *q = find_quota(endpoint);
+    struct flow *flow;
+    __u32 timeout;
+    __s32 left;
 
-    if (!q)
-        return 0;
-    if (q->promotion_tick != ticks) {
-        q->promotion_tick = ticks;
-        q->promotions = 0;
-    }
-    return q->promotions++ < PROMOTIONS_PER_TICK;
+    if (!p->key.ifindex)
+        return PLACE_FREE;
+    flow = flows.lookup(&p->key);
+    if (!flow || flow->place != index)
+        return PLACE_FREE;
+    left = flow->expires - ticks;
+    if (left < 0)
+        return PLACE_FREE;
+    timeout = find_timeout(p->key.protocol, flow->state);
+    return timeout == TIMEOUT_TCP_CLOSED ? PLACE_CLOSED : timeout - left;
 }
 
-// The first reply moves a flow to the answered LRU; over the endpoint's rate it stays where a flood can reach it.
-static INLINE void promote(struct scratch *s, struct flow *flow, __u32 endpoint, __u32 ticks)
+// The flow that is in a place goes, unless it moved to another since.
+static INLINE void clear_place(struct place *p, __u32 index)
 {
-    if (!may_promote(endpoint, ticks))
+    struct flow *flow;
+
+    if (!p->key.ifindex)
         return;
+    flow = flows.lookup(&p->key);
+    if (flow && flow->place == index)
+        flows.delete(&p->key);
+    p->key.ifindex = 0;
+}
+
+// A place for the flow of ``s->key`` in the endpoint's region, or NO_PLACE. ``answered``: which part of the region.
+static INLINE __u32 take_place(struct scratch *s, struct endpoint *ep, int answered, __u32 ticks)
+{
+    struct quota *q = find_quota(ep->id);
+    __u32 waiting = ep->places / 4, first = ep->first_place, size = waiting;
+    __u32 best = NO_PLACE, longest = 0;
+    struct place *p;
+
+    if (answered) {
+        first += waiting;
+        size = ep->places - waiting;
+    }
+    if (!q || !size)
+        return NO_PLACE;
+    for (int i = 0; i < PLACES_PROBED; i++) {
+        __u64 hand = q->hand[answered];
+        __u32 index = first + hand % size, idle;
+
+        if (__sync_val_compare_and_swap(&q->hand[answered], hand, hand + 1) != hand)
+            continue; // another CPU has this place
+        p = places.lookup(&index);
+        if (!p)
+            return NO_PLACE;
+        idle = find_idleness(p, index, ticks);
+        if (idle >= longest) {
+            longest = idle;
+            best = index;
+        }
+        if (idle == PLACE_FREE)
+            break;
+    }
+    p = places.lookup(&best);
+    if (!p)
+        return NO_PLACE;
+    clear_place(p, best);
+    p->key = s->key;
+    return best;
+}
+
+// A new flow, unanswered; whether it has a place.
+static INLINE int insert_flow(struct scratch *s, struct endpoint *ep, __u32 ticks)
+{
+    s->flow.place = take_place(s, ep, 0, ticks);
+    return s->flow.place != NO_PLACE && !flows.update(&s->key, &s->flow);
+}
+
+// The first reply moves a flow where only flows that were answered compete.
+static INLINE void promote(struct scratch *s, struct flow *flow, struct endpoint *ep, __u32 ticks)
+{
+    __u32 before = flow->place, now = take_place(s, ep, 1, ticks);
+    struct place *old = places.lookup(&before);
+
+    if (now == NO_PLACE)
+        return;
+    flow->place = now;
+    if (old)
+        old->key.ifindex = 0;
     flow->state = (flow->state | FLOW_ANSWERED) & ~FLOW_SYN_SENT;
     flow->expires = ticks + find_timeout(s->key.protocol, flow->state);
-    s->flow = *flow;
-    flows_answered.update(&s->key, &s->flow);
-    flows_unanswered.delete(&s->key);
 }
 
-// Count a packet and follow the TCP state. Plain additions: each direction of a flow is one CPU's at a time.
-static INLINE void touch_flow(struct __sk_buff *skb, struct scratch *s, struct flow *flow, int direction, __u32 endpoint,
-                              __u32 ticks)
+// Plain additions: each direction of a flow is one CPU's at a time.
+static INLINE void count_in_flow(struct flow *flow, int reply, __u32 bytes)
+{
+    if (reply) {
+        flow->packets[1]++;
+        flow->bytes[1] += bytes;
+    } else {
+        flow->packets[0]++;
+        flow->bytes[0] += bytes;
+    }
+}
+
+// Count a packet and follow the TCP state.
+static INLINE void touch_flow(struct __sk_buff *skb, struct scratch *s, struct flow *flow, int direction,
+                              struct endpoint *ep, __u32 ticks)
 {
     int reply = direction != flow->direction;
     __u8 state = flow->state;
     __u32 expires;
 
-    if (reply) {
-        flow->packets[1]++;
-        flow->bytes[1] += skb->len;
-    } else {
-        flow->packets[0]++;
-        flow->bytes[0] += skb->len;
-    }
+    count_in_flow(flow, reply, skb->len);
     if (s->packet.protocol == PROTOCOL_TCP) {
         __u8 flags = s->packet.tcp_flags;
 
@@ -151,7 +217,7 @@ static INLINE void touch_flow(struct __sk_buff *skb, struct scratch *s, struct f
     if (expires != flow->expires)
         flow->expires = expires;
     if (reply && !(state & FLOW_ANSWERED))
-        promote(s, flow, endpoint, ticks);
+        promote(s, flow, ep, ticks);
 }
 
 // What a first fragment tells about the rest of its datagram, once it was let through.

@@ -135,7 +135,7 @@ static INLINE int read_question(struct __sk_buff *skb, struct scratch *s, __u32 
 static INLINE struct query_set *find_queries(struct scratch *s, __u32 endpoint, __u16 port_be)
 {
     __u32 set = (s->dns.id ^ s->dns.id >> 8 ^ port_be ^ port_be >> 8) & (QUERY_SETS - 1);
-    __u32 index = (endpoint & (QUERY_ENDPOINTS - 1)) * QUERY_SETS + set;
+    __u32 index = (endpoint & (ENDPOINT_SLOTS - 1)) * QUERY_SETS + set;
 
     return queries.lookup(&index);
 }

@@ -1,7 +1,8 @@
 // Every map. Sizes are settings (-D, services/nodeagent/loader.py has the defaults); PIN_FOLDER is named by the hash of
 // this file, of types.h and of the sizes, so that two layouts never meet in one map.
 //
-// Hashes that the agent fills are NO_PREALLOC: memory follows content. LRUs are preallocated by nature.
+// Hashes are NO_PREALLOC: memory follows content. LRUs are preallocated by nature.
+// ``flows`` has an eighth more room than ``places``: two CPUs that admit one flow at once may leave one behind.
 // Deliberately absent: fallbacks for a missing map. A map that cannot be made is a program that does not load.
 
 #define SPARSE 1 // BPF_F_NO_PREALLOC
@@ -32,11 +33,9 @@ BPF_TABLE_PINNED("array", __u32, __u32, credits, ENDPOINT_SLOTS, PIN_FOLDER "/cr
 BPF_TABLE_PINNED("hash", struct resolution_key, struct names, resolutions, RESOLUTIONS, PIN_FOLDER "/resolutions",
                  SPARSE);
 BPF_TABLE_PINNED("lru_hash", struct seen_key, struct seen, seen, SEEN, PIN_FOLDER "/seen", 0);
-BPF_TABLE_PINNED("array", __u32, struct query_set, queries, QUERY_ENDPOINTS * QUERY_SETS, PIN_FOLDER "/queries", 0);
-BPF_TABLE_PINNED("lru_hash", struct flow_key, struct flow, flows_unanswered, FLOWS_UNANSWERED,
-                 PIN_FOLDER "/flows_unanswered", 0);
-BPF_TABLE_PINNED("lru_hash", struct flow_key, struct flow, flows_answered, FLOWS_ANSWERED,
-                 PIN_FOLDER "/flows_answered", 0);
+BPF_TABLE_PINNED("array", __u32, struct query_set, queries, ENDPOINT_SLOTS * QUERY_SETS, PIN_FOLDER "/queries", 0);
+BPF_TABLE_PINNED("hash", struct flow_key, struct flow, flows, FLOWS + FLOWS / 8, PIN_FOLDER "/flows", SPARSE);
+BPF_TABLE_PINNED("array", __u32, struct place, places, FLOWS, PIN_FOLDER "/places", 0);
 BPF_TABLE_PINNED("lru_hash", struct fragment_key, struct fragment, fragments, FRAGMENTS, PIN_FOLDER "/fragments", 0);
 BPF_TABLE_PINNED("array", __u32, struct quota, quotas, ENDPOINT_SLOTS, PIN_FOLDER "/quotas", 0);
 BPF_TABLE_PINNED("array", __u32, struct counter, reasons, 2 * REASONS, PIN_FOLDER "/reasons", 0);
@@ -58,10 +57,12 @@ RING_PINNED(verdicts, VERDICT_PAGES, PIN_FOLDER "/verdicts");
 RING_PINNED(resolution_events, RESOLUTION_PAGES, PIN_FOLDER "/resolution_events");
 
 // The tail calls of one build: never shared between builds, or an upgrade would swap a learner under a running program.
-BPF_TABLE_PINNED("prog", __u32, __u32, tails, 8, TAILS_PIN, 0);
+BPF_TABLE_PINNED("prog", __u32, __u32, tails, 16, TAILS_PIN, 0);
 #define TAIL_JUDGE 0
 #define TAIL_NAMES 1
 #define TAIL_CONCLUDE 2
 #define TAIL_LEARN_WALK 3
 #define TAIL_LEARN_ALIAS 4
 #define TAIL_LEARN_WRITE 5
+#define TAIL_FROM_POD 6
+#define TAIL_TO_POD 7

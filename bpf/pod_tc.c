@@ -1,7 +1,8 @@
 // The two programs on a pod's host-side interface, and the one behind them that judges.
 //
 // from_pod: TC ingress of the veth, what the pod sends (egress). to_pod: TC egress, what it receives (ingress).
-// They parse, and pass what a valid flow covers; all else is a tail call away, so that the verifier follows each part alone. Accept is TC_ACT_UNSPEC, so that filters of others behind ours still run. Every denial leaves by
+// They pass plain packets that a live flow covers (established.h); all else is a tail call away, which costs next to nothing,
+// so that the verifier follows each part alone. Accept is TC_ACT_UNSPEC, so that filters of others behind ours still run. Every denial leaves by
 // ``conclude_packet``, where it is counted and told. A tail call that fails denies.
 
 #define ICMP_ERRORS_PER_TICK 100
@@ -101,7 +102,7 @@ static INLINE int make_quoted_key(struct __sk_buff *skb, struct scratch *s, int 
             key->peer_port_be = sent_by_pod == request ? ECHO_BY_ENDPOINT : ECHO_BY_PEER;
         }
     }
-    if (key->protocol == PROTOCOL_UDP && find_resolver(s, &key->peer, key->peer_port_be) && !find_flow(key))
+    if (key->protocol == PROTOCOL_UDP && find_resolver(s, &key->peer, key->peer_port_be) && !flows.lookup(key))
         key->own_port_be = 0;
     return 0;
 }
@@ -172,7 +173,7 @@ static INLINE void judge_hairpin(struct scratch *s, struct endpoint *ep)
 // A live flow after a change: today's facts and rulesets, plus the name that admitted it. 0: it is gone.
 static INLINE int ask_again(struct scratch *s, struct endpoint *ep)
 {
-    struct flow *flow = find_flow(&s->key);
+    struct flow *flow = flows.lookup(&s->key);
 
     if (!flow)
         return 0;
@@ -252,6 +253,7 @@ static INLINE void make_flow(struct __sk_buff *skb, struct scratch *s, __u8 stat
     flow->tier = s->finding.tier;
     flow->reason = s->finding.reason;
     flow->pad = 0;
+    flow->pad2 = 0;
     flow->expires = s->job.ticks + TIMEOUT_UNANSWERED;
     count_rule(flow->counter, skb->len);
 }
@@ -277,14 +279,13 @@ static INLINE void admit_new(struct __sk_buff *skb, struct scratch *s, struct en
     emit_verdict(skb, s, s->audited ? &s->shadow : &s->finding, ep, direction, s->audited);
     if (s->packet.tcp_flags & TCP_RST)
         return;
-    flows_answered.delete(&s->key);
-    if (flows_unanswered.update(&s->key, &s->flow))
+    if (!insert_flow(s, ep, s->job.ticks))
         count_reason(direction, REASON_MAP_FULL, skb->len);
 }
 
 static INLINE void readmit(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
 {
-    struct flow *flow = find_flow(&s->key);
+    struct flow *flow = flows.lookup(&s->key);
 
     if (!flow)
         return;
@@ -298,15 +299,13 @@ static INLINE void readmit(struct __sk_buff *skb, struct scratch *s, struct endp
     if (s->job.related)
         count_reason(direction, REASON_RELATED, skb->len);
     else
-        touch_flow(skb, s, flow, direction, ep->id, s->job.ticks);
+        touch_flow(skb, s, flow, direction, ep, s->job.ticks);
 }
 
 static INLINE int deny(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
 {
-    if (s->job.mode == MODE_AGAIN) {
-        flows_answered.delete(&s->key);
-        flows_unanswered.delete(&s->key);
-    }
+    if (s->job.mode == MODE_AGAIN)
+        flows.delete(&s->key);
     count_reason(direction, s->finding.reason, skb->len);
     count_rule(find_counter(s), skb->len);
     emit_verdict(skb, s, &s->finding, ep, direction, 0);
@@ -397,7 +396,7 @@ static INLINE int handle_flow(struct __sk_buff *skb, struct scratch *s, struct e
     if (!now)
         return refuse(s, REASON_UNKNOWN);
     s->job.epoch = *now; // before any lookup: what changes meanwhile makes the flow stale, not wrong
-    flow = find_flow(&s->key);
+    flow = flows.lookup(&s->key);
     if (s->job.related) {
         if (!flow || (__s32)(flow->expires - s->job.ticks) < 0)
             return refuse(s, REASON_ICMP_UNRELATED);
@@ -412,7 +411,7 @@ static INLINE int handle_flow(struct __sk_buff *skb, struct scratch *s, struct e
     if (s->job.related)
         count_reason(direction, REASON_RELATED, skb->len);
     else
-        touch_flow(skb, s, flow, direction, ep->id, s->job.ticks);
+        touch_flow(skb, s, flow, direction, ep, s->job.ticks);
     finish_fragment(s, ep);
     return OUTCOME_PASS;
 }
@@ -446,7 +445,7 @@ static INLINE int handle(struct __sk_buff *skb, struct scratch *s, struct endpoi
     int checked = parse(skb, &s->packet, &s->l4, s->headers);
     __u8 own;
 
-    s->job.ticks = read_ticks();
+    s->job.ticks = read_ticks(s);
     s->job.direction = direction;
     s->job.related = 0;
     s->job.dns = DNS_NONE;
@@ -475,7 +474,7 @@ static INLINE int handle(struct __sk_buff *skb, struct scratch *s, struct endpoi
     return handle_flow(skb, s, ep, direction);
 }
 
-static INLINE int run(struct __sk_buff *skb, int direction)
+static INLINE int handle_slowly(struct __sk_buff *skb, int direction)
 {
     struct scratch *s = find_scratch();
     struct endpoint *ep = find_endpoint(skb->ifindex);
@@ -494,12 +493,28 @@ static INLINE int run(struct __sk_buff *skb, int direction)
     return TC_ACT_SHOT;
 }
 
+int handle_from_pod(struct __sk_buff *skb)
+{
+    return handle_slowly(skb, EGRESS);
+}
+
+int handle_to_pod(struct __sk_buff *skb)
+{
+    return handle_slowly(skb, INGRESS);
+}
+
 int from_pod(struct __sk_buff *skb)
 {
-    return run(skb, EGRESS);
+    if (is_established(skb, EGRESS))
+        return TC_ACT_UNSPEC;
+    tails.call(skb, TAIL_FROM_POD);
+    return TC_ACT_SHOT;
 }
 
 int to_pod(struct __sk_buff *skb)
 {
-    return run(skb, INGRESS);
+    if (is_established(skb, INGRESS))
+        return TC_ACT_UNSPEC;
+    tails.call(skb, TAIL_TO_POD);
+    return TC_ACT_SHOT;
 }

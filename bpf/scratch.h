@@ -86,6 +86,14 @@ struct job {
     __u8 pad[4];
 };
 
+// The time as of not long ago: reading a clock costs half a lookup, reading jiffies nothing.
+struct clock {
+    __u64 jiffies; // when it was read
+    __u64 asleep;  // CLOCK_BOOTTIME less CLOCK_MONOTONIC_COARSE, nanoseconds
+    __u32 ticks;   // see flow
+    __u32 boot_seconds;
+};
+
 #define ANSWERS 256 // of 16 bytes each in MESSAGE_BYTES: no message holds more
 #define TEXT_BYTES 520
 
@@ -116,8 +124,7 @@ struct scratch {
     struct address found; // the address being learned
     __u32 slot_own, slot_free;
     struct dns dns;
-    __u64 clock_read; // coarse nanoseconds when boot_seconds was read
-    __u32 boot_seconds;
+    struct clock clock;
     __u8 text[TEXT_BYTES]; // the asked name reversed, ending at TEXT_END; see names.h
     __u16 at[ANSWERS];
     struct resolution_event event; // its message is the DNS message
@@ -133,19 +140,36 @@ static INLINE struct scratch *find_scratch(void)
 }
 
 #define TICK_SHIFT 30
-static INLINE __u32 read_ticks(void)
+#define CLOCK_JIFFIES 10 // at most a tenth of a second, at CONFIG_HZ 100
+static INLINE struct clock *read_clock(struct scratch *s)
 {
-    return bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
+    struct clock *c = &s->clock;
+    __u64 now = bpf_jiffies64();
+
+    if (now - c->jiffies >= CLOCK_JIFFIES || !c->boot_seconds) {
+        __u64 coarse = bpf_ktime_get_coarse_ns(), boot = bpf_ktime_get_boot_ns();
+
+        c->jiffies = now;
+        c->ticks = coarse >> TICK_SHIFT;
+        c->boot_seconds = boot / 1000000000ULL;
+        c->asleep = boot - coarse;
+    }
+    return c;
 }
 
-// Seconds of CLOCK_BOOTTIME, at most a quarter of a second old: reading that clock costs half a lookup.
+static INLINE __u32 read_ticks(struct scratch *s)
+{
+    return read_clock(s)->ticks;
+}
+
+// Seconds of CLOCK_BOOTTIME.
 static INLINE __u32 read_boot_seconds(struct scratch *s)
 {
-    __u64 coarse = bpf_ktime_get_coarse_ns();
+    return read_clock(s)->boot_seconds;
+}
 
-    if (coarse - s->clock_read > 250000000ULL || !s->boot_seconds) {
-        s->boot_seconds = bpf_ktime_get_boot_ns() / 1000000000ULL;
-        s->clock_read = coarse;
-    }
-    return s->boot_seconds;
+// Nanoseconds of CLOCK_BOOTTIME, as coarse as the kernel's tick.
+static INLINE __u64 read_boot_nanos(struct scratch *s)
+{
+    return bpf_ktime_get_coarse_ns() + s->clock.asleep;
 }

@@ -78,6 +78,8 @@ struct endpoint {
     __u32 flags;
     __u32 identity;
     __u32 address4; // network order, 0: none
+    __u32 first_place; // its region of ``places``: no other endpoint's flows are there
+    __u32 places;      // 0: its packets make no flows
     __u32 pad;
     struct address address6; // zero: none
     struct address gateway6; // the on-link peer that neighbour discovery may address; zero: none
@@ -243,8 +245,7 @@ struct seen {
     __u32 domain; // the domain row it was learned under: a pattern added later makes it news again
 };
 
-// queries: array, index = (endpoint id & (endpoints - 1)) * QUERY_SETS + set. An endpoint can only overwrite its own.
-#define QUERY_SETS 256
+// queries: array, index = (endpoint id & (ENDPOINT_SLOTS - 1)) * QUERY_SETS + set. An endpoint can only overwrite its own.
 #define QUERY_WAYS 8
 #define QUERY_SECONDS 15
 struct query {
@@ -257,8 +258,11 @@ struct query_set {
     struct query way[QUERY_WAYS];
 };
 
-// flows_unanswered, flows_answered: one entry a flow, in the endpoint's own view, whoever opened it. The endpoint's own
-// address is not in the key but its number (0: the first of its family), so that one short key serves both families.
+// flows: a hash, one entry a flow, in the endpoint's own view, whoever opened it. The endpoint's own address is not in the
+// key but its number (0: the first of its family), so that one short key serves both families.
+// places: an array as long as ``flows``. A flow is admitted to the hash only with a place, and each endpoint takes places
+// of its own region alone: what floods an endpoint pushes out that endpoint's flows and nobody else's, and the hash cannot
+// fill up. The first quarter of a region is for flows that nobody answered yet, which anyone can make.
 // ``own_port_be`` is 0 for queries to a trusted resolver: they share one flow, and the query entry admits the answer.
 struct flow_key {
     struct address peer;
@@ -284,6 +288,11 @@ struct flow {
     __u8 tier;
     __u8 reason;
     __u8 pad;
+    __u32 place; // index in ``places``; the flow there is this one only if it says so too
+    __u32 pad2;
+};
+struct place {
+    struct flow_key key; // ifindex 0: free
 };
 #define NO_COUNTER 0xffffffffu
 #define FLOW_ANSWERED 1
@@ -324,10 +333,9 @@ struct quota {
     __u32 answers_suppressed;
     __u32 icmp_tick;
     __u32 icmp;
-    __u32 promotion_tick;
-    __u32 promotions;
     __u32 learned;
     __u32 pad;
+    __u64 hand[2]; // where the next place is looked for: of unanswered flows, of answered ones
 };
 
 // reasons: array, index = direction * REASONS + reason. rule_counters: array, index = ruleset.counters + rule's place.

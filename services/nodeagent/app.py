@@ -87,7 +87,7 @@ async def wait_event(event: asyncio.Event, seconds: float) -> None:
 def make_sizes(settings: NodeagentSettings) -> dict[str, int]:
     """The loader's sizes by the settings' names."""
     return {
-        "FLOWS_ANSWERED": settings.map_flows,
+        "FLOWS": 1 << (settings.map_flows - 1).bit_length(),
         "RESOLUTIONS": settings.map_resolutions,
         "ADDRESSES": settings.map_ipcache,
         "PEERS": settings.map_peers,

@@ -25,6 +25,7 @@ from services.common.log import get_logger
 from services.nodeagent import mapcodec
 from services.nodeagent.mapcodec import SCOPE_LEARNED, SCOPE_SHARED, Bytes
 from services.nodeagent.plan import ORDER, Kind, Op, order_changes, order_retreat
+from services.nodeagent.regions import Region, allot_regions
 from services.nodeagent.slots import Slots, drop_expired, list_pages, place_row
 from services.nodeagent.tables import Tables
 
@@ -70,7 +71,7 @@ class Datapath:
 
     def open(self) -> None:
         """Read what is present. BpfError if a map is not there."""
-        for name in (*ORDER, "epoch", "resolutions", "reasons", "credits"):
+        for name in (*ORDER, "epoch", "resolutions", "reasons", "credits", "places"):
             self._maps[name] = BpfMap(self._pins[name])
         for name in ORDER:
             self._present[name] = dict(self._maps[name].items())
@@ -163,7 +164,8 @@ class Datapath:
     def _encode(self, tables: Tables, touched: Mapping[str, Iterable[object]] | None) -> dict[str, Bytes]:
         """map -> key -> value; an empty value where the entry is to go."""
         if touched is None:
-            return mapcodec.encode_tables(tables, endpoint_slots=self.endpoint_slots)
+            regions = self._allot_regions(tables)
+            return mapcodec.encode_tables(tables, endpoint_slots=self.endpoint_slots, regions=regions)
         encoded: dict[str, Bytes] = {}
         for name in touched.keys() & mapcodec.CODECS.keys():
             codec, table = mapcodec.CODECS[name], getattr(tables, name)
@@ -175,11 +177,18 @@ class Datapath:
         if "domains" in touched:
             encoded["domains"] = mapcodec.encode_domains(tables.domains)
         if "endpoints" in touched:
-            near, far = mapcodec.encode_endpoints(tables.endpoints, endpoint_slots=self.endpoint_slots)
+            near, far = mapcodec.encode_endpoints(
+                tables.endpoints, endpoint_slots=self.endpoint_slots, regions=self._allot_regions(tables)
+            )
             encoded["endpoints"], encoded["endpoints_far"] = near, far
         ports = frozenset(port for _, port in tables.resolvers)
         encoded["config"] = {mapcodec.encode_index(0): mapcodec.encode_config(tables.config, ports)}
         return encoded
+
+    def _allot_regions(self, tables: Tables) -> dict[int, Region]:
+        endpoints = [*self._present["endpoints"].values(), *self._present["endpoints_far"].values()]
+        before = dict(mapcodec.decode_region(value) for value in endpoints)
+        return allot_regions(tables.endpoints, before, self._maps["places"].info.max_entries)
 
     def apply(self, ops: Iterable[Op]) -> None:
         """Carry out a plan. DatapathError at the first refusal: what was done is a safe prefix, and known."""

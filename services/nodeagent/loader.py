@@ -49,6 +49,7 @@ SOURCES = (
     "names.h",
     "judge.h",
     "learn.h",
+    "established.h",
     "pod_tc.c",
 )
 LAYOUT_SOURCES = ("types.h", "maps.h")
@@ -60,12 +61,14 @@ TAIL_PROGRAMS: Mapping[str, int] = {
     "learn_walk": 3,
     "learn_alias": 4,
     "learn_write": 5,
+    "handle_from_pod": 6,
+    "handle_to_pod": 7,
 }
 """Program -> index in ``tails``: TAIL_* of bpf/maps.h."""
 
 DEFAULT_SIZES: Mapping[str, int] = {
     "ENDPOINT_SLOTS": 1024,  # power of two; endpoints of one node, and ids below it
-    "QUERY_ENDPOINTS": 256,  # power of two; 32 KiB each
+    "QUERY_SETS": 256,  # power of two; of 8 queries, for each endpoint; 32 KiB an endpoint
     "RULESETS": 1024,
     "ADDRESSES": 131_072,
     "PREFIXES": 262_144,
@@ -79,15 +82,14 @@ DEFAULT_SIZES: Mapping[str, int] = {
     "OWN_ADDRESSES": 4_096,
     "RESOLUTIONS": 131_072,
     "SEEN": 65_536,
-    "FLOWS_UNANSWERED": 65_536,
-    "FLOWS_ANSWERED": 131_072,
+    "FLOWS": 262_144,  # 32 bytes each, and 192 while there is a flow; shared out among endpoints (regions)
     "FRAGMENTS": 8_192,
     "RULE_COUNTERS": 65_536,
     "VERDICT_PAGES": 512,  # power of two; 2 MiB
     "RESOLUTION_PAGES": 1_024,  # power of two; 4 MiB
 }
 """Entries a map; each is a setting. Sparse hashes and tries cost memory for what they hold only."""
-_POWERS_OF_TWO = frozenset({"ENDPOINT_SLOTS", "QUERY_ENDPOINTS", "VERDICT_PAGES", "RESOLUTION_PAGES"})
+_POWERS_OF_TWO = frozenset({"ENDPOINT_SLOTS", "QUERY_SETS", "FLOWS", "VERDICT_PAGES", "RESOLUTION_PAGES"})
 
 _COMPILER_FLAGS = ("-O2", "-Wno-unused-function", "-Wno-macro-redefined", "-Wno-address-of-packed-member")
 _LOAD_SECONDS = 120

@@ -17,6 +17,7 @@ from typing import Any
 
 from schemas import wire
 from services.nodeagent.patterns import covering_candidates
+from services.nodeagent.regions import NO_REGION, Region
 from services.nodeagent.tables import (
     CidrEntry,
     ConfigEntry,
@@ -55,7 +56,7 @@ SCOPE_SHARED = 0xFFFFFFFF
 _WORDS = struct.Struct("=8Q")
 _U32 = struct.Struct("=I")
 _PAIR = struct.Struct("=II")
-_ENDPOINT = struct.Struct("=I I 4I I I 4s I 16s 16s")
+_ENDPOINT = struct.Struct("=I I 4I I I 4s I I 4x 16s 16s")
 _ENDPOINT_ADDRESS = struct.Struct("=I4x16s")
 _RULESET = struct.Struct("=8Q8Q4Q III HHHH 16s 4x")
 _CIDR = struct.Struct("=II")
@@ -101,8 +102,8 @@ def decode_mask(value: bytes) -> int:
 # One function a map: entry -> bytes
 
 
-def encode_endpoint(entry: EndpointEntry) -> bytes:
-    """struct endpoint."""
+def encode_endpoint(entry: EndpointEntry, region: Region = NO_REGION) -> bytes:
+    """struct endpoint. ``region``: where its flows have their places."""
     flags = (
         ENDPOINT_CLAIMED_TWICE * entry.claimed_twice
         | ENDPOINT_MORE_ADDRESSES * entry.more_addresses
@@ -118,7 +119,8 @@ def encode_endpoint(entry: EndpointEntry) -> bytes:
         flags,
         entry.identity,
         wire.pack_address(entry.address4)[12:] if entry.address4 else bytes(4),
-        0,
+        region.first,
+        region.size,
         _address_or_none(entry.address6),
         _address_or_none(entry.gateway6),
     )
@@ -128,6 +130,12 @@ def decode_endpoint(value: bytes) -> tuple[int, int, tuple[int, int, int, int]]:
     """(ifindex, id, ruleset handles): what a restarted agent must know of an endpoint in force."""
     fields = _ENDPOINT.unpack(value)
     return fields[0], fields[1], fields[2:6]
+
+
+def decode_region(value: bytes) -> tuple[int, Region]:
+    """(ifindex, region) of an endpoint in force."""
+    fields = _ENDPOINT.unpack(value)
+    return fields[0], Region(fields[9], fields[10])
 
 
 def encode_ruleset(entry: RulesetEntry) -> bytes:
@@ -259,9 +267,12 @@ def _address_or_none(address: str) -> bytes:
 # All tables
 
 
-def encode_tables(tables: Tables, *, endpoint_slots: int) -> dict[str, Bytes]:
-    """map name -> key -> value, for every map that the agent fills. ``endpoint_slots``: size of ``endpoints``."""
-    near, far = encode_endpoints(tables.endpoints, endpoint_slots=endpoint_slots)
+def encode_tables(tables: Tables, *, endpoint_slots: int, regions: Mapping[int, Region]) -> dict[str, Bytes]:
+    """map name -> key -> value, for every map that the agent fills.
+
+    ``endpoint_slots``: size of ``endpoints``; ``regions``: by ifindex, see ``allot_regions``.
+    """
+    near, far = encode_endpoints(tables.endpoints, endpoint_slots=endpoint_slots, regions=regions)
     encoded: dict[str, Bytes] = {"endpoints": near, "endpoints_far": far, "cidrs4": {}, "cidrs6": {}}
     for prefix, cidr in tables.cidrs.items():
         name, key = encode_cidr_key(prefix)
@@ -274,13 +285,15 @@ def encode_tables(tables: Tables, *, endpoint_slots: int) -> dict[str, Bytes]:
     return encoded
 
 
-def encode_endpoints(endpoints: Mapping[int, EndpointEntry], *, endpoint_slots: int) -> tuple[Bytes, Bytes]:
+def encode_endpoints(
+    endpoints: Mapping[int, EndpointEntry], *, endpoint_slots: int, regions: Mapping[int, Region]
+) -> tuple[Bytes, Bytes]:
     """(endpoints, endpoints_far): of interfaces that share a slot the lowest ifindex has it."""
     near: Bytes = {}
     far: Bytes = {}
     for ifindex in sorted(endpoints):
         key = encode_index(ifindex & (endpoint_slots - 1))
-        value = encode_endpoint(endpoints[ifindex])
+        value = encode_endpoint(endpoints[ifindex], regions.get(ifindex, NO_REGION))
         if key in near:
             far[encode_index(ifindex)] = value
         else:

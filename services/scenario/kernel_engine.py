@@ -50,9 +50,8 @@ PIN_PREFIX = "yett-scenario-"
 SLOTS = 4096
 SIZES = {
     "ENDPOINT_SLOTS": SLOTS,
-    "QUERY_ENDPOINTS": 4,
-    "FLOWS_UNANSWERED": 65_536,
-    "FLOWS_ANSWERED": 1024,
+    "QUERY_SETS": 1,
+    "FLOWS": 1024,
     "FRAGMENTS": 1024,
     "SEEN": 1024,
     "VERDICT_PAGES": 64,
@@ -69,7 +68,7 @@ EPOCH_SECONDS = 1_000_000
 EDGE_SECONDS = 30
 TAG_FIRST, TAG_LAST = 2048, 60_999
 _ACCEPTED, _DROPPED = -1, 2
-_FLOW_MAPS = ("flows_unanswered", "flows_answered", "fragments")
+_FLOW_MAPS = ("flows", "fragments")
 
 
 class KernelUnavailable(RuntimeError):

@@ -18,16 +18,15 @@ from services.common import bpf
 from services.nodeagent import mapcodec
 from services.nodeagent.events import VerdictRecord, decode_verdict
 from services.nodeagent.loader import Loaded, load
+from services.nodeagent.regions import Region, allot_regions
 from services.nodeagent.tables import Tables
 
 IFINDEX = 1
 PASS, DROP = -1, 2
 SIZES = {
     "ENDPOINT_SLOTS": 64,
-    "QUERY_ENDPOINTS": 4,
     "RULESETS": 256,
-    "FLOWS_UNANSWERED": 4096,
-    "FLOWS_ANSWERED": 4096,
+    "FLOWS": 1024,
     "FRAGMENTS": 1024,
     "SEEN": 4096,
     "RULE_COUNTERS": 4096,
@@ -40,7 +39,7 @@ _AGENT_MAPS = (
     *("peers", "port_classes", "ports", "frontends", "mixed", "domains", "resolvers", "guard", "own_addresses"),
     *("config", "credits"),
 )
-_PROGRAM_MAPS = ("resolutions", "seen", "queries", "flows_unanswered", "flows_answered", "fragments", "quotas")
+_PROGRAM_MAPS = ("resolutions", "seen", "queries", "flows", "places", "fragments", "quotas")
 _counter = itertools.count()
 
 
@@ -76,6 +75,7 @@ class Kernel:
         self.resolutions = bpf.RingBuffer(self.loaded.maps["resolution_events"])
         self._programs = {name: bpf.open_object(path) for name, path in self.loaded.programs.items()}
         self._wanted: dict[str, dict[bytes, bytes]] = {}
+        self._regions: dict[int, Region] = {}
 
     def close(self) -> None:
         for one in self.maps.values():
@@ -88,7 +88,9 @@ class Kernel:
 
     def fill(self, tables: Tables) -> None:
         """Make the agent's maps exactly these tables; flows are judged again."""
-        wanted = mapcodec.encode_tables(tables, endpoint_slots=self.maps["endpoints"].info.max_entries)
+        self._regions = allot_regions(tables.endpoints, self._regions, self.maps["places"].info.max_entries)
+        slots = self.maps["endpoints"].info.max_entries
+        wanted = mapcodec.encode_tables(tables, endpoint_slots=slots, regions=self._regions)
         for name, entries in wanted.items():
             before = self._wanted.get(name, {})
             gone = [key for key in before if key not in entries]
@@ -108,9 +110,8 @@ class Kernel:
 
     def forget_flows(self) -> None:
         """Flows alone: the next packet of any is a new one."""
-        for name in ("flows_unanswered", "flows_answered"):
-            one = self.maps[name]
-            one.delete_many(one.keys())
+        flows = self.maps["flows"]
+        flows.delete_many(flows.keys())
 
     def forget(self) -> None:
         """Flows, names, queries, counters, events: as at first start."""
@@ -132,17 +133,18 @@ class Kernel:
 
     # -- packets
 
-    def from_pod(self, frame: bytes) -> Result:
-        """What the pod sends."""
-        return self._run("from_pod", frame, ingress=IFINDEX)
+    def from_pod(self, frame: bytes, *, ifindex: int = IFINDEX) -> Result:
+        """What the pod behind ``ifindex``, an interface of this namespace, sends."""
+        return self._run("from_pod", frame, ingress=ifindex, ifindex=ifindex)
 
-    def to_pod(self, frame: bytes, *, ingress: int = 77) -> Result:
+    def to_pod(self, frame: bytes, *, ingress: int = 77, ifindex: int = IFINDEX) -> Result:
         """What the pod is sent. ``ingress``: 0 generated on this node, IFINDEX: hairpin, else some other interface."""
-        return self._run("to_pod", frame, ingress=ingress)
+        return self._run("to_pod", frame, ingress=ingress, ifindex=ifindex)
 
-    def _run(self, program: str, frame: bytes, *, ingress: int) -> Result:
+    def _run(self, program: str, frame: bytes, *, ingress: int, ifindex: int) -> Result:
         self.verdicts.consume(1 << 20)
-        done = bpf.run_program(self._programs[program], frame, ingress_ifindex=ingress, name=program)
+        fd = self._programs[program]
+        done = bpf.run_program(fd, frame, ifindex=ifindex, ingress_ifindex=ingress, name=program)
         if done.action not in (PASS, DROP):
             raise AssertionError(f"{program} returned {done.action}")
         events = [decode_verdict(record) for record in self.verdicts.consume(16)]

@@ -183,7 +183,7 @@ def test_a_flood_of_queries_overwrites_ones_own_and_admits_nothing(kernel: Kerne
     result = tell(kernel, answer(NAME, WEB))
     assert result.passed == bool(kernel.names_of(WEB))
     assert not tell(kernel, answer("n1.flood.test", WEB, identifier=77), port=1025).passed
-    assert len(kernel.maps["flows_unanswered"].keys()) + len(kernel.maps["flows_answered"].keys()) == 1
+    assert len(kernel.maps["flows"].keys()) == 1
 
 
 @pytest.mark.parametrize("target", range(0, 64, 3))
@@ -417,9 +417,9 @@ def test_a_flow_belongs_to_its_interface(kernel: Kernel) -> None:
     kernel.fill(tables)
     reply = packets.ip(PEER4, POD4, UDP, udp(99, 1000))
     assert kernel.from_pod(packets.ip(POD4, PEER4, UDP, udp(1000, 99))).passed
-    ((key, value),) = kernel.maps["flows_unanswered"].items()
+    ((key, value),) = kernel.maps["flows"].items()
     kernel.forget_flows()
-    kernel.maps["flows_unanswered"].put(key[:16] + (2).to_bytes(4, "little") + key[20:], value)
+    kernel.maps["flows"].put(key[:16] + (2).to_bytes(4, "little") + key[20:], value)
     denied(kernel.to_pod(reply), Reason.ISOLATED)
-    kernel.maps["flows_unanswered"].put(key, value)
+    kernel.maps["flows"].put(key, value)
     assert kernel.to_pod(reply).passed

@@ -265,7 +265,7 @@ def test_further_addresses_of_an_endpoint(kernel: Kernel) -> None:
     assert kernel.from_pod(packets.ip("10.0.0.55", PEER4, TCP, tcp(1, 2))).passed
     assert not kernel.from_pod(packets.ip("10.0.0.56", PEER4, TCP, tcp(1, 2))).passed
     assert kernel.from_pod(packets.ip(POD4, PEER4, TCP, tcp(1, 2))).passed
-    assert len(kernel.maps["flows_unanswered"].keys()) == 2
+    assert len(kernel.maps["flows"].keys()) == 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------

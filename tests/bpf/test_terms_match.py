@@ -74,6 +74,8 @@ def test_tail_calls_have_the_indices_that_the_loader_writes() -> None:
         "learn_walk": "TAIL_LEARN_WALK",
         "learn_alias": "TAIL_LEARN_ALIAS",
         "learn_write": "TAIL_LEARN_WRITE",
+        "handle_from_pod": "TAIL_FROM_POD",
+        "handle_to_pod": "TAIL_TO_POD",
     }
     assert {program: read_define(names[program], MAPS) for program in TAIL_PROGRAMS} == dict(TAIL_PROGRAMS)
     assert len(names) == len(re.findall(r"#define TAIL_", MAPS))

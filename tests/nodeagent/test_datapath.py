@@ -30,12 +30,13 @@ from services.nodeagent.memory import Memory, recall
 from services.nodeagent.numbers import Capacities, make_spaces
 from services.nodeagent.plan import ORDER
 from services.nodeagent.policystate import PolicyState
+from services.nodeagent.regions import allot_regions
 from services.nodeagent.wanted import Wanted
 from tests.nodeagent.worlds import BINDINGS, EXTRA_ADDRESSES, NODE, make_state, with_rulesets
 
 pytestmark = pytest.mark.kernel
 
-SIZES = {"PREFIXES": 64, "RESOLUTIONS": 64, "FLOWS_ANSWERED": 1024, "FLOWS_UNANSWERED": 1024}
+SIZES = {"PREFIXES": 64, "RESOLUTIONS": 64, "FLOWS": 1024}
 SOURCES = (RuleSource(kind="NetworkPolicy", namespace="red", name="p", rule="egress[0]"),)
 
 
@@ -95,7 +96,8 @@ def test_what_is_wanted_is_present(datapath, pins) -> None:
     """After a plan the maps hold exactly the encoded tables, as another process reads them."""
     wanted = Wanted(NODE, make_spaces())
     enforce(datapath, wanted, state_with(CidrPeer(cidr="192.0.2.0/24"), DomainPeer(pattern="*.example.com")))
-    encoded = mapcodec.encode_tables(wanted.tables, endpoint_slots=datapath.endpoint_slots)
+    regions = allot_regions(wanted.tables.endpoints, {}, SIZES["FLOWS"])
+    encoded = mapcodec.encode_tables(wanted.tables, endpoint_slots=datapath.endpoint_slots, regions=regions)
     again = open_datapath(pins)
     assert {name: again._present[name] for name in ORDER} == {name: encoded.get(name, {}) for name in ORDER}
     again.close()

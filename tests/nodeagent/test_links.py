@@ -25,7 +25,7 @@ INTERFACES, UPLINKS = ("pod*",), ("podup*",)
 def programs() -> Iterator[dict[str, Path]]:
     root = Path(f"/sys/fs/bpf/yett-links-{os.getpid()}")
     try:
-        yield dict(loader.load(root, {"FLOWS_ANSWERED": 1024, "FLOWS_UNANSWERED": 1024}).programs)
+        yield dict(loader.load(root, {"FLOWS": 1024}).programs)
     finally:
         shutil.rmtree(root, ignore_errors=True)
 

@@ -86,7 +86,7 @@ def test_an_endpoint_survives_as_far_as_a_restart_needs_it() -> None:
 def test_interfaces_that_share_a_slot_are_both_found() -> None:
     """The second one lives in the hash by ifindex."""
     entries = {number: EndpointEntry(number, number, 1, 1) for number in (5, 5 + 1024, 6)}
-    near, far = mapcodec.encode_endpoints(entries, endpoint_slots=1024)
+    near, far = mapcodec.encode_endpoints(entries, endpoint_slots=1024, regions={})
     assert mapcodec.decode_endpoint(near[mapcodec.encode_index(5)])[0] == 5
     assert list(far) == [mapcodec.encode_index(5 + 1024)]
     assert len(near) == 2
@@ -103,7 +103,7 @@ def test_guard_prefixes_are_over_the_128_bit_form(prefix: str, bits: int, start:
 
 def test_every_map_of_the_wanted_tables_is_encoded() -> None:
     """No table is forgotten on its way to the kernel."""
-    encoded = mapcodec.encode_tables(Tables(), endpoint_slots=1024)
+    encoded = mapcodec.encode_tables(Tables(), endpoint_slots=1024, regions={})
     fields = set(Tables.__dataclass_fields__)
     assert set(encoded) == (fields - {"cidrs"}) | {"cidrs4", "cidrs6", "endpoints_far"}
 

@@ -1,0 +1,229 @@
+"""One pod floods, another is unharmed: flows, queries and names have places of each endpoint's own.
+
+The victim is behind loopback, the flooder behind an interface that the test makes. Every flood is several times what
+the maps hold in all.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from schemas.terms import Default, Direction, Reason
+from services.nodeagent.mapcodec import decode_region
+from services.nodeagent.tables import ConfigEntry, EndpointEntry, Tables
+from tests.bpf import packets
+from tests.bpf.messages import answer, query
+from tests.bpf.packets import ACK, RST, SYN, TCP, UDP, tcp, udp
+from tests.bpf.prog_run import IFINDEX, SIZES, Kernel, Result
+from tests.bpf.worlds import (
+    EGRESS,
+    INGRESS,
+    PEER4,
+    POD4,
+    POD_ID,
+    RESOLVER,
+    add_cidr,
+    add_pattern,
+    make_tables,
+    with_dns,
+)
+
+pytestmark = pytest.mark.kernel
+FLOOD = 3 * SIZES["FLOWS"]
+FLOODER4, FLOODER_ID = "10.0.0.6", POD_ID - 1
+REGION = SIZES["FLOWS"] // 2
+"""Of two endpoints each has half."""
+UNANSWERED, ANSWERED = REGION // 4, REGION - REGION // 4
+RULE = 1 << 200
+
+
+@pytest.fixture(scope="module")
+def interface() -> Iterator[int]:
+    """A second interface of this namespace."""
+    name = f"yf{os.getpid()}"
+    subprocess.run(["ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p"], check=True)
+    yield socket.if_nametoindex(name)
+    subprocess.run(["ip", "link", "delete", name], check=True)
+
+
+class Pods:
+    """The victim and the flooder, behind the same rules."""
+
+    def __init__(self, kernel: Kernel, interface: int, tables: Tables) -> None:
+        self.kernel, self.interface = kernel, interface
+        tables.endpoints[interface] = EndpointEntry(interface, FLOODER_ID, EGRESS, INGRESS, address4=FLOODER4)
+        kernel.fill(tables)
+
+    def connect(self, number: int, *, flooder: bool = False, flags: int = SYN) -> Result:
+        """A connection of its own for each number."""
+        source, ifindex = (FLOODER4, self.interface) if flooder else (POD4, IFINDEX)
+        sport, dport = 1024 + number % 60_000, 80 + number // 60_000
+        return self.kernel.from_pod(packets.ip(source, PEER4, TCP, tcp(sport, dport, flags)), ifindex=ifindex)
+
+    def reply(self, number: int, *, flooder: bool = False, flags: int = SYN | ACK) -> Result:
+        target, ifindex = (FLOODER4, self.interface) if flooder else (POD4, IFINDEX)
+        sport, dport = 1024 + number % 60_000, 80 + number // 60_000
+        return self.kernel.to_pod(packets.ip(PEER4, target, TCP, tcp(dport, sport, flags)), ifindex=ifindex)
+
+    def flows_of(self, ifindex: int) -> set[bytes]:
+        flows = self.kernel.maps["flows"]
+        return {key for key, _ in flows.items() if int.from_bytes(key[16:20], "little") == ifindex}
+
+
+def open_to_peer() -> Tables:
+    """A pod may open connections to the peer; replies pass as replies, or not at all."""
+    tables = make_tables(egress={"isolated": True}, ingress={"isolated": True})
+    add_cidr(tables, f"{PEER4}/32", 5, EGRESS, RULE)
+    tables.config = ConfigEntry(allow_events=False)
+    return tables
+
+
+@pytest.fixture
+def pods(kernel: Kernel, interface: int) -> Pods:
+    return Pods(kernel, interface, open_to_peer())
+
+
+def test_a_syn_flood_evicts_none_of_a_neighbours_flows(pods: Pods) -> None:
+    """All the answered and unanswered connections that fit a pod's region outlive a flood of the tables' threefold."""
+    for number in range(ANSWERED):
+        assert pods.connect(number).passed and pods.reply(number).passed
+    for number in range(ANSWERED, ANSWERED + UNANSWERED):
+        assert pods.connect(number).passed
+    before = pods.flows_of(IFINDEX)
+    assert len(before) == REGION
+    for number in range(FLOOD):
+        assert pods.connect(number, flooder=True).passed
+    assert pods.flows_of(IFINDEX) == before
+    assert len(pods.flows_of(pods.interface)) == UNANSWERED
+    assert all(pods.reply(number).passed for number in range(ANSWERED, ANSWERED + UNANSWERED))
+    assert pods.kernel.count_reason(Direction.EGRESS, Reason.MAP_FULL) == 0
+
+
+def test_a_flood_that_an_accomplice_answers_evicts_none_either(pods: Pods) -> None:
+    """Answered flows count against who has them: a flooder's oldest go, nobody else's."""
+    for number in range(ANSWERED):
+        assert pods.connect(number).passed and pods.reply(number).passed
+    before = pods.flows_of(IFINDEX)
+    for number in range(FLOOD):
+        assert pods.connect(number, flooder=True).passed and pods.reply(number, flooder=True).passed
+    assert pods.flows_of(IFINDEX) == before
+    assert len(pods.flows_of(pods.interface)) <= REGION
+    assert pods.kernel.count_reason(Direction.EGRESS, Reason.MAP_FULL) == 0
+
+
+def test_a_flood_from_outside_harms_only_its_target(kernel: Kernel, interface: int) -> None:
+    """SYNs from all over to an open pod push out that pod's own unanswered flows, not its answered ones."""
+    tables = open_to_peer()
+    tables.rulesets[INGRESS] = make_tables(ingress={"default": Default.ALLOW}).rulesets[INGRESS]
+    pods = Pods(kernel, interface, tables)
+    for number in range(UNANSWERED):
+        assert pods.connect(number).passed
+        assert pods.connect(number, flooder=True).passed and pods.reply(number, flooder=True).passed
+    before, own = pods.flows_of(IFINDEX), pods.flows_of(interface)
+    for number in range(FLOOD):
+        source = f"198.18.{number >> 8}.{number & 255}"
+        assert kernel.to_pod(packets.ip(source, FLOODER4, TCP, tcp(1000, 80)), ifindex=interface).passed
+    assert pods.flows_of(IFINDEX) == before
+    assert own <= pods.flows_of(interface)
+
+
+def test_ones_own_flood_leaves_ones_own_answered_flows(pods: Pods) -> None:
+    """A pod that scans keeps its connections: what nobody answered competes with its like alone."""
+    for number in range(ANSWERED):
+        assert pods.connect(number).passed and pods.reply(number).passed
+    answered = pods.flows_of(IFINDEX)
+    for number in range(ANSWERED, ANSWERED + FLOOD):
+        assert pods.connect(number).passed
+    assert answered <= pods.flows_of(IFINDEX)
+
+
+def test_what_is_over_goes_before_what_lives(pods: Pods) -> None:
+    """In a full region a new connection takes the place of one that ended, and the living stay."""
+    for number in range(ANSWERED):
+        assert pods.connect(number).passed and pods.reply(number).passed
+    for number in range(0, ANSWERED, 2):
+        assert pods.connect(number, flags=RST).passed
+    living = {number for number in range(ANSWERED) if number % 2}
+    for number in range(ANSWERED, ANSWERED + ANSWERED // 2):
+        assert pods.connect(number).passed and pods.reply(number).passed
+    ports = {int.from_bytes(key[20:22], "big") - 1024 for key in pods.flows_of(IFINDEX)}
+    assert len(living & ports) >= 0.9 * len(living)
+
+
+def test_regions_do_not_overlap(pods: Pods) -> None:
+    """What the codec wrote: two endpoints, two halves."""
+    regions = [decode_region(value)[1] for value in dict(pods.kernel.maps["endpoints"].items()).values()]
+    spans = sorted((region.first, region.first + region.size) for region in regions)
+    assert spans == [(0, REGION), (REGION, 2 * REGION)]
+
+
+def test_an_endpoint_without_a_region_makes_no_flows(pods: Pods) -> None:
+    """Zero shuts: a new connection passes by policy, its replies find nothing, and it is counted."""
+    endpoints = pods.kernel.maps["endpoints"]
+    slot = IFINDEX.to_bytes(4, "little")
+    before = endpoints.get(slot)
+    assert before is not None
+    endpoints.put(slot, before[:36] + bytes(8) + before[44:])
+    assert pods.connect(1).passed
+    assert not pods.reply(1, flags=SYN).passed
+    assert not pods.flows_of(IFINDEX)
+    assert pods.kernel.count_reason(Direction.EGRESS, Reason.MAP_FULL) == 1
+    endpoints.put(slot, before)
+
+
+def ask(pods: Pods, name: str, identifier: int, port: int, *, flooder: bool = False) -> Result:
+    source, ifindex = (FLOODER4, pods.interface) if flooder else (POD4, IFINDEX)
+    message = query(name, 1, identifier)
+    return pods.kernel.from_pod(packets.ip(source, RESOLVER, UDP, udp(port, 53, message)), ifindex=ifindex)
+
+
+def tell(pods: Pods, message: bytes, port: int, *, flooder: bool = False) -> Result:
+    target, ifindex = (FLOODER4, pods.interface) if flooder else (POD4, IFINDEX)
+    return pods.kernel.to_pod(packets.ip(RESOLVER, target, UDP, udp(53, port, message)), ifindex=ifindex)
+
+
+@pytest.fixture
+def resolving(kernel: Kernel, interface: int) -> Pods:
+    """Both pods may ask the resolver, and both have rules for any name below example.com."""
+    tables = with_dns(open_to_peer())
+    add_pattern(tables, "*.example.com", 7, RULE)
+    tables.config = ConfigEntry(allow_events=False, names_per_endpoint=64)
+    return Pods(kernel, interface, tables)
+
+
+def test_a_dns_flood_answers_none_of_a_neighbours_queries_away(resolving: Pods) -> None:
+    """500 queries that are out are still known after a neighbour asked for 20,000 other names."""
+    for number in range(500):
+        assert ask(resolving, f"n{number}.example.com", number * 7, 30_000 + number).passed
+    before = resolving.flows_of(IFINDEX)
+    for number in range(20_000):
+        ask(resolving, f"n{number}.flood.test", number & 0xFFFF, 1024 + number % 60_000, flooder=True)
+    assert resolving.flows_of(IFINDEX) == before
+    told = [
+        tell(resolving, answer(f"n{number}.example.com", "198.51.100.7", identifier=number * 7), 30_000 + number)
+        for number in range(500)
+    ]
+    assert sum(result.passed for result in told) >= 499  # of more than 8 in one set the oldest is forgotten
+
+
+def test_a_flood_of_names_takes_none_of_a_neighbours(resolving: Pods) -> None:
+    """A pod that learns fresh names for ever stops at its quota; a neighbour's names stay, and it learns new ones."""
+    kernel = resolving.kernel
+    for number in range(32):
+        ask(resolving, f"v{number}.example.com", number, 30_000)
+        tell(resolving, answer(f"v{number}.example.com", f"198.51.100.{number}", identifier=number), 30_000)
+    for number in range(2_000):
+        name, web = f"n{number}.example.com", f"198.18.{number >> 8}.{number & 255}"
+        ask(resolving, name, number, 40_000, flooder=True)
+        tell(resolving, answer(name, web, identifier=number), 40_000, flooder=True)
+    assert all(kernel.names_of(f"198.51.100.{number}") for number in range(32))
+    assert len(kernel.maps["resolutions"].keys()) == 32 + 64
+    assert kernel.count_reason(Direction.INGRESS, Reason.LEARN_QUOTA) == 2_000 - 64
+    ask(resolving, "late.example.com", 99, 30_000)
+    tell(resolving, answer("late.example.com", "198.51.100.99", identifier=99), 30_000)
+    assert kernel.names_of("198.51.100.99")
