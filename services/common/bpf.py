@@ -35,6 +35,7 @@ OBJECT_PIN = 6
 OBJECT_GET = 7
 PROGRAM_TEST_RUN = 10
 OBJECT_INFO = 15
+PROGRAM_QUERY = 16
 MAP_LOOKUP_BATCH = 24
 MAP_UPDATE_BATCH = 26
 MAP_DELETE_BATCH = 27
@@ -106,6 +107,7 @@ _ELEMENT = struct.Struct("=IxxxxQQQ")
 _OBJECT = struct.Struct("=QII")
 _INFO = struct.Struct("=IIQ")
 _BATCH_ATTRIBUTE = struct.Struct("=QQQQIIQQ")
+_QUERY = struct.Struct("=IIIIQIxxxx")
 _TEST_RUN = struct.Struct("=IIIIQQIIIIQQIII")
 _MAP_INFO = struct.Struct("=IIIIII16s")
 _PROGRAM_INFO = struct.Struct("=II8s")
@@ -152,6 +154,18 @@ def read_program_tag(fd: int, target: str) -> tuple[int, str]:
     """(id, tag) of an open program; equal tags are equal instructions."""
     _, number, tag = _PROGRAM_INFO.unpack_from(_read_info(fd, 64, target))
     return number, tag.hex()
+
+
+TCX_HOOKS = (46, 47)
+"""BPF_TCX_INGRESS and BPF_TCX_EGRESS."""
+
+
+def count_tcx_programs(ifindex: int, hook: int) -> int:
+    """Programs attached to an interface of this network namespace by tcx; 0 where the kernel has none (before 6.6)."""
+    attribute = _attribute(_QUERY, ifindex, hook, 0, 0, 0, 0)
+    if _call(PROGRAM_QUERY, attribute) < 0:  # no such hook, or no such interface any more
+        return 0
+    return int(struct.unpack_from("=I", attribute, 24)[0])
 
 
 def create_map(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from services.demo.bus import POLL_SECONDS, Bus
 from services.demo.state import DemoError
-from services.demo.topology import NODES, Pod
+from services.demo.topology import NODES, Node, Pod
 
 ENFORCED_SECONDS = 20.0
 """A change takes milliseconds."""
@@ -25,12 +25,14 @@ async def read_revision(bus: Bus) -> int:
     return int(status.revision) if status else 0
 
 
-async def wait_enforced(bus: Bus, pods: Iterable[Pod], *, above: int, seconds: float = ENFORCED_SECONDS) -> int:
-    """The revision that both nodes enforce, newer than ``above``, with every pod's interface in place.
+async def wait_enforced(
+    bus: Bus, pods: Iterable[Pod], *, above: int, seconds: float = ENFORCED_SECONDS, nodes: Iterable[Node] = NODES
+) -> int:
+    """The revision that the nodes enforce, newer than ``above``, with every pod's interface in place.
 
     DemoError says what is missing when the time is over.
     """
-    pods = list(pods)
+    pods, nodes = list(pods), list(nodes)
     deadline = time.monotonic() + seconds
     quiet_since, newest = time.monotonic(), -1
     while True:
@@ -38,7 +40,7 @@ async def wait_enforced(bus: Bus, pods: Iterable[Pod], *, above: int, seconds: f
         now = time.monotonic()
         if revision != newest:
             quiet_since, newest = now, revision
-        missing = describe_missing(bus, pods, revision) if revision > above else f"no revision after {above}"
+        missing = describe_missing(bus, pods, revision, nodes) if revision > above else f"no revision after {above}"
         if not missing and now - quiet_since >= QUIET_SECONDS:
             return revision
         if now > deadline:
@@ -46,12 +48,12 @@ async def wait_enforced(bus: Bus, pods: Iterable[Pod], *, above: int, seconds: f
         await asyncio.sleep(POLL_SECONDS)
 
 
-def describe_missing(bus: Bus, pods: Iterable[Pod], revision: int) -> str:
+def describe_missing(bus: Bus, pods: Iterable[Pod], revision: int, nodes: Iterable[Node] = NODES) -> str:
     """What is not yet enforced at ``revision``, in words; empty if all is."""
     if revision == 0:
         return "no revision yet"
     acknowledged = bus.controller.nodes if bus.controller else {}
-    for node in NODES:
+    for node in nodes:
         status = bus.agents.get(node.name)
         reached = max(acknowledged.get(node.name, 0), status.revision if status else 0)
         if reached < revision:

@@ -47,10 +47,11 @@ def in_namespace(namespace: str, *command: str) -> list[str]:
 
 
 class Lab:
-    """The namespaces of one run."""
+    """The namespaces of one run. ``nodes``: those that are built."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, nodes: Sequence[Node] = NODES) -> None:
         self.run = run
+        self.nodes = tuple(nodes)
         self.pods: dict[str, Pod] = {}
         """Pods that exist, by ``namespace/name``."""
 
@@ -68,9 +69,9 @@ class Lab:
         return self.run.namespace(f"{pod.namespace}-{pod.name}")
 
     def build(self, pods: Iterable[Pod] = topology.PODS) -> None:
-        """The fabric, both nodes, their Services and the given pods."""
+        """The fabric, the nodes, their Services and the given pods."""
         self._make_fabric()
-        for node in NODES:
+        for node in self.nodes:
             self._make_node(node)
         for pod in pods:
             self.add_pod(pod)
@@ -78,10 +79,21 @@ class Lab:
 
     def add_pod(self, pod: Pod) -> None:
         """One more pod, as a CNI would: both ends configured before the host side comes up."""
-        namespace, node = self.pod_namespace(pod), self.node_namespace(pod.node)
+        self.add_sandbox(pod)
+        self.link_pod(pod)
+
+    def add_sandbox(self, pod: Pod) -> None:
+        """A pod's namespace, without a link yet."""
+        namespace = self.pod_namespace(pod)
         self._make_namespace(namespace)
         self._write_resolver_configuration(namespace, pod)
-        _batch(node, f"link add {pod.interface} address {HOST_VETH_MAC} type veth peer name eth0 netns {namespace}")
+
+    def link_pod(self, pod: Pod, *, ifindex: int = 0) -> None:
+        """The pod's link and routes. ``ifindex``: the number of the host's side, 0: the kernel's choice."""
+        namespace, node = self.pod_namespace(pod), self.node_namespace(pod.node)
+        number = f"index {ifindex} " if ifindex else ""
+        link = f"link add {pod.interface} {number}address {HOST_VETH_MAC} type veth"
+        _batch(node, f"{link} peer name eth0 netns {namespace}")
         _batch(namespace, *_pod_commands(pod))
         _batch(
             node,
@@ -101,9 +113,9 @@ class Lab:
         del self.pods[pod.key]
 
     def apply_services(self, services: Iterable[Service]) -> None:
-        """kube-proxy's work, on both nodes: ClusterIPs of ``services`` and of cluster DNS; replaces what was there."""
+        """kube-proxy's work, on every node: ClusterIPs of ``services`` and of cluster DNS; replaces what was there."""
         rules = render_kube_proxy(services)
-        for node in NODES:
+        for node in self.nodes:
             run_command(in_namespace(self.node_namespace(node), "nft", "-f", "-"), given=rules)
 
     def _make_namespace(self, namespace: str) -> None:
@@ -201,7 +213,7 @@ def _pod_commands(pod: Pod) -> list[str]:
         f"route add ::/0 via {topology.POD_GATEWAY6} dev eth0",
     ]
     if not pod.node.answers_arp_for_gateway:
-        commands.append(f"neigh add {gateway} lladdr {HOST_VETH_MAC} dev eth0 nud permanent")
+        commands.append(f"neigh replace {gateway} lladdr {HOST_VETH_MAC} dev eth0 nud permanent")
     return commands
 
 

@@ -51,15 +51,15 @@ class Pipeline:
         environment = self._environment({"YETT_MANIFESTS": str(self._lab.run.folder / "manifests")})
         return self._start(CONTROLLER, [sys.executable, "-m", "services.controller"], environment)
 
-    def start_agent(self, node: Node) -> Process:
-        """A node's agent."""
+    def start_agent(self, node: Node, own: Mapping[str, str] | None = None) -> Process:
+        """A node's agent; ``own``: settings of this one alone."""
         command = in_namespace(self._lab.node_namespace(node), sys.executable, "-m", "services.nodeagent")
-        return self._start(agent_name(node), command, self._node_environment(node))
+        return self._start(agent_name(node), command, {**self.node_environment(node), **(own or {})})
 
     def start_recorder(self, node: Node) -> Process:
         """A node's recorder."""
         command = in_namespace(self._lab.node_namespace(node), sys.executable, "-m", "services.dnsrecorder")
-        return self._start(recorder_name(node), command, self._node_environment(node))
+        return self._start(recorder_name(node), command, self.node_environment(node))
 
     def find_dead(self) -> list[Process]:
         """Services whose newest process has ended."""
@@ -69,7 +69,8 @@ class Pipeline:
         self.processes[name] = start_process(self._lab.run, name, command, environment)
         return self.processes[name]
 
-    def _node_environment(self, node: Node) -> dict[str, str]:
+    def node_environment(self, node: Node) -> dict[str, str]:
+        """What a node's agent and recorder are told."""
         run = self._lab.run
         pins, state = run.pins / node.key, run.folder / f"state-{node.key}"
         for folder in (pins, state):

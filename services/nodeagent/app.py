@@ -37,6 +37,8 @@ from services.nodeagent.enforcer import Enforcer, Place
 from services.nodeagent.links import Links, Snapshot
 from services.nodeagent.namebus import NameBus
 from services.nodeagent.names import BusNames
+from services.nodeagent.netlink import detach_all
+from services.nodeagent.nftwatch import NftWatch
 from services.nodeagent.numbers import Capacities
 from services.nodeagent.policystate import PolicyState
 from services.nodeagent.replica import Applied, Replica, SavedRowsError
@@ -138,7 +140,7 @@ class App:
         self._started = time.time_ns()
         self._replica = Replica(self._node)
         self._state_file = StateFile(Path(settings.state_dir))
-        self._links = Links(settings.interfaces, settings.uplinks)
+        self._links = Links(settings.interfaces, settings.uplinks, is_strict=settings.mode == "strict")
         self._gate = strict.Gate() if settings.mode == "strict" else None
         self._mailbox = Mailbox()
         self._names = BusNames()
@@ -168,8 +170,7 @@ class App:
         limits = Limits(allow_events=settings.allow_ratio > 0)
         capacities = Capacities(endpoint_ids=self._datapath.endpoint_slots)
         self._enforcer = Enforcer(place, self._datapath, capacities, limits)
-        if self._gate is not None:
-            await self._close_gate()
+        await self._close_gate()
         await self._links.open(dict(loaded.programs))
         ring = self._datapath.open_verdicts()
         self._verdicts.attach(ring)
@@ -217,6 +218,7 @@ class App:
                 window = (one.attached - one.appeared) * 1000
                 self._counters["attach_millis_max"] = max(self._counters["attach_millis_max"], int(window + 0.999))
         self._counters["filters_put_back"] = self._links.reattached
+        self._counters["interfaces_reborn"] = self._links.reborn
         self._mailbox.put_snapshot(snapshot)
 
     # -- the maps
@@ -255,8 +257,7 @@ class App:
         else:
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._mailbox.put_state, state, None)
         self._status_due.set()
-        if self._gate is not None:
-            await self._open_gate()
+        await self._links.set_judged(self._enforcer.judged())
 
     async def _prepared(self, tables: Tables, state: PolicyState) -> None:
         """Names that new patterns already have are written before the flip that uses them."""
@@ -316,26 +317,35 @@ class App:
 
     async def _close_gate(self) -> None:
         """Before anything is attached: only the way out is open, and what an earlier agent had judged stays so."""
-        assert self._gate is not None
-        uplinks = await asyncio.to_thread(interfaces.find_uplinks, self._settings.interfaces, self._settings.uplinks)
-        await self._gate.adopt(uplinks)
+        if self._gate is None:
+            await asyncio.to_thread(strict.remove)
+            return
+        settings = self._settings
+        taken = await asyncio.to_thread(interfaces.open_uplinks, settings.interfaces, settings.uplinks)
+        if taken:
+            raise strict.GateError(f"{', '.join(taken)}: an uplink that is a veth in a device group of somebody else's")
+        await self._gate.put_up()
 
-    async def _open_gate(self) -> None:
-        assert self._gate is not None
+    async def _watch_gate(self) -> None:
+        """A gate that somebody took away is back as soon as the kernel tells of it; looked at now and then anyway."""
+        if self._gate is None:
+            return
+        watch = NftWatch()
         try:
-            await self._gate.set_members(self._enforcer.judged() | self._enforcer.snapshot.uplinks)
+            while True:
+                await wait_event(watch.heard, GATE_SECONDS)
+                watch.heard.clear()
+                await self._check_gate(self._gate)
+        finally:
+            watch.close()
+
+    async def _check_gate(self, gate: strict.Gate) -> None:
+        try:
+            await gate.check()
             self._gate_problem = ""
         except strict.GateError as error:
             self._gate_problem = str(error)
-            _log.error("gate not changed", problem=str(error))
-
-    async def _watch_gate(self) -> None:
-        while self._gate is not None:
-            await asyncio.sleep(GATE_SECONDS)
-            try:
-                await self._gate.check()
-            except strict.GateError as error:
-                self._gate_problem = str(error)
+            _log.error("gate not put back", problem=str(error))
 
     # -- the bus
 
@@ -433,6 +443,10 @@ class App:
         found = (*self._enforcer.problems(), *self._replica.problems)
         if self._gate_problem:
             found = (Problem(object="gate", path="", message=self._gate_problem), *found)
+        if self._links.taken_groups:
+            names = ", ".join(sorted(self._links.taken_groups))
+            message = "in a device group of somebody else's, which strict mode needs: shut"
+            found = (Problem(object=f"interfaces {names}", path="", message=message), *found)
         return found
 
     def _count(self) -> dict[str, int]:
@@ -470,7 +484,7 @@ def detach(settings: NodeagentSettings) -> int:
     pin_root = Path(settings.pin_root)
     handle = lock_pins(pin_root)
     try:
-        count = interfaces.detach_all(settings.interfaces, settings.uplinks)
+        count = detach_all()
         strict.remove()
         shutil.rmtree(pin_root)
         for name in ("numbers", "policy-state"):

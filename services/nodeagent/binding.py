@@ -24,12 +24,16 @@ _HASH_DIGITS = 11
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A pod interface as the host sees it. ``addresses``: of host routes to it, sorted. ``gateways``: its own."""
+    """A pod interface as the host sees it. ``addresses``: of host routes to it, sorted. ``gateways``: its own.
+
+    ``life`` tells it from another one that had, or will have, its number and name.
+    """
 
     ifindex: int
     name: str
     addresses: tuple[str, ...] = ()
     gateways: tuple[str, ...] = ()
+    life: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +54,9 @@ def bind_links(
     links: Iterable[Link],
     endpoints: Iterable[EndpointRow],
     addresses: Mapping[str, AddressRow],
-    frozen: Mapping[int, str],
+    frozen: Mapping[str, str],
 ) -> dict[int, Binding]:
-    """ifindex -> binding. ``frozen``: ifindex -> uid of earlier bindings of interfaces that still live."""
+    """ifindex -> binding. ``frozen``: life -> uid of earlier bindings."""
     known = tuple(links)
     local = {row.uid: row for row in endpoints}
     by_suffix = {compute_suffix(row.namespace, row.pod): row.uid for row in local.values()}
@@ -60,7 +64,7 @@ def bind_links(
     claims = Counter(address for link in known for address in link.addresses)
     found = {}
     for link in known:
-        uid = frozen.get(link.ifindex) or _find_pod(link, by_suffix, by_address)
+        uid = frozen.get(link.life) or _find_pod(link, by_suffix, by_address)
         found[link.ifindex] = Binding(link, uid, any(claims[one] > 1 for one in link.addresses))
     return found
 

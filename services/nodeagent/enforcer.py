@@ -123,10 +123,8 @@ class Enforcer:
 
     def _bind(self, state: PolicyState, snapshot: Snapshot) -> dict[int, Binding]:
         links = [one.link for one in snapshot.links]
-        present = {link.ifindex for link in links}
-        frozen = {ifindex: uid for ifindex, uid in self._memory.bindings.items() if ifindex in present}
-        bindings = bind_links(links, state.endpoints.values(), state.addresses, frozen)
-        self._memory.bindings = {ifindex: one.uid for ifindex, one in bindings.items() if one.uid}
+        bindings = bind_links(links, state.endpoints.values(), state.addresses, self._memory.bindings)
+        self._memory.bindings = {one.link.life: one.uid for one in bindings.values() if one.uid and one.link.life}
         return bindings
 
     def _remember(self, state: PolicyState, bindings: Mapping[int, Binding]) -> None:
@@ -193,13 +191,13 @@ class Enforcer:
         """Domain row -> pattern, retired ones included."""
         return {number: pattern for pattern, number in self._memory.spaces.domain_rows.given.items()}
 
-    def judged(self) -> frozenset[int]:
-        """Interfaces with both programs and an endpoint in place: those that strict mode opens."""
-        return frozenset(
-            one.link.ifindex
+    def judged(self) -> dict[int, str]:
+        """ifindex -> life of the interfaces with programs and endpoint in place: those that strict mode opens."""
+        return {
+            one.link.ifindex: one.link.life
             for one in self.snapshot.links
             if one.link.ifindex in self.tables.endpoints and not one.is_foreign
-        )
+        }
 
     def problems(self) -> tuple[Problem, ...]:
         """What a person must hear about."""

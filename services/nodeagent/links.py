@@ -1,53 +1,36 @@
-"""Pods' interfaces, from the host's side: found, given their programs, watched, given them again.
+"""Pods' interfaces, kept programmed: given their programs, watched, given them again, marked as judged.
 
 Rules of this module:
 
-* Identity comes from the host: a host route ``ADDRESS dev VETH``. The pod's own namespace is never asked.
-* Programs go on at once, before it is known whose interface it is: without an endpoint they deny everything.
-* Our filters have a priority and handle of our own and are replaced atomically. Nothing that is not ours is touched; a
-  foreign program that runs before ours is reported.
-* A filter that is lost or replaced is put back and counted.
+* Programs go on at once, before it is known whose interface it is: without an endpoint they deny everything. One
+  exception: programs of another map layout go on (``release``) when their maps are filled; till then old ones stay.
+* An interface that lost both filters has a new life: what was known of it is known no more.
+* A filter that is lost or replaced is put back and counted; in strict mode the interface is shut meanwhile.
+* In strict mode an interface has the gate's group only while both programs are on it and ``set_judged`` names its life.
 
-All netlink happens in one thread of its own; the event loop only waits. Deliberately absent: policy, maps, the gate.
+All netlink happens in one thread of its own; the event loop only waits. Deliberately absent: policy, maps, nftables.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
-from services.common.bpf import open_object, read_program_tag
 from services.common.log import get_logger
 from services.nodeagent.binding import Link
+from services.nodeagent.gate import GROUP
 from services.nodeagent.linkwatch import LinkWatch, Seen
+from services.nodeagent.netlink import Filters, Netlink, make_life
 
-PRIORITY = 2
-HANDLE = 0x7E77
-"""1 and 1 are what the managed service's agent and others take; two that share both overwrite each other."""
-HOOKS = {"from_pod": 0xFFFFFFF2, "to_pod": 0xFFFFFFF3}
-"""Program -> parent: clsact's ingress (what the pod sends) and egress (what it is sent)."""
-ETH_P_ALL = 3
-_FAMILIES = {2: 32, 10: 128}
-"""AF_INET and AF_INET6, and the length of a host route."""
-ROUTE_TABLE_LOCAL = 255
-ROUTE_UNICAST = 1
-ROUTE_ADVERTISED = 9
-"""RTPROT_RA: learned from a router's advertisement."""
 AUDIT_SECONDS = 5.0
 """How often everything is looked at without a notification."""
 SETTLE_SECONDS = 0.005
 """Notifications come in bursts; one look serves them all."""
-_EXISTS = 17
-_GONE = frozenset({2, 19, 22})  # ENOENT, ENODEV, EINVAL: the interface, its qdisc or the filter went meanwhile
 
 T = TypeVar("T")
 _log = get_logger("links")
@@ -57,13 +40,16 @@ _log = get_logger("links")
 class PodLink:
     """One interface with our programs. ``appeared``: monotonic seconds, 0 if it was there before us.
 
-    ``attached``: when both programs were on; ``is_foreign``: another program runs before ours.
+    ``attached``: when both programs were on; ``is_foreign``: another program runs before ours; ``losses``: how often
+    our filters had to be put back; ``is_held``: it still has the programs of an older layout.
     """
 
     link: Link
     appeared: float = 0.0
     attached: float = 0.0
     is_foreign: bool = False
+    losses: int = 0
+    is_held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,195 +61,31 @@ class Snapshot:
     uplinks: frozenset[int] = frozenset()
 
 
-@dataclass(slots=True)
-class _Programs:
-    """Descriptors by program, and the names of their filters: the kernel's id of the program tells builds apart."""
-
-    fds: dict[str, int] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-
-
-class Netlink:
-    """The synchronous part: runs in one thread."""
-
-    def __init__(self, interfaces: Sequence[str], uplinks: Sequence[str]) -> None:
-        self._interfaces = tuple(interfaces)
-        self._uplinks = tuple(uplinks)
-        self._route: Any = IPRoute()
-        self._programs = _Programs()
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._route.close()
-
-    def set_programs(self, pins: dict[str, Path]) -> None:
-        """Programs by name (``HOOKS``), as pinned."""
-        for name in HOOKS:
-            fd = open_object(pins[name])
-            self._programs.fds[name] = fd
-            self._programs.names[name] = f"yett/{name}:{read_program_tag(fd, name)[0]}"
-
-    def _is_uplink(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self._uplinks)
-
-    def _is_pod(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self._interfaces)
-
-    def list_names(self) -> dict[int, str]:
-        """Interfaces of pods: ifindex -> name."""
-        return self._divide()[0]
-
-    def list_uplinks(self) -> frozenset[int]:
-        """Interfaces that are never touched: named so, or with a default route whatever their name.
-
-        What somebody on a pod's interface advertised of itself is no such route.
-        """
-        return self._divide()[1]
-
-    def _divide(self) -> tuple[dict[int, str], frozenset[int]]:
-        names = {link["index"]: str(link.get_attr("IFLA_IFNAME")) for link in self._route.get_links()}
-        routed = {
-            route.get_attr("RTA_OIF")
-            for family in _FAMILIES
-            for route in self._route.get_routes(family=family)
-            if route["dst_len"] == 0
-            and route.get_attr("RTA_DST") is None
-            # A pod that advertises itself as a router (CVE-2020-10749) is no uplink of the node's.
-            and not (route["proto"] == ROUTE_ADVERTISED and self._is_pod(names.get(route.get_attr("RTA_OIF"), "")))
-        }
-        uplinks = frozenset(index for index, name in names.items() if index in routed or self._is_uplink(name))
-        pods = {index: name for index, name in names.items() if index not in uplinks and self._is_pod(name)}
-        return pods, uplinks
-
-    def scan(self) -> list[Link]:
-        """Every pod interface with the addresses that host routes prove."""
-        names = self.list_names()
-        addresses: dict[int, set[str]] = {index: set() for index in names}
-        gateways: dict[int, set[str]] = {index: set() for index in names}
-        for family, bits in _FAMILIES.items():
-            for route in self._route.get_routes(family=family):
-                index = route.get_attr("RTA_OIF")
-                if index in names and _is_host_route(route, bits):
-                    addresses[index].add(route.get_attr("RTA_DST"))
-        for address in self._route.get_addr():
-            if address["index"] in names:
-                gateways[address["index"]].add(address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS"))
-        return [
-            Link(index, name, tuple(sorted(addresses[index])), tuple(sorted(gateways[index])))
-            for index, name in sorted(names.items())
-        ]
-
-    def attach(self, ifindex: int) -> bool:
-        """Both programs on, in place of earlier ones of ours; False if the interface is gone."""
-        try:
-            self._add_clsact(ifindex)
-            for name, parent in HOOKS.items():
-                self._route.tc(
-                    "replace-filter",
-                    "bpf",
-                    ifindex,
-                    HANDLE,
-                    fd=self._programs.fds[name],
-                    name=self._programs.names[name],
-                    parent=parent,
-                    direct_action=True,
-                    prio=PRIORITY,
-                    protocol=ETH_P_ALL,
-                )
-        except NetlinkError as error:
-            if error.code in _GONE:
-                return False
-            raise
-        return True
-
-    def _add_clsact(self, ifindex: int) -> None:
-        try:
-            self._route.tc("add", "clsact", ifindex)
-        except NetlinkError as error:
-            if error.code != _EXISTS:
-                raise
-
-    def inspect(self, ifindex: int) -> tuple[bool, bool]:
-        """(both of our programs are on and are the present ones, a foreign one runs before ours)."""
-        found, is_foreign = set(), False
-        for name, parent in HOOKS.items():
-            for one in self._list_filters(ifindex, parent):
-                priority = one["info"] >> 16
-                if one["handle"] == HANDLE and priority == PRIORITY:
-                    if _read_name(one) == self._programs.names[name]:
-                        found.add(name)
-                elif one["handle"] and priority <= PRIORITY and one.get_attr("TCA_KIND") == "bpf":
-                    is_foreign = True  # the entry without a handle is the list itself, not a program
-        return len(found) == len(HOOKS), is_foreign
-
-    def _list_filters(self, ifindex: int, parent: int) -> list[Any]:
-        try:
-            return list(self._route.get_filters(index=ifindex, parent=parent))
-        except NetlinkError as error:
-            if error.code in _GONE:
-                return []
-            raise
-
-    def detach(self, ifindex: int) -> None:
-        """Our filters off, and clsact too if nothing else uses it; what is gone already is fine."""
-        others = False
-        for parent in HOOKS.values():
-            for one in self._list_filters(ifindex, parent):
-                if one["handle"] == HANDLE and one["info"] >> 16 == PRIORITY:
-                    self._delete_filter(ifindex, parent)
-                elif one["handle"]:
-                    others = True
-        if not others:
-            try:
-                self._route.tc("del", "clsact", ifindex)
-            except NetlinkError as error:
-                if error.code not in _GONE:
-                    raise
-
-    def _delete_filter(self, ifindex: int, parent: int) -> None:
-        try:
-            self._route.tc("del-filter", "bpf", ifindex, HANDLE, parent=parent, prio=PRIORITY, protocol=ETH_P_ALL)
-        except NetlinkError as error:
-            if error.code not in _GONE:
-                raise
-
-
-def _is_host_route(route: Any, bits: int) -> bool:
-    return (
-        route["dst_len"] == bits
-        and route["type"] == ROUTE_UNICAST
-        and route.get_attr("RTA_TABLE") != ROUTE_TABLE_LOCAL
-        and route.get_attr("RTA_GATEWAY") is None
-        and not _is_link_local(route.get_attr("RTA_DST"))
-    )
-
-
-def _is_link_local(address: str | None) -> bool:
-    return address is None or address.startswith("fe80:")
-
-
-def _read_name(one: Any) -> str:
-    options = one.get_attr("TCA_OPTIONS")
-    return str(options.get_attr("TCA_BPF_NAME") or "") if options is not None else ""
-
-
 class Links:
     """The asynchronous part: ``run`` keeps every pod interface programmed and tells ``changed`` what there is."""
 
-    def __init__(self, interfaces: Sequence[str], uplinks: Sequence[str]) -> None:
+    def __init__(self, interfaces: Sequence[str], uplinks: Sequence[str], *, is_strict: bool = False) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="netlink")
         self._patterns = (interfaces, uplinks)
+        self._is_strict = is_strict
         self._netlink: Netlink | None = None
         self._known: dict[int, PodLink] = {}
         self._appeared: dict[int, float] = {}
+        self._judged: Mapping[int, str] = {}
+        self._is_held = False
         self.snapshot = Snapshot()
         self.reattached = 0
         """Times a filter that was lost or replaced had to be put back."""
+        self.reborn = 0
+        """Times an interface was found to be another one under an old number, or to have lost all that was ours."""
+        self.taken_groups: frozenset[str] = frozenset()
+        """Interfaces that somebody else keeps in a group: the gate cannot open them."""
         self.looked = asyncio.Event()
         """Every interface there is has been looked at once."""
 
-    async def open(self, programs: dict[str, Path]) -> None:
-        """Before anything else. ``programs``: pins by name."""
+    async def open(self, programs: Mapping[str, Path], *, is_held: bool = False) -> None:
+        """Before anything else. ``programs``: pins by name. ``is_held``: older filters stay till ``release``."""
+        self._is_held = is_held
         self._netlink = await self._do(lambda: Netlink(*self._patterns))
         await self._do(lambda: self._opened().set_programs(programs))
 
@@ -299,26 +121,27 @@ class Links:
         for ifindex, when in seen.links.items():
             if ifindex not in self._known:
                 self._appeared.setdefault(ifindex, when)
+        suspects = seen.filters | seen.links.keys()
         if any(ifindex not in self._known for ifindex in seen.links):
-            return seen.filters
+            return suspects
         await asyncio.sleep(SETTLE_SECONDS)
         more = await watch.wait(0)
         if seen.is_lossy or more.is_lossy:
             return None
-        return seen.filters | more.filters
+        return suspects | more.filters | more.links.keys()
 
     async def look(self, suspects: set[int] | None, changed: Callable[[Snapshot], Awaitable[None]]) -> None:
         """One round. ``suspects``: interfaces whose filters are to be inspected, None: all."""
         netlink = self._opened()
         for ifindex in await self._do(lambda: sorted(netlink.list_names().keys() - self._known.keys())):
-            await self._attach_new(ifindex)
+            await self._take(ifindex)
         links = await self._do(netlink.scan)
         present = {link.ifindex for link in links}
         for gone in self._known.keys() - present:
             del self._known[gone]
             self._appeared.pop(gone, None)
         for link in links:
-            await self._keep(link, link.ifindex in suspects if suspects is not None else True)
+            await self._keep(link, suspects is None or link.ifindex in suspects)
         snapshot = Snapshot(
             tuple(self._known[ifindex] for ifindex in sorted(self._known)),
             frozenset(address for link in links for address in link.gateways),
@@ -327,50 +150,132 @@ class Links:
         if snapshot != self.snapshot:
             self.snapshot = snapshot
             await changed(snapshot)
+        await self._mark()
         self.looked.set()
 
-    async def _attach_new(self, ifindex: int) -> None:
+    async def _take(self, ifindex: int) -> None:
+        """An interface that was not known: its life if it has one, and today's programs, unless its own are held."""
         netlink = self._opened()
-        if await self._do(lambda: netlink.attach(ifindex)):
+        found = await self._do(lambda: netlink.inspect(ifindex))
+        life = found.life or make_life()
+        is_held = self._is_held and found.is_whole and not found.is_on
+        if is_held or await self._attach(ifindex, life, is_new=not found.life):
             appeared = 0.0 if not self.looked.is_set() else self._appeared.pop(ifindex, time.monotonic())
-            self._known[ifindex] = PodLink(Link(ifindex, ""), appeared, time.monotonic())
+            link = Link(ifindex, "", life=life)
+            self._known[ifindex] = PodLink(link, appeared, time.monotonic(), found.is_foreign, is_held=is_held)
+
+    async def _attach(self, ifindex: int, life: str, *, is_new: bool) -> bool:
+        """Both programs on; what was not ours a moment ago is shut first, whatever mark it bears."""
+        netlink = self._opened()
+
+        def work() -> bool:
+            if is_new and self._is_strict and netlink.groups.get(ifindex) == GROUP:
+                netlink.set_group(ifindex, 0)
+            return netlink.attach(ifindex, life)
+
+        return await self._do(work)
 
     async def _keep(self, link: Link, is_suspect: bool) -> None:
         netlink = self._opened()
         known = self._known.get(link.ifindex)
         if known is None:
-            await self._attach_new(link.ifindex)
+            await self._take(link.ifindex)
             known = self._known.get(link.ifindex)
             if known is None:
                 return
-        is_foreign = known.is_foreign
         if is_suspect:
-            is_on, is_foreign = await self._do(lambda: netlink.inspect(link.ifindex))
-            if not is_on:
-                self.reattached += 1
-                _log.warning("filter lost, put back", interface=link.name)
-                await self._do(lambda: netlink.attach(link.ifindex))
-            if is_foreign and not known.is_foreign:
-                _log.warning("another program runs before ours", interface=link.name)
-        self._known[link.ifindex] = PodLink(link, known.appeared, known.attached, is_foreign)
+            known = await self._inspect(known, link, await self._do(lambda: netlink.inspect(link.ifindex)))
+        self._known[link.ifindex] = replace(known, link=replace(link, life=known.link.life))
+
+    async def _inspect(self, known: PodLink, link: Link, found: Filters) -> PodLink:
+        """What is to be known of an interface after its filters were looked at, and put back if they were lost."""
+        if found.is_foreign and not known.is_foreign:
+            _log.warning("another program runs before ours", interface=link.name)
+        known = replace(known, is_foreign=found.is_foreign)
+        if found.is_on and found.life == known.link.life:
+            return replace(known, is_held=False)
+        if known.is_held and found.is_whole and found.life == known.link.life:
+            return known
+        life = found.life or make_life()
+        if life != known.link.life:
+            self.reborn += 1
+        self.reattached += 1
+        _log.warning("filter lost, put back", interface=link.name)
+        await self._attach(link.ifindex, life, is_new=True)
+        return replace(known, link=replace(link, life=life), losses=known.losses + 1, is_held=False)
+
+    async def release(self) -> None:
+        """The maps are filled: today's programs go on where older ones were held, one interface after the other."""
+        netlink = self._opened()
+        self._is_held = False
+        held = [one for one in self._known.values() if one.is_held]
+
+        def work() -> None:
+            for one in held:
+                netlink.attach(one.link.ifindex, one.link.life)
+
+        await self._do(work)
+        for one in held:
+            if one.link.ifindex in self._known:
+                self._known[one.link.ifindex] = replace(self._known[one.link.ifindex], is_held=False)
+
+    # -- the gate's mark
+
+    async def set_judged(self, judged: Mapping[int, str]) -> None:
+        """ifindex -> life of the interfaces that strict mode opens; every other is shut."""
+        self._judged = dict(judged)
+        await self._mark()
+
+    async def _mark(self) -> None:
+        if self._is_strict:
+            uplinks, judged, known = self.snapshot.uplinks, self._judged, dict(self._known)
+            self.taken_groups = await self._do(lambda: self._mark_now(uplinks, judged, known))
+
+    def _mark_now(
+        self, uplinks: frozenset[int], judged: Mapping[int, str], known: Mapping[int, PodLink]
+    ) -> frozenset[str]:
+        """Bring every veth's group to what it is to be; the names of those in somebody else's group.
+
+        Uplinks first. A life is looked at before and after its interface is opened: between the two its number may have
+        become another's.
+        """
+        netlink = self._opened()
+        taken = set()
+        for ifindex, group in sorted(netlink.groups.items(), key=lambda one: (one[0] not in uplinks, one[0])):
+            is_open = ifindex in uplinks or self._is_open(ifindex, judged, known)
+            if group not in (0, GROUP):
+                taken.add(known[ifindex].link.name if ifindex in known else str(ifindex))
+            elif is_open and group == 0:
+                self._open(ifindex, "" if ifindex in uplinks else judged[ifindex])
+            elif not is_open and group == GROUP:
+                netlink.set_group(ifindex, 0)
+        return frozenset(taken)
+
+    def _is_open(self, ifindex: int, judged: Mapping[int, str], known: Mapping[int, PodLink]) -> bool:
+        one = known.get(ifindex)
+        return one is not None and not one.is_foreign and judged.get(ifindex) == one.link.life
+
+    def _open(self, ifindex: int, life: str) -> None:
+        netlink = self._opened()
+
+        def is_ours() -> bool:
+            found = netlink.inspect(ifindex)
+            return not life or (found.is_whole and found.life == life and not found.is_foreign)
+
+        if is_ours():
+            netlink.set_group(ifindex, GROUP)
+            if not is_ours():
+                netlink.set_group(ifindex, 0)
 
 
-def detach_all(interfaces: Sequence[str], uplinks: Sequence[str]) -> int:
-    """Take our filters off every pod interface; how many interfaces there were."""
+def open_uplinks(interfaces: Sequence[str], uplinks: Sequence[str]) -> tuple[str, ...]:
+    """Mark the node's own way out, before there is a gate; names of those in somebody else's group, left alone."""
     netlink = Netlink(interfaces, uplinks)
     try:
-        names = netlink.list_names()
-        for ifindex in names:
-            netlink.detach(ifindex)
-        return len(names)
-    finally:
-        netlink.close()
-
-
-def find_uplinks(interfaces: Sequence[str], uplinks: Sequence[str]) -> frozenset[int]:
-    """The node's own way out, before there is a ``Links``."""
-    netlink = Netlink(interfaces, uplinks)
-    try:
-        return netlink.list_uplinks()
+        found = netlink.list_uplinks()
+        taken = [ifindex for ifindex in found if netlink.groups.get(ifindex, 0) not in (0, GROUP)]
+        for ifindex in found & netlink.groups.keys() - set(taken):
+            netlink.set_group(ifindex, GROUP)
+        return tuple(sorted(netlink.name(ifindex) for ifindex in taken))
     finally:
         netlink.close()

@@ -25,8 +25,8 @@ class Memory(msgspec.Struct, kw_only=True):
     layout: str
     scene: str
     spaces: Spaces
-    bindings: dict[int, str] = {}
-    """ifindex -> uid, for the life of the interface."""
+    bindings: dict[str, str] = {}
+    """Life of an interface -> uid."""
     rulesets: dict[str, Ruleset] = {}
     peersets: dict[str, PeersetRow] = {}
 

@@ -1,13 +1,14 @@
-"""Strict mode: runs ``nft`` so that an interface is open only once it is judged. What the gate is says ``gate``.
+"""Strict mode: runs ``nft`` to put up the gate and to keep it. What the gate is says ``gate``.
 
-The set is replaced in one transaction with the gate itself, so a restart leaves no moment without it; it is not removed
-when the agent ends: pods that start meanwhile stay shut.
+It is not removed when the agent ends: pods that start meanwhile stay shut. Who is let through says the device group of
+each interface (``links``), so that opening one needs no ``nft``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 
 from services.common.log import get_logger
@@ -18,45 +19,32 @@ _log = get_logger("strict")
 
 
 class GateError(RuntimeError):
-    """``nft`` refused; the message is its own."""
+    """``nft`` refused, or the gate would shut what it must not; the message says which."""
 
 
 class Gate:
     """The gate of one network namespace."""
 
     def __init__(self) -> None:
-        self._members: frozenset[int] | None = None
+        self._is_up = False
         self.restored = 0
         """Times somebody else had removed the gate."""
 
-    async def adopt(self, uplinks: frozenset[int]) -> None:
-        """Put up the gate, or take over the one an earlier agent left: what it had judged stays open."""
-        await _run([*gate.make_gate(), *gate.add_members(uplinks)])
-
-    async def set_members(self, members: frozenset[int]) -> None:
-        """Exactly these interfaces are open. GateError if nft refuses; the gate stays as it was then."""
-        if self._members is None:
-            await _run([*gate.make_gate(), *gate.replace_members(members)])
-        elif members != self._members:
-            # What is gone as an interface is still a number in the set; replacing needs no knowledge of which.
-            await _run(gate.replace_members(members))
-        self._members = members
+    async def put_up(self) -> None:
+        """Make the gate, or take over the one an earlier agent left. GateError if nft refuses."""
+        await asyncio.to_thread(_run, gate.make_gate())
+        self._is_up = True
 
     async def check(self) -> None:
         """Make the gate again if a foreign flush took it away."""
-        if self._members is None or await _exists():
+        if not self._is_up or await asyncio.to_thread(is_up):
             return
         self.restored += 1
         _log.warning("the gate was removed by somebody else, put back")
-        members, self._members = self._members, None
-        await self.set_members(members)
+        await self.put_up()
 
 
-async def _run(commands: list[Command]) -> None:
-    await asyncio.to_thread(_run_now, commands)
-
-
-def _run_now(commands: list[Command]) -> None:
+def _run(commands: list[Command]) -> None:
     """A pipe, not the loop's socket pair: nft opens /dev/stdin by name, which a socket refuses."""
     given = json.dumps({"nftables": commands})
     done = subprocess.run(["nft", "-j", "-f", "-"], input=given, capture_output=True, text=True, check=False)
@@ -64,16 +52,21 @@ def _run_now(commands: list[Command]) -> None:
         raise GateError(done.stderr.strip() or f"nft ended with {done.returncode}")
 
 
-async def _exists() -> bool:
-    """Whether both tables hold their set and rules."""
-    return all([await asyncio.to_thread(_has_table, family) for family in gate.FAMILIES])
+def is_up() -> bool:
+    """Whether both tables hold their rules."""
+    return all(_has_rules(family) for family in gate.FAMILIES)
 
 
-def _has_table(family: str) -> bool:
+def _has_rules(family: str) -> bool:
+    return (_list_table(family) or "").count("drop") == len(gate.HOOKS)
+
+
+def _list_table(family: str) -> str | None:
     done = subprocess.run(["nft", "list", "table", family, gate.TABLE], capture_output=True, text=True, check=False)
-    return done.returncode == 0 and done.stdout.count("drop") == len(gate.HOOKS)
+    return done.stdout if done.returncode == 0 else None
 
 
 def remove() -> None:
-    """No trace of the gate; GateError if nft refuses."""
-    _run_now(gate.remove_gate())
+    """No trace of the gate; GateError if nft refuses. Where there is no nft there is no gate."""
+    if shutil.which("nft") is not None and any(_list_table(family) is not None for family in gate.FAMILIES):
+        _run(gate.remove_gate())

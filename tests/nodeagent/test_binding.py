@@ -50,9 +50,16 @@ def test_an_address_row_wins_over_an_endpoints_own_list() -> None:
 
 def test_a_binding_is_frozen() -> None:
     """An interface that was one pod's stays that pod's, whoever gets its address."""
-    link = Link(5, "veth1", ("10.0.0.7",))
-    bindings = bind_links([link], [row("old"), row("new")], owned("10.0.0.7", "new"), {5: "uid-old"})
+    link = Link(5, "veth1", ("10.0.0.7",), life="one")
+    bindings = bind_links([link], [row("old"), row("new")], owned("10.0.0.7", "new"), {"one": "uid-old"})
     assert bindings[5].uid == "uid-old"
+
+
+def test_a_binding_ends_with_its_interface() -> None:
+    """Another interface of the same number, name and address is whose the host says now."""
+    link = Link(5, "veth1", ("10.0.0.7",), life="two")
+    bindings = bind_links([link], [row("old"), row("new")], owned("10.0.0.7", "new"), {"one": "uid-old"})
+    assert bindings[5].uid == "uid-new"
 
 
 def test_unknown_is_nobodys() -> None:

@@ -18,19 +18,19 @@ def test_both_ways_in_both_families() -> None:
     assert all(rule["expr"][0]["match"]["right"] == "veth" for rule in rules)
 
 
-def test_making_it_again_keeps_members_and_doubles_no_rule() -> None:
-    """Chains are emptied before their rule is added; the set is not."""
+def test_what_is_judged_is_a_group_of_interfaces() -> None:
+    """The rules name a device group and no set: what a rule or set remembers could outlive the interface."""
+    rules = find(gate.make_gate(), "rule")
+    groups = [(rule["expr"][1]["match"]["left"]["meta"]["key"], rule["expr"][1]["match"]["right"]) for rule in rules]
+    assert groups == [("iifgroup", gate.GROUP), ("oifgroup", gate.GROUP)] * 2
+    assert find(gate.make_gate(), "set") == []
+
+
+def test_making_it_again_doubles_no_rule() -> None:
+    """Chains are emptied before their rule is added."""
     flushed = [command["flush"] for command in gate.make_gate() if "flush" in command]
     assert all("chain" in one for one in flushed)
     assert len(flushed) == len(find(gate.make_gate(), "rule"))
-
-
-def test_members_are_replaced_whole() -> None:
-    """The set is emptied and filled within one transaction; no members is a set that shuts everything."""
-    commands = gate.replace_members({7, 3})
-    assert [next(iter(command)) for command in commands] == ["flush", "flush", "add", "add"]
-    assert commands[2]["add"]["element"]["elem"] == [3, 7]
-    assert gate.replace_members(()) == commands[:2]
 
 
 def test_no_trace() -> None:

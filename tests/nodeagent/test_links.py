@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import errno
 import os
 import shutil
+import struct
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from services.common import bpf
 from services.nodeagent import loader, strict
-from services.nodeagent.links import Links, PodLink, Snapshot, detach_all
+from services.nodeagent.gate import GROUP
+from services.nodeagent.links import Links, PodLink, Snapshot
+from services.nodeagent.netlink import detach_all
+from services.nodeagent.nftwatch import NftWatch
 from tests.nodeagent.namespaces import Node, ip, make_node
 
 pytestmark = pytest.mark.e2e
@@ -208,7 +216,7 @@ def test_a_pod_that_advertises_itself_as_a_router_is_no_uplink(node, programs) -
 
 
 def test_detach_takes_our_filters_only(node, programs) -> None:
-    """Ours are gone, clsact with them; where somebody else's filter is, it stays."""
+    """Ours are gone, clsact with them; where somebody else's filter is, it stays. Settings of today do not matter."""
     node.add_pod(71)
     node.add_pod(72)
 
@@ -216,48 +224,152 @@ def test_detach_takes_our_filters_only(node, programs) -> None:
         await until(lambda: find(told, "pod71") and find(told, "pod72"))
 
     node.run(lambda: watched(programs, work))
+    ip("-n", node.name, "link", "set", "pod71", "name", "other71")
     pin = str(programs["to_pod"])
     foreign = ["filter", "add", "dev", "pod72", "egress", "prio", "9", "bpf", "da", "object-pinned", pin]
     subprocess.run([*enter(node, "tc"), *foreign], check=True)
 
     async def let_go() -> int:
-        return await asyncio.to_thread(detach_all, INTERFACES, UPLINKS)
+        return await asyncio.to_thread(detach_all)
 
     assert node.run(let_go) == 2
-    assert list_filters(node, "pod71") == ""
+    assert list_filters(node, "other71") == ""
     shown = list_filters(node, "pod72")
     assert "pref 9" in shown
     assert "0x7e77" not in shown
 
 
-def test_the_gate_shuts_what_is_not_judged(node) -> None:
-    """A pod's packets reach the node only once its interface is in the set; a foreign flush is put right."""
-    node.add_pod(81)
-    pod = f"{node.name}-p81"
-    ip("-n", node.name, "addr", "add", "10.66.9.1/32", "dev", "lo")
-    ip("-n", pod, "route", "add", "10.66.9.1", "dev", "eth0", "scope", "link")
-    index = _read_ifindex(node, "pod81")
+def test_a_life_outlasts_the_agent_and_ends_with_the_interface(node, programs) -> None:
+    """The next agent finds the same life on the same interface, and another on one that has its number and name."""
+    node.add_pod(75)
 
-    def reaches() -> bool:
-        ping = ["ip", "netns", "exec", pod, "ping", "-c", "1", "-W", "1", "10.66.9.1"]
-        return subprocess.run(ping, capture_output=True, check=False).returncode == 0
+    async def work(_links: Links, told: list[Snapshot]) -> None:
+        await until(lambda: find(told, "pod75"))
+
+    def look() -> tuple[int, str]:
+        found = find(node.run(lambda: watched(programs, work)), "pod75")
+        assert found is not None
+        return found.link.ifindex, found.link.life
+
+    first = look()
+    assert first == look() and len(first[1]) == 12
+    ip("-n", node.name, "link", "del", "pod75")
+    ip("-n", node.name, "link", "add", "pod75", "index", str(first[0]), "type", "veth", "peer", "name", "peer75")
+    second = look()
+    assert second[0] == first[0] and second[1] != first[1]
+
+
+def test_an_interface_replaced_between_two_looks_has_another_life(node, programs) -> None:
+    """Deleted and made again at once, with the same number and name, under a running agent."""
+    node.add_pod(76)
+
+    async def work(links: Links, told: list[Snapshot]) -> None:
+        await until(lambda: find(told, "pod76"))
+        before = find(told, "pod76")
+        index = str(before.link.ifindex)
+        batch = f"link del pod76\nlink add pod76 index {index} type veth peer name peer76\n"
+        command = ["ip", "-n", node.name, "-batch", "-"]
+        await asyncio.to_thread(subprocess.run, command, input=batch, text=True, check=True)
+        await until(lambda: (now := find(told, "pod76")) and now.link.life != before.link.life)
+
+    node.run(lambda: watched(programs, work))
+    assert list_filters(node, "pod76").count("0x7e77") == 2
+
+
+def test_a_program_attached_by_tcx_is_reported(node, programs) -> None:
+    """It runs before every filter of clsact, and its accept ends there."""
+    node.add_pod(77)
+
+    async def work(_links: Links, told: list[Snapshot]) -> None:
+        await until(lambda: (found := find(told, "pod77")) and not found.is_foreign)
+        with attach_tcx(_read_ifindex(node, "pod77"), programs["from_pod"]):
+            await until(lambda: (found := find(told, "pod77")) and found.is_foreign, 8.0)
+        await until(lambda: (found := find(told, "pod77")) and not found.is_foreign, 8.0)
+
+    node.run(lambda: watched(programs, work))
+
+
+@contextmanager
+def attach_tcx(ifindex: int, pin: Path) -> Iterator[None]:
+    """BPF_LINK_CREATE at tcx ingress; closing the link detaches it."""
+    with closing_fd(bpf.open_object(pin)) as program:
+        attribute = ctypes.create_string_buffer(struct.pack("=IIII", program, ifindex, bpf.TCX_HOOKS[0], 0), 144)
+        link = bpf._call(28, attribute)
+        if link == -errno.EINVAL:
+            pytest.skip("this kernel has no tcx (before 6.6)")
+        assert link >= 0, os.strerror(-link)
+        with closing_fd(link):
+            yield
+
+
+@contextmanager
+def closing_fd(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def reaches(node: Node, number: int) -> bool:
+    pod = f"{node.name}-p{number}"
+    ping = ["ip", "netns", "exec", pod, "ping", "-c", "1", "-W", "1", "10.66.9.1"]
+    return subprocess.run(ping, capture_output=True, check=False).returncode == 0
+
+
+def add_reachable_pod(node: Node, number: int) -> int:
+    """A pod with a route to an address of the node; the number of its interface."""
+    node.add_pod(number)
+    ip("-n", node.name, "addr", "replace", "10.66.9.1/32", "dev", "lo")
+    ip("-n", f"{node.name}-p{number}", "route", "add", "10.66.9.1", "dev", "eth0", "scope", "link")
+    return _read_ifindex(node, f"pod{number}")
+
+
+def test_the_gate_shuts_what_is_not_in_its_group(node) -> None:
+    """A pod's packets reach the node only while its interface is in the group; a foreign flush is put right."""
+    add_reachable_pod(node, 81)
 
     async def work() -> None:
         guarded = strict.Gate()
-        await guarded.adopt(frozenset())
-        assert not await asyncio.to_thread(reaches)
-        await guarded.set_members(frozenset({index}))
-        assert await asyncio.to_thread(reaches)
-        await guarded.set_members(frozenset())
-        assert not await asyncio.to_thread(reaches)
+        await guarded.put_up()
+        assert not await asyncio.to_thread(reaches, node, 81)
+        await asyncio.to_thread(ip, "-n", node.name, "link", "set", "pod81", "group", str(GROUP))
+        assert await asyncio.to_thread(reaches, node, 81)
+        await asyncio.to_thread(ip, "-n", node.name, "link", "set", "pod81", "group", "0")
+        assert not await asyncio.to_thread(reaches, node, 81)
+        watch = NftWatch()
         await asyncio.to_thread(subprocess.run, ["nft", "flush", "ruleset"], check=True)
+        async with asyncio.timeout(1):
+            await watch.heard.wait()
+        watch.close()
         await guarded.check()
         assert guarded.restored == 1
-        assert not await asyncio.to_thread(reaches)
+        assert not await asyncio.to_thread(reaches, node, 81)
         await asyncio.to_thread(strict.remove)
-        assert await asyncio.to_thread(reaches)
+        await asyncio.to_thread(ip, "-n", node.name, "link", "set", "pod81", "group", "0")
+        assert await asyncio.to_thread(reaches, node, 81)
 
     node.run(work)
+
+
+def test_an_interface_in_somebody_elses_group_stays_so_and_is_told(node, programs) -> None:
+    """The gate cannot open it, and says which it is; the group is not ours to change."""
+    add_reachable_pod(node, 82)
+    ip("-n", node.name, "link", "set", "pod82", "group", "99")
+
+    async def work() -> None:
+        links = Links(INTERFACES, UPLINKS, is_strict=True)
+        await links.open(programs)
+
+        async def changed(snapshot: Snapshot) -> None:
+            await links.set_judged({one.link.ifindex: one.link.life for one in snapshot.links})
+
+        await links.look(None, changed)
+        assert links.taken_groups == {"pod82"}
+        await links.close()
+
+    node.run(work)
+    shown = subprocess.run(["ip", "-n", node.name, "link", "show", "pod82"], capture_output=True, text=True, check=True)
+    assert "group 99" in shown.stdout
 
 
 def _read_ifindex(node: Node, interface: str) -> int:

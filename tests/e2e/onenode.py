@@ -1,0 +1,273 @@
+"""One node with real packets: the fabric, a node, pods of the test's own making, NATS, a controller and an agent.
+
+Smaller than the demo's world: a test may have one of its own, start pods by the hundred, and kill what it likes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import uvloop
+
+from schemas.status import AgentStatus
+from services.demo import objects, servers, topology
+from services.demo.app import owned_run
+from services.demo.bus import Bus
+from services.demo.convergence import START_SECONDS, read_revision, wait_enforced
+from services.demo.folder import ManifestFolder
+from services.demo.lab import Lab, in_namespace
+from services.demo.netns import open_socket
+from services.demo.pipeline import Pipeline, agent_name
+from services.demo.state import Process, Run, is_alive
+from services.demo.topology import NODE_A, Pod
+
+ALLOWED, DENIED = "203.0.113.10", "203.0.113.66"
+"""Two addresses of the fabric, as most tests judge them."""
+PORT = 9000
+_IP_PKTINFO = 8
+
+
+def make_pod(host: int, namespace: str = "t", **labels: str) -> Pod:
+    """A pod of the node, by its number in the node's range."""
+    return Pod(namespace, f"p{host}", NODE_A, host, tuple(sorted({"app": f"p{host}", **labels}.items())))
+
+
+def until(holds: Callable[[], object], seconds: float, what: str) -> None:
+    """Returns when it holds; fails with ``what`` when the time is over."""
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        pause.wait(0.01)
+
+
+class OneNode:
+    """``start`` builds; everything is gone when ``one_node`` is left."""
+
+    def __init__(self, run: Run, runner: asyncio.Runner, *, mode: str) -> None:
+        self.run = run
+        self.lab = Lab(run, (NODE_A,))
+        self.pipeline = Pipeline(self.lab, mode=mode)
+        self.folder = ManifestFolder(run.folder / "manifests")
+        self._runner = runner
+        self._bus: Bus | None = None
+        self.own: dict[str, str] = {}
+        """Settings of every agent that is started from now on."""
+
+    @property
+    def bus(self) -> Bus:
+        assert self._bus is not None, "start first"
+        return self._bus
+
+    @property
+    def namespace(self) -> str:
+        """The node's network namespace."""
+        return self.lab.node_namespace(NODE_A)
+
+    def start(
+        self, pods: Iterable[Pod] = (), *, default: str = "deny", config: Mapping[str, str] | None = None
+    ) -> None:
+        """The lab, NATS, controller and agent; everything enforced when it returns."""
+        self.build(pods, default=default, config=config)
+        self.start_agent()
+        self.settle(0, seconds=START_SECONDS)
+
+    def build(
+        self, pods: Iterable[Pod] = (), *, default: str = "deny", config: Mapping[str, str] | None = None
+    ) -> None:
+        """All but the agent."""
+        self.lab.build(())
+        servers.start_nats(self.lab, servers.find_nats_server())
+        settings = {"default": default, "resolvers": "", "ttl-min": "30", "grace": "60", **(config or {})}
+        self.folder.write("00-config.yaml", objects.render([objects.make_config(settings)]))
+        namespaces = [objects.make_namespace(name, {}) for name in ("t", "u", "kube-system", "yett-system")]
+        self.folder.write("01-cluster.yaml", objects.render([objects.make_node(NODE_A), *namespaces]))
+        for pod in pods:
+            self.lab.add_pod(pod)
+        self.announce(self.lab.pods.values())
+        self._bus = self._runner.run(Bus.open(self.run.state.nats_url))
+        self.pipeline.start_controller()
+
+    def close(self) -> None:
+        """The bus; processes and namespaces end with the run."""
+        if self._bus is not None:
+            self._runner.run(self._bus.close())
+
+    def announce(self, pods: Iterable[Pod]) -> None:
+        """These are the pods that the cluster has on this node."""
+        self.folder.write("02-pods.yaml", objects.render([objects.make_pod(pod) for pod in pods]))
+
+    def start_agent(self, **own: str) -> Process:
+        """A new agent, with ``YETT_`` settings of its own; see ``own``."""
+        return self.pipeline.start_agent(NODE_A, {**self.own, **own})
+
+    @property
+    def agent(self) -> Process:
+        """The newest agent."""
+        return self.pipeline.processes[agent_name(NODE_A)]
+
+    def end_agent(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Kills the agent, and returns when it is gone."""
+        os.kill(self.agent.pid, number)
+        until(lambda: not is_alive(self.agent), 10, "the agent ends")
+
+    def read_agent_log(self) -> str:
+        return servers.read_log_end(self.run, agent_name(NODE_A))
+
+    def revision(self) -> int:
+        """The newest published one."""
+        return self._runner.run(read_revision(self.bus))
+
+    def settle(self, above: int, *, seconds: float = 30.0) -> int:
+        """A revision newer than ``above`` that the agent enforces on every pod of the lab."""
+        waiting = wait_enforced(self.bus, self.lab.pods.values(), above=above, seconds=seconds, nodes=(NODE_A,))
+        return self._runner.run(waiting)
+
+    def apply(self, name: str, text: str) -> int:
+        """A manifest into the folder; the revision that enforces it."""
+        before = self.revision()
+        self.folder.write(name, text)
+        return self.settle(before)
+
+    def remove(self, name: str) -> int:
+        """A manifest out of the folder; the revision that enforces that."""
+        before = self.revision()
+        self.folder.remove(name)
+        return self.settle(before)
+
+    def status(self, pid: int = 0) -> AgentStatus | None:
+        """The newest status of the agent, or of the one with this pid, heard up to now."""
+        self._runner.run(asyncio.sleep(0.02))
+        found = self.bus.agents.get(NODE_A.name)
+        return found if found is None or not pid or found.pid == pid else None
+
+    def await_status(self, holds: Callable[[AgentStatus], object], what: str, seconds: float = 20.0) -> AgentStatus:
+        """The first status heard of which it holds."""
+        found: list[AgentStatus] = []
+
+        def look() -> bool:
+            status = self.status()
+            if status is not None and holds(status):
+                found.append(status)
+            return bool(found)
+
+        until(look, seconds, f"{what}; last: {self.status()}\n{self.read_agent_log()[-1500:]}")
+        return found[0]
+
+    def await_agent(self, seconds: float = START_SECONDS) -> AgentStatus:
+        """The newest agent enforces something on every pod."""
+        pid = self.agent.pid
+        pods = {pod.key for pod in self.lab.pods.values()}
+
+        def is_ready(status: AgentStatus) -> bool:
+            enforced = {one.pod for one in status.endpoints if one.state == "enforced"}
+            return status.pid == pid and status.revision > 0 and pods <= enforced
+
+        return self.await_status(is_ready, "the new agent enforces", seconds)
+
+    def in_node(self, *command: str, given: str = "", check: bool = True) -> str:
+        """A command in the node's network namespace, with the host's mounts; its output."""
+        done = subprocess.run(
+            in_namespace(self.namespace, *command), input=given, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stderr or done.stdout}"
+        return done.stdout
+
+    def in_pod(self, pod: Pod, *command: str, check: bool = True) -> str:
+        """A command in a pod's network namespace; its output."""
+        done = subprocess.run(
+            in_namespace(self.lab.pod_namespace(pod), *command), capture_output=True, text=True, check=False, timeout=60
+        )
+        assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stderr or done.stdout}"
+        return done.stdout
+
+    def open(self, pod: Pod, kind: int = socket.SOCK_DGRAM, family: int = socket.AF_INET) -> socket.socket:
+        """A socket in the pod."""
+        return open_socket(self.lab.pod_namespace(pod), family, kind)
+
+    def listen(self, port: int = PORT) -> Listener:
+        """A UDP socket of the fabric on every address."""
+        return Listener(open_socket(self.lab.fabric, socket.AF_INET, socket.SOCK_DGRAM), port)
+
+    def reaches(self, pod: Pod, address: str, port: int, seconds: float = 1.0) -> bool:
+        """Whether a TCP connection out of the pod comes about."""
+        with contextlib.closing(self.open(pod, socket.SOCK_STREAM)) as connection:
+            connection.settimeout(seconds)
+            return connection.connect_ex((address, port)) == 0
+
+
+class Listener:
+    """What arrives at one port of the fabric, by destination address and content."""
+
+    def __init__(self, opened: socket.socket, port: int) -> None:
+        self.socket = opened
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * 1024 * 1024)
+        opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        opened.bind(("0.0.0.0", port))
+        opened.setblocking(False)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def receive(self) -> Iterator[tuple[str, bytes]]:
+        """(address it was sent to, content) of all that waits."""
+        while True:
+            try:
+                data, control, _, _ = self.socket.recvmsg(2048, 64)
+            except BlockingIOError:
+                return
+            (information,) = (value for level, kind, value in control if (level, kind) == (0, _IP_PKTINFO))
+            yield socket.inet_ntoa(information[8:12]), data
+
+    def wait(self, seconds: float) -> bool:
+        """Whether something waits, within the time."""
+        return bool(select.select([self.socket], [], [], seconds)[0])
+
+
+@contextlib.contextmanager
+def one_node(*, mode: str = "standard") -> Iterator[OneNode]:
+    """A node that is gone afterwards with all that was started."""
+    with owned_run() as run, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        made = OneNode(run, runner, mode=mode)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def allow_egress(name: str, *cidrs: str, namespace: str = "t", ports: Iterable[Mapping[str, Any]] = ()) -> str:
+    """A NetworkPolicy that isolates the namespace's pods in egress and allows these."""
+    rule: dict[str, Any] = {"to": [{"ipBlock": {"cidr": cidr}} for cidr in cidrs]}
+    if ports:
+        rule["ports"] = [dict(port) for port in ports]
+    return objects.render(
+        [
+            {
+                "apiVersion": "networking.k8s.io/v1",
+                "kind": "NetworkPolicy",
+                "metadata": {"name": name, "namespace": namespace},
+                "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [rule]},
+            }
+        ]
+    )
+
+
+def fabric_address() -> str:
+    """An address of the fabric that is in nobody's rule."""
+    return topology.FABRIC_DNS
