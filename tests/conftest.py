@@ -9,14 +9,16 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-RINGS = ("kernel", "nats", "e2e")
+RINGS = ("kernel", "nats", "e2e", "kube")
 BPFFS = Path("/sys/fs/bpf")
+KUBE_ASSETS = Path(__file__).parent / "kube" / "assets.sh"
 E2E_TOOLS = ("ip", "nft", "curl", "dig", "knotd", "knotc", "unbound", "nsenter")
 
 
@@ -50,10 +52,22 @@ def _missing_e2e() -> Iterator[str]:
     yield from (f"no {tool}" for tool in E2E_TOOLS if shutil.which(tool) is None)
 
 
+def _missing_kube() -> Iterator[str]:
+    yield from _missing_nats()
+    if shutil.which("openssl") is None:
+        yield "no openssl"
+    found = subprocess.run([KUBE_ASSETS, "--find"], capture_output=True, text=True, check=False)
+    if found.returncode != 0:
+        yield found.stderr.strip()
+
+
+MISSING = {"kernel": _missing_kernel, "nats": _missing_nats, "e2e": _missing_e2e, "kube": _missing_kube}
+
+
 @functools.cache
 def missing_for(ring: str) -> str:
     """What this machine lacks for a ring, as one line; empty if it can run."""
-    return ", ".join({"kernel": _missing_kernel, "nats": _missing_nats, "e2e": _missing_e2e}[ring]())
+    return ", ".join(MISSING[ring]())
 
 
 def _rings_of(item: pytest.Item) -> list[str]:

@@ -12,10 +12,11 @@ import sys
 import time
 
 RINGS = {
-    "pure": "not kernel and not nats and not e2e",
-    "kernel": "kernel and not e2e",
-    "nats": "nats and not kernel and not e2e",
-    "e2e": "e2e",
+    "pure": "not kernel and not nats and not e2e and not kube",
+    "kernel": "kernel and not e2e and not kube",
+    "nats": "nats and not kernel and not e2e and not kube",
+    "e2e": "e2e and not kube",
+    "kube": "kube",
 }
 NO_TESTS_COLLECTED = 5
 

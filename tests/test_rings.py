@@ -23,7 +23,7 @@ def test_that_skips_itself():
 def run_pytest(folder: Path, *, require: str) -> subprocess.CompletedProcess[str]:
     """pytest on a folder of its own with our conftest."""
     (folder / "conftest.py").write_text((ROOT / "conftest.py").read_text())
-    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n  kernel: k\n  nats: n\n  e2e: e\n")
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n  kernel: k\n  nats: n\n  e2e: e\n  kube: k\n")
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(folder)]
     return subprocess.run(
         command,
@@ -56,8 +56,9 @@ def test_rings_share_no_test_and_miss_none() -> None:
     for kernel in (False, True):
         for nats in (False, True):
             for e2e in (False, True):
-                names = {"kernel": kernel, "nats": nats, "e2e": e2e}
-                assert sum(eval(expression, {}, names) for expression in run_rings.RINGS.values()) == 1
+                for kube in (False, True):
+                    names = {"kernel": kernel, "nats": nats, "e2e": e2e, "kube": kube}
+                    assert sum(eval(expression, {}, names) for expression in run_rings.RINGS.values()) == 1
 
 
 def test_an_unknown_ring_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

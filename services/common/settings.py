@@ -49,8 +49,16 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
 class ControllerSettings(CommonSettings, frozen=True, kw_only=True):
     """services.controller."""
 
-    manifests: str
-    """Folder of Kubernetes manifests, watched."""
+    manifests: str = ""
+    """Folder of Kubernetes manifests, watched; empty: objects come from the API server."""
+    kube_config: str = ""
+    """Path of a kubeconfig; empty: the pod's service account."""
+    kube_namespace: str = "yett-system"
+    """Yett's own namespace, where its ConfigMap stands."""
+    kube_page: Annotated[int, Meta(ge=1, le=10_000)] = 500
+    """Objects in one page of a list."""
+    kube_watch_seconds: Annotated[int, Meta(ge=1, le=3600)] = 60
+    """How long the API server is asked to keep a watch; ten seconds later one that is still silent is given up."""
     controller_name: str = ""
     """Its name as a leader; empty: host name and process id."""
     revision_interval_millis: Annotated[int, Meta(ge=0, le=10_000)] = 50

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from services.common import nats
@@ -11,7 +13,10 @@ from services.common.run import run
 from services.common.settings import ControllerSettings, SettingsError, load_settings
 from services.common.streams import StreamError
 from services.common.telemetry import setup_telemetry
-from services.controller.app import Controller
+from services.controller.app import Controller, Watch
+from services.controller.kube import Cluster
+from services.controller.kube_api import Api
+from services.controller.kube_watch import Pace
 from services.controller.manifests import watch
 from services.controller.world import State
 
@@ -19,14 +24,30 @@ UNUSABLE = (SettingsError, nats.ServerTooOldError, StreamError, FileNotFoundErro
 
 
 async def serve(settings: ControllerSettings) -> None:
-    """Until cancelled. SettingsError if there is no folder of manifests."""
-    if not Path(settings.manifests).is_dir():
-        raise SettingsError("YETT_MANIFESTS", f"{settings.manifests}: no such folder")
-    connection = await nats.connect(settings, "yett-controller")
+    """Until cancelled. SettingsError if there is no folder of manifests and no API server."""
+    async with _objects(settings) as objects:
+        connection = await nats.connect(settings, "yett-controller")
+        try:
+            await Controller(settings, connection, objects, State).run()
+        finally:
+            await nats.close(connection)
+
+
+@asynccontextmanager
+async def _objects(settings: ControllerSettings) -> AsyncIterator[Watch]:
+    """Where objects come from: the folder that the settings name, else the cluster."""
+    if settings.manifests:
+        folder = Path(settings.manifests)
+        if not folder.is_dir():
+            raise SettingsError("YETT_MANIFESTS", f"{folder}: no such folder")
+        yield lambda: watch(folder)
+        return
+    api = await Api.open(settings.kube_config)
     try:
-        await Controller(settings, connection, watch, State).run()
+        pace = Pace(page=settings.kube_page, watch_seconds=settings.kube_watch_seconds)
+        yield Cluster(api, settings.kube_namespace, pace).watch
     finally:
-        await nats.close(connection)
+        await api.close()
 
 
 def main() -> int:

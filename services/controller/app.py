@@ -1,6 +1,6 @@
-"""The controller: manifests in, rows out, for as long as this process leads; else it stands by with everything read.
+"""The controller: objects in, rows out, for as long as this process leads; else it stands by with everything read.
 
-Tasks: one reads the manifests, one leads or stands by (and alone owns the state of the world), one speaks, and two
+Tasks: one reads the objects, one leads or stands by (and alone owns the state of the world), one speaks, and two
 subscriptions listen. They share the inventory, the board and the queue of events, all on one loop; nobody awaits with
 half a change in hand.
 """
@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import nats.errors
 from nats.aio.client import Client
@@ -50,21 +49,22 @@ TermOver = (TermEndedError, WindowError, JetStreamError, nats.errors.Error, Conn
 
 STATUS_HEADERS = wire.headers_for(ControllerStatus(holder=""))
 
-Watch = Callable[[Path], AsyncIterator[list[ManifestEvent]]]
+Watch = Callable[[], AsyncIterator[list[ManifestEvent]]]
+"""Objects from a folder or a cluster: first everything there is, at once; then what changes."""
 
 _log = get_logger("controller")
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Manifest events that came at once, and the trace they began."""
+    """Events that came at once, and the trace they began."""
 
     events: list[ManifestEvent]
     trace: str
 
 
 class Controller:
-    """One controller process. ``watch`` yields the manifests; ``make_state`` a fresh world for an epoch's parity."""
+    """One controller process. ``watch`` yields the objects; ``make_state`` a fresh world for an epoch's parity."""
 
     def __init__(
         self, settings: ControllerSettings, connection: Client, watch: Watch, make_state: Callable[[int], State]
@@ -90,20 +90,20 @@ class Controller:
         """Until cancelled. StreamError if the server cannot hold our streams; FileNotFoundError without a folder."""
         await self._connection.subscribe("yett.status.*", cb=self._on_status)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._read_manifests())
+            group.create_task(self._read_objects())
             group.create_task(self._announce())
             group.create_task(self._lead_or_stand_by())
 
-    # -- manifests
+    # -- objects
 
-    async def _read_manifests(self) -> None:
-        async for events in self._watch(Path(self._settings.manifests)):
+    async def _read_objects(self) -> None:
+        async for events in self._watch():
             with self._tracer.start_as_current_span("manifests changed", attributes={"yett.events": len(events)}):
                 self._inventory.take(events)
                 self._batches.append(Batch(events, telemetry.traceparent()))
             self._read_once.set()
             self._changed.set()
-        raise RuntimeError(f"the watch on {self._settings.manifests} ended")
+        raise RuntimeError("the watch on the objects ended")
 
     # -- leading
 

@@ -1,0 +1,84 @@
+"""A wire between a client and an API server that can be cut, or go silent without being cut."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+CHUNK_BYTES = 65536
+
+
+class Wire:
+    """Passes bytes on until told otherwise. ``made``: connections so far."""
+
+    def __init__(self, target_port: int) -> None:
+        self.port = 0
+        self.made = 0
+        self._target_port = target_port
+        self._is_cut = False
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def cut(self) -> None:
+        """Every connection ends now, and every new one at once."""
+        self._is_cut = True
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def hush(self) -> None:
+        """Connections stay, and nothing passes: a server that hangs."""
+        self._flowing.clear()
+
+    def mend(self) -> None:
+        """As at the beginning; what was held back by ``hush`` passes now."""
+        self._is_cut = False
+        self._flowing.set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.made += 1
+        if self._is_cut:
+            writer.transport.abort()
+            return
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers |= {writer, far_writer}
+        for source, sink in ((reader, far_writer), (far_reader, writer)):
+            task = asyncio.create_task(self._pass_on(source, sink))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(CHUNK_BYTES):
+                await self._flowing.wait()
+                sink.write(data)
+                await sink.drain()
+        except OSError:
+            pass
+        finally:
+            sink.transport.abort() if self._is_cut else sink.close()
+
+    async def close(self) -> None:
+        self.cut()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def wire_to(target_port: int) -> AsyncIterator[Wire]:
+    """A wire that stands, to a port on loopback."""
+    wire = Wire(target_port)
+    server = await asyncio.start_server(wire.serve, "127.0.0.1", 0)
+    wire.port = server.sockets[0].getsockname()[1]
+    try:
+        yield wire
+    finally:
+        server.close()
+        await wire.close()
