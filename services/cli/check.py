@@ -46,7 +46,7 @@ def _print_json(problems: tuple[Problem, ...], findings: list[lint.LintFinding])
 
 
 def _print_table(problems: tuple[Problem, ...], findings: list[lint.LintFinding]) -> None:
-    console = Console()
+    console = Console(emoji=False)
     print_problems(console, problems)
     for each in findings:
         where = ": ".join(part for part in (each.file, each.object, each.path) if part)

@@ -112,7 +112,7 @@ def _check(manifests: Path, nats_server: Path, output: Output) -> None:
         json.dump({"problems": msgspec.to_builtins(problems)}, sys.stdout)
         sys.stdout.write("\n")
     else:
-        print_problems(Console(), problems)
+        print_problems(Console(emoji=False), problems)
     if are_refusals(problems):
         raise typer.Exit(EXIT_PROBLEMS)
 

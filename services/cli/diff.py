@@ -49,12 +49,12 @@ def _compare(before: list[Placed], after: list[Placed]) -> list[Change]:
     asked = [(end.name, 0.0) for end in compare.list_outside(policies) if end.name]
     clusters = [assemble_cluster(objects, asked=asked) for objects in (before, after)]
     for cluster in clusters:
-        print_problems(Console(stderr=True), cluster.problems)
+        print_problems(Console(stderr=True, emoji=False), cluster.problems)
     return compare.compare_clusters(clusters[0], clusters[1])
 
 
 def _print(changes: list[Change]) -> None:
-    console = Console()
+    console = Console(emoji=False)
     for (source, destination, before, after), group in compare.group_changes(changes).items():
         ports = format_list(compare.format_port(change.protocol, change.port) for change in group)
         line = f"{source} -> {destination} on {ports}: {before} -> {after}"

@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import nats.errors
 import typer
 from rich.console import Console
 
 from schemas.terms import Protocol
+from services.cli.connection import WAIT_SECONDS, Unreachable, WaitOption, open_connection
 from services.cli.output import (
-    EXIT_UNUSABLE,
     NatsOption,
     Output,
     OutputOption,
@@ -24,7 +23,7 @@ from services.cli.output import (
     print_problems,
 )
 from services.scenario import explain, files
-from services.scenario.live import LiveError, read_live
+from services.scenario.live import LiveCluster, LiveError, read_live
 from services.scenario.model import PORT_PROTOCOLS, End, Probe
 from services.scenario.route import Reachable, RouteError
 from services.scenario.rows import Rows
@@ -46,6 +45,7 @@ def command(
     ] = None,
     default: Annotated[str, typer.Option("--default", help="With manifests: what happens where no rule decides.")] = "",
     nats: NatsOption = "",
+    wait: WaitOption = WAIT_SECONDS,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """The verdict on a new flow: tiers, policies, rules that matched, and what the others lacked."""
@@ -54,15 +54,15 @@ def command(
         if manifests:
             explanation = _explain_manifests(manifests, source, destination, number, default)
         else:
-            explanation = _explain_live(find_nats_url(nats), source, destination, number)
-    except (files.UnusableInput, explain.EndError, RouteError, LiveError, ValueError) as error:
+            explanation = _explain_live(find_nats_url(nats), wait, source, destination, number)
+    except (files.UnusableInput, explain.EndError, RouteError, LiveError, Unreachable, ValueError) as error:
         fail(str(error))
     if output is Output.JSON:
         json.dump(explain.explanation_to_json(explanation), sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
     for line in explain.format_explanation(explanation):
-        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+        Console(emoji=False).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _read_protocol(text: str) -> int:
@@ -84,20 +84,22 @@ def _explain_manifests(
     config = {"default": default} if default else None
     cluster = assemble_cluster(objects, config=config, asked=[(end.name, 0.0)])
     if cluster.problems:
-        print_problems(Console(stderr=True), cluster.problems)
+        print_problems(Console(stderr=True, emoji=False), cluster.problems)
     facts = Facts(Rows.read(cluster.state.rows()), cluster.answers)
     return explain.explain_flow(cluster, facts, _make_probe(cluster, start, end, protocol, port))
 
 
-def _explain_live(url: str, source: str, destination: str, protocol: int) -> explain.Explanation:
-    try:
-        live = asyncio.run(read_live(url))
-    except (nats.errors.Error, OSError, TimeoutError) as error:
-        fail(f"{url}: {error or type(error).__name__}", EXIT_UNUSABLE)
+def _explain_live(url: str, wait_seconds: float, source: str, destination: str, protocol: int) -> explain.Explanation:
+    live = asyncio.run(_read_live(url, wait_seconds))
     start, _ = explain.parse_end(source)
     services = [key for key in live.world.services if key not in live.world.pods]
     end, port = explain.parse_end(destination, services)
     return explain.explain_flow(live, live.facts, _make_probe(live, start, end, protocol, port))
+
+
+async def _read_live(url: str, wait_seconds: float) -> LiveCluster:
+    async with open_connection(url, "yett explain", wait_seconds) as client:
+        return await read_live(client)
 
 
 def _make_probe(cluster: Reachable, source: End, destination: End, protocol: int, port: int) -> Probe:

@@ -10,15 +10,14 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
-import nats.errors
 import typer
-from nats.aio.client import Client
 from rich.console import Console
 from rich.markup import escape
 
 from schemas import wire
 from schemas.terms import Direction, Protocol, Tier, Verdict
 from schemas.verdict import VerdictEvent
+from services.cli.connection import WAIT_SECONDS, Unreachable, WaitOption, open_connection
 from services.cli.output import NatsOption, Output, OutputOption, fail, find_nats_url
 
 COLOURS = {Verdict.ALLOW: "green", Verdict.DENY: "red", Verdict.AUDIT: "yellow"}
@@ -30,6 +29,7 @@ def command(
     namespace: Annotated[str, typer.Option("--namespace", "-n", help="Only pods of this namespace.")] = "",
     pod: Annotated[str, typer.Option("--pod", help="Only this pod.")] = "",
     verdict: Annotated[str, typer.Option("--verdict", help="Only allow, deny or audit.")] = "",
+    wait: WaitOption = WAIT_SECONDS,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Follow verdicts until Ctrl-C."""
@@ -38,31 +38,28 @@ def command(
     where = [wire.encode_name(name) if name else "*" for name in (namespace, pod)]
     subject = ".".join(["yett.verdict.*", *where, verdict.lower() or "*"])
     show = _print_json if output is Output.JSON else _print_line
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_follow(find_nats_url(nats), subject, show))
+    url = find_nats_url(nats)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_follow(url, subject, wait, show))
+    except Unreachable as error:
+        fail(str(error))
 
 
-async def _follow(url: str, subject: str, show: Callable[[VerdictEvent], None]) -> None:
-    async for event in read_verdicts(url, subject):
+async def _follow(url: str, subject: str, wait_seconds: float, show: Callable[[VerdictEvent], None]) -> None:
+    async for event in read_verdicts(url, subject, wait_seconds):
         show(event)
 
 
-async def read_verdicts(url: str, subject: str) -> AsyncIterator[VerdictEvent]:
-    """Verdicts on a subject for ever; fails with words if there is no server. What does not decode is left out."""
-    client = Client()
-    try:
-        await client.connect(url, name="yett flows", max_reconnect_attempts=-1, connect_timeout=2)
-    except (nats.errors.Error, OSError) as error:
-        fail(f"{url}: {error or type(error).__name__}")
-    subscription = await client.subscribe(subject)
-    try:
+async def read_verdicts(url: str, subject: str, wait_seconds: float) -> AsyncIterator[VerdictEvent]:
+    """Verdicts on a subject for ever; ``Unreachable`` if there is no server. What does not decode is left out."""
+    async with open_connection(url, "yett flows", wait_seconds) as client:
+        subscription = await client.subscribe(subject)
         async for message in subscription.messages:
             with contextlib.suppress(wire.WireError):
                 event = wire.decode(message.subject, message.data)
                 if isinstance(event, VerdictEvent):
                     yield event
-    finally:
-        await client.close()
 
 
 def describe_flow(event: VerdictEvent) -> str:
@@ -88,7 +85,7 @@ def describe_flow(event: VerdictEvent) -> str:
 
 def _print_line(event: VerdictEvent) -> None:
     colour = COLOURS[event.verdict]
-    Console().print(
+    Console(emoji=False).print(
         f"[{colour}]{event.verdict.name.lower():5}[/] {escape(describe_flow(event))}", highlight=False, soft_wrap=True
     )
 

@@ -42,7 +42,7 @@ NatsOption = Annotated[
 
 def complain(message: str) -> None:
     """A line on stderr."""
-    Console(stderr=True).print(f"[red]yett:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    Console(stderr=True, emoji=False).print(f"[red]yett:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def fail(message: str, code: int = EXIT_UNUSABLE) -> NoReturn:

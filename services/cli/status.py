@@ -8,10 +8,10 @@ import sys
 
 import msgspec
 import typer
-from nats.errors import Error as NatsError
 from rich.console import Console
 
 from schemas.status import AgentStatus, ControllerStatus, Problem
+from services.cli.connection import WAIT_SECONDS, Unreachable, WaitOption, open_connection
 from services.cli.output import (
     EXIT_DIFFERENT,
     EXIT_PROBLEMS,
@@ -30,13 +30,13 @@ LISTEN_SECONDS = 3.0
 """Agents speak at least once a second; three are enough for all."""
 
 
-def command(*, nats: NatsOption = "", output: OutputOption = Output.TABLE) -> None:
-    """Who leads, what is enforced where, what is refused. Exit 3 if an object is refused."""
-    url = find_nats_url(nats)
+def command(*, nats: NatsOption = "", wait: WaitOption = WAIT_SECONDS, output: OutputOption = Output.TABLE) -> None:
+    """Who leads, what is enforced where, what is refused. Exit 1: no controller answers; 2: no NATS; 3: an object is
+    refused."""
     try:
-        controller, agents = asyncio.run(read_status(url))
-    except (NatsError, OSError, TimeoutError) as error:
-        fail(f"{url}: {error or type(error).__name__}")
+        controller, agents = asyncio.run(read_status(find_nats_url(nats), wait))
+    except Unreachable as error:
+        fail(str(error))
     problems = collect_problems(controller, agents)
     if output is Output.JSON:
         json.dump(to_json(controller, agents, problems), sys.stdout)
@@ -49,16 +49,14 @@ def command(*, nats: NatsOption = "", output: OutputOption = Output.TABLE) -> No
         fail("no controller answers", EXIT_DIFFERENT)
 
 
-async def read_status(url: str) -> tuple[ControllerStatus | None, dict[str, AgentStatus]]:
+async def read_status(url: str, wait_seconds: float) -> tuple[ControllerStatus | None, dict[str, AgentStatus]]:
     """The leader's status and each node's newest; waits until every node that the leader knows was heard."""
-    bus = await Bus.open(url)
-    try:
+    async with open_connection(url, "yett status", wait_seconds) as client:
+        bus = await Bus.listen(client)
         controller = await bus.ask_controller()
         wanted = set(controller.nodes) if controller else set()
         await wait_for(lambda: bool(wanted) and wanted <= bus.agents.keys(), LISTEN_SECONDS)
         return controller, dict(bus.agents)
-    finally:
-        await bus.close()
 
 
 def collect_problems(controller: ControllerStatus | None, agents: dict[str, AgentStatus]) -> tuple[Problem, ...]:

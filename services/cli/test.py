@@ -150,13 +150,13 @@ def _print_json(told: dict[str, Any]) -> None:
 
 def make_progress() -> Progress:
     """A bar on stderr, gone when it is done; nothing where stderr is no terminal."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _print_scenario(found: ScenarioResult) -> None:
-    console = Console()
+    console = Console(emoji=False)
     mark = "[green]ok[/]  " if found.is_ok else "[red]FAIL[/]"
     warned = f", {len(found.warnings)} warnings" if found.warnings else ""
     console.print(
@@ -168,4 +168,6 @@ def _print_scenario(found: ScenarioResult) -> None:
 
 def _print_summary(outcome: Outcome) -> None:
     passed = outcome.scenarios - outcome.failed
-    Console().print(f"{passed} of {outcome.scenarios} scenarios as expected, {outcome.probes} probes", highlight=False)
+    Console(emoji=False).print(
+        f"{passed} of {outcome.scenarios} scenarios as expected, {outcome.probes} probes", highlight=False
+    )

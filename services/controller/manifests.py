@@ -11,7 +11,7 @@ Deliberately absent: what objects mean. ``Folder`` is pure; only ``load`` and ``
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import yaml
 from watchfiles import awatch
 
 from schemas.status import Problem
+from services.controller.nesting import DEPTH_MAX, BaseLoader, find_excess, is_too_deep
 from services.controller.policy.model import PolicyKey
 from services.controller.policy.parse import identify, parse_object
 
@@ -30,8 +31,6 @@ DEBOUNCE_MILLIS = 50
 QUIET_SECONDS = 0.010
 FILE_BYTES_MAX = 64 * 1024 * 1024
 """A larger file is refused with a problem."""
-
-BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(BaseLoader):  # type: ignore[misc]  # the C loader where PyYAML has it, so its type is not known
@@ -121,21 +120,28 @@ class Folder:
 def read_documents(file: str, text: str) -> tuple[list[Any] | None, list[Problem]]:
     """The objects of one file, ``List`` kinds unfolded; None and a problem with the line where it is no YAML."""
     try:
+        if is_too_deep(text):
+            return None, [Problem(object=file, path="", message=f"nested deeper than {DEPTH_MAX} levels", file=file)]
         documents = [each for each in yaml.load_all(text, Loader=_Loader) if each is not None]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}" if mark is not None else ""
         cause = getattr(error, "problem", None) or str(error)
         return None, [Problem(object=file, path=line, message=f"not YAML: {cause}", file=file)]
-    return list(_unfold(documents)), []
+    excess = next((found for found in map(find_excess, documents) if found), "") if "*" in text else ""
+    if excess:
+        return None, [Problem(object=file, path="", message=f"refused: {excess}", file=file)]
+    return [each for document in documents for each in unfold(document)], []
 
 
-def _unfold(documents: Iterable[Any]) -> Iterator[Any]:
-    for document in documents:
-        if isinstance(document, dict) and str(document.get("kind", "")).endswith("List") and "items" in document:
-            yield from document["items"] or ()
-        else:
-            yield document
+def unfold(document: Any) -> Iterator[Any]:
+    """An object as it is; what a ``List`` kind holds, lists in it as well."""
+    is_list = isinstance(document, dict) and str(document.get("kind", "")).endswith("List") and "items" in document
+    if not is_list or not isinstance(document["items"], list | None):
+        yield document
+        return
+    for item in document["items"] or ():
+        yield from unfold(item)
 
 
 def _problem(file: str, key: PolicyKey, message: str) -> Problem:

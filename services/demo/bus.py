@@ -53,6 +53,11 @@ class Bus:
         """Connected and listening; nats.errors.Error or OSError if there is no server."""
         client = Client()
         await client.connect(url, name="yett demo", allow_reconnect=True, max_reconnect_attempts=-1, error_cb=_ignore)
+        return await cls.listen(client)
+
+    @classmethod
+    async def listen(cls, client: Client) -> Bus:
+        """Over a connection that is there."""
         bus = cls(client)
         await client.subscribe("yett.verdict.>", cb=bus._on_message)
         await client.subscribe("yett.status.>", cb=bus._on_message)

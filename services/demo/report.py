@@ -26,8 +26,8 @@ def _shade(word: str) -> str:
 
 def make_console(*, stderr: bool = False) -> Console:
     """A terminal's own width; wide enough for a row on one line where there is no terminal."""
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=LINE_COLUMNS)
+    console = Console(stderr=stderr, emoji=False)
+    return console if console.is_terminal else Console(stderr=stderr, width=LINE_COLUMNS, emoji=False)
 
 
 def make_table(title: str, columns: Iterable[str]) -> Table:

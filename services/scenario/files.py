@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from services.controller.manifests import SUFFIXES, read_documents
+from services.controller.manifests import SUFFIXES, read_documents, unfold
 from services.controller.policy.model import PolicyKey
 from services.controller.policy.parse import identify
 from services.scenario.model import Scenario, ScenarioError, read_scenario
@@ -62,8 +62,9 @@ def read_scenarios(paths: Iterable[Path]) -> Iterator[Scenario | ScenarioError]:
 def read_objects(scenario: Scenario) -> list[tuple[str, Any]]:
     """(where, object) of all that a scenario gives: its files, relative to its own place, then its objects."""
     folder = Path(scenario.file).parent
-    from_files = read_manifests(folder / name for name in scenario.files)
-    return from_files + [(f"objects[{index}]", obj) for index, obj in enumerate(scenario.objects)]
+    given = [(f"objects[{index}]", obj) for index, obj in enumerate(scenario.objects)]
+    unfolded = [(where, each) for where, obj in given for each in unfold(obj)]
+    return read_manifests(folder / name for name in scenario.files) + unfolded
 
 
 def _list_documents(path: Path) -> list[Any]:
@@ -80,19 +81,15 @@ def _read_documents(path: Path) -> list[Any]:
     text = _read_text(path)
     if path.suffix == ".json":
         try:
-            return _unfold(json.loads(text))
+            return list(unfold(json.loads(text)))
         except ValueError as error:
             raise UnusableInput(f"{path}: not JSON: {error}") from error
+        except RecursionError as error:
+            raise UnusableInput(f"{path}: nested too deeply") from error
     documents, problems = read_documents(str(path), text)
     if documents is None:
-        raise UnusableInput(f"{path}: {problems[0].path}: {problems[0].message}")
+        raise UnusableInput(": ".join(part for part in (str(path), problems[0].path, problems[0].message) if part))
     return documents
-
-
-def _unfold(document: Any) -> list[Any]:
-    if isinstance(document, dict) and str(document.get("kind", "")).endswith("List") and "items" in document:
-        return list(document["items"] or ())
-    return [document]
 
 
 def _read_lines(path: Path) -> Iterator[Any]:
@@ -102,6 +99,8 @@ def _read_lines(path: Path) -> Iterator[Any]:
                 yield json.loads(line)
             except ValueError as error:
                 raise UnusableInput(f"{path}: line {number}: not JSON: {error}") from error
+            except RecursionError as error:
+                raise UnusableInput(f"{path}: line {number}: nested too deeply") from error
 
 
 def _read_text(path: Path) -> str:

@@ -75,17 +75,13 @@ class LiveCluster:
         return tuple(dict.fromkeys(found))
 
 
-async def read_live(url: str) -> LiveCluster:
-    """The state now. LiveError; nats.errors.Error or OSError if there is no server."""
-    client = Client()
-    await client.connect(url, name="yett explain", max_reconnect_attempts=3, connect_timeout=2)
+async def read_live(client: Client) -> LiveCluster:
+    """The state now. LiveError."""
     try:
         rows = Rows.read((await _read_proven(client)).rows)
         answers = await _read_answers(client)
     except JetStreamError as error:
-        raise LiveError(f"{url}: {error}") from error
-    finally:
-        await client.close()
+        raise LiveError(str(error)) from error
     return make_live(rows, answers, now=time.time())
 
 

@@ -106,7 +106,7 @@ def read_scenario(document: Any, *, file: str = "", default_name: str = "") -> S
     scenario = Scenario(
         name=name,
         file=file,
-        objects=tuple(item.value for item in reader.get("objects").items()),
+        objects=_objects(reader.get("objects")),
         files=tuple(_words(reader.get("files"))),
         config=dict(_read_setting(key, value) for key, value in reader.get("config").pairs() if value.is_present),
         resolutions=tuple(_read_resolution(item) for item in reader.get("resolutions").items()),
@@ -133,6 +133,13 @@ def _check_fields(reader: Reader, known: tuple[str, ...]) -> None:
             reader.get(name).fault(f"unknown field; is {close[0]} meant?")
         else:
             reader.get(name).warn(f"unknown field, ignored; known here: {', '.join(known)}")
+
+
+def _objects(reader: Reader) -> tuple[Any, ...]:
+    """A list of Kubernetes objects, or one."""
+    if isinstance(reader.value, dict):
+        return (reader.value,)
+    return tuple(item.value for item in reader.items())
 
 
 def _words(reader: Reader) -> list[str]:

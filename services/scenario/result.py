@@ -5,6 +5,7 @@ Pure. Deliberately absent: tables for people (the command's).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from services.controller.policy.model import Finding
 from services.scenario.model import Probe, Scenario, ScenarioError
 from services.scenario.words import format_source
 
+_NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that no XML document may hold (XML 1.0, production 2)."""
 SEVERITY = {Verdict.DENY: 2, Verdict.AUDIT: 1, Verdict.ALLOW: 0}
 
 
@@ -190,6 +193,9 @@ def make_junit(results: Iterable[ScenarioResult], unusable: Iterable[ScenarioErr
         suite = ElementTree.SubElement(root, "testsuite", name=name, tests="1", failures="0", errors="1")
         _add_case(suite, name, "usable", error.faults, "error")
     ElementTree.indent(root)
+    for element in root.iter():
+        element.attrib = {key: _NOT_XML.sub("\ufffd", value) for key, value in element.attrib.items()}
+        element.text = _NOT_XML.sub("\ufffd", element.text) if element.text else element.text
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
 
 

@@ -165,7 +165,9 @@ def _pair_service(cluster: Reachable, probe: Probe, sources: tuple[str, ...]) ->
         behind = {each.address: each.port for row in rows if port in (row.port, probe.port) for each in row.backends}
         pairs += [(source, address, probe.port or target) for address, target in behind.items()]
     if not pairs:
-        raise RouteError(f"Service {probe.destination} has neither a cluster address nor a backend")
+        raise RouteError(
+            f"Service {probe.destination} leads nowhere: it is an ExternalName, or headless without a backend"
+        )
     return pairs
 
 

@@ -137,3 +137,20 @@ def test_the_kernel_engine_says_the_same(tmp_path: Path) -> None:
     said = yett(tmp_path, GOOD, WRONG, arguments=("-o", "json", "--engine", "kernel"))
     assert said.stdout == yett(tmp_path, GOOD, WRONG, arguments=("-o", "json")).stdout
     assert said.exit_code == 1
+
+
+def test_names_are_printed_as_they_are(tmp_path: Path) -> None:
+    """Neither markup nor emoji is made of what a user wrote."""
+    bad = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "a:x:b"}, "spec": {}}
+    result = yett(tmp_path, {**GOOD, "name": "[red]:bug:", "objects": [*CLUSTER, bad]})
+    assert "FAIL [red]:bug: (1 probes)" in result.stdout
+    assert "'a:x:b' is not a Kubernetes name" in result.stdout
+
+
+def test_what_is_nested_too_deeply_is_unusable(tmp_path: Path) -> None:
+    """A line of brackets, as JSON, as a line of many, as YAML: exit 2 and the file's name."""
+    for name in ("deep.json", "deep.jsonl", "deep.yaml"):
+        path = tmp_path / name
+        path.write_text("[" * 100_000)
+        result = CliRunner().invoke(app, ["test", str(path)], env={"COLUMNS": "400"})
+        assert result.exit_code == 2 and f"{name}: " in result.stderr and "nested" in result.stderr

@@ -61,10 +61,9 @@ async def fill(jetstream: Any, client: Any) -> None:
     await ensure_stream(jetstream, policy_stream())
     await ensure_stream(jetstream, resolution_stream(max_bytes=1 << 24))
     for message in publish(build().state.rows()):
-        await client.publish(message.subject, message.body)
+        await client.request(message.subject, message.body)
     told = Resolution(name="x.com", addresses=("192.0.2.1",), ttl_seconds=60, node=NodeName("node-b"))
-    await client.publish(wire.subject_resolution(told.node, told.name), wire.encode(told))
-    await client.flush()
+    await client.request(wire.subject_resolution(told.node, told.name), wire.encode(told))
 
 
 @pytest.mark.nats
@@ -74,7 +73,7 @@ def test_a_live_state_is_read_whole(nats_server: NatsServer) -> None:
     async def scenario() -> None:
         async with connected(nats_server, with_streams=False) as (client, jetstream):
             await fill(jetstream, client)
-            live = await read_live(nats_server.url)
+            live = await read_live(client)
             assert live.addresses_of("x.com") == ("192.0.2.1",)
             assert abs(live.facts.at - time.time()) < 60
             explanation = explain_flow(live, live.facts, ask(End(name="x.com"), 443))
@@ -89,13 +88,12 @@ def test_a_bus_without_a_state_says_so(nats_server: NatsServer) -> None:
     """No stream, or one in which no controller ever published a revision."""
 
     async def scenario() -> None:
-        with pytest.raises(LiveError):
-            await read_live(nats_server.url)
         async with connected(nats_server, with_streams=False) as (client, jetstream):
+            with pytest.raises(LiveError):
+                await read_live(client)
             await ensure_stream(jetstream, policy_stream())
-            await client.publish("yett.policy.namespace.app", b'{"name":"app"}')
-            await client.flush()
+            await client.request("yett.policy.namespace.app", b'{"name":"app"}')
             with pytest.raises(LiveError, match="no revision"):
-                await read_live(nats_server.url)
+                await read_live(client)
 
     run(scenario())

@@ -161,3 +161,16 @@ def test_junit_has_a_case_a_probe_and_says_why_it_failed() -> None:
     assert [case.get("name") for case in first] == ["problems", "x: app/web -> data/db"]
     assert first[0][0].get("message") == "problem: NetworkPolicy app/bad: spec: no <good>"
     assert second[0][0].get("message") == "line 1: not YAML"
+
+
+def test_junit_is_xml_whatever_a_name_holds() -> None:
+    """Control characters, which XML cannot carry, are replaced; markup is escaped."""
+    probes = [
+        {"id": "x\0", "from": {"address": "192.0.2.1"}, "to": {"address": "192.0.2.2"}, "port": 1, "expect": "deny"}
+    ]
+    result = run(name="a\x01<b>\x1b", probes=probes)
+    unusable = ScenarioError("c\x02", ["because\x03"])
+    root = ElementTree.fromstring(make_junit([result], [unusable]))
+    names = [suite.get("name") for suite in root]
+    assert names == ["a\ufffd<b>\ufffd", "c\ufffd"]
+    assert [case.get("name", "")[:2] for case in root.iter("testcase")] == ["pr", "x\ufffd", "us"]

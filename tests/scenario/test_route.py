@@ -115,7 +115,10 @@ def test_a_pod_reaches_itself_without_an_interface() -> None:
         (probe(pod("data/db"), address("2001:db8::1")), "data/db and 2001:db8::1 have no address of the same family"),
         (probe(pod("app/web"), service("app/none")), "there is no Service app/none"),
         (probe(pod("app/web"), service("app/two"), None), "port is required: Service app/two has 2 ports"),
-        (probe(pod("app/web"), service("app/empty")), "Service app/empty has neither a cluster address nor a backend"),
+        (
+            probe(pod("app/web"), service("app/empty")),
+            "Service app/empty leads nowhere: it is an ExternalName, or headless without a backend",
+        ),
     ],
 )
 def test_a_probe_that_no_packet_can_be_made_of(asked: Any, why: str) -> None:

@@ -121,11 +121,15 @@ def _read_header(obj: Any, file: str) -> tuple[Header | None, Reader]:
     name, namespace = metadata.get("name").value, metadata.get("namespace").value
     policy_kind = POLICY_KINDS.get((version, kind))
     is_namespaced = policy_kind in NAMESPACED_KINDS or kind in NAMESPACED_FACTS
+    # Others may have names that no row could carry, such as a ClusterRole's system:node.
+    is_ours = is_namespaced or policy_kind is not None or kind in CLUSTER_FACTS
     place = (namespace or DEFAULT_NAMESPACE) if is_namespaced else ""
     reader = Reader(obj, "", Report(f"{kind} {f'{place}/' if place else ''}{name}", file))
     for field, value in (("metadata.name", name), ("metadata.namespace", place or "-")):
-        if not isinstance(value, str) or (value != "-" and not (_NAME.match(value) and len(value) <= NAME_MAX)):
-            reader.report.add(field, f"{value!r} is not a Kubernetes name" if value is not None else "required")
+        if value is None:
+            reader.report.add(field, "required")
+        elif not isinstance(value, str) or (is_ours and value != "-" and not _is_name(value)):
+            reader.report.add(field, f"{value!r} is not a Kubernetes name")
     if reader.report.is_refused:
         return None, reader
     key = (policy_kind.value if policy_kind is not None else kind, place, str(name))
@@ -138,6 +142,10 @@ def _read_header(obj: Any, file: str) -> tuple[Header | None, Reader]:
         created=parse_facts.read_word(metadata.get("creationTimestamp")),
         generation=generation if isinstance(generation, int) else 0,
     ), reader
+
+
+def _is_name(text: str) -> bool:
+    return _NAME.match(text) is not None and len(text) <= NAME_MAX
 
 
 def _check_version(reader: Reader, version: str, kind: str, policy_kind: PolicyKind | None) -> None:

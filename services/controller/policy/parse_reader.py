@@ -95,10 +95,11 @@ class Reader:
         members = self.items(at_least=at_least, at_most=at_most)
         seen: set[str] = set()
         for member in members:
-            text = repr(member.value)
-            if text in seen:
+            if not isinstance(member.value, str):
+                continue
+            if member.value in seen:
                 member.fault(f"{describe(member.value)} is given twice")
-            seen.add(text)
+            seen.add(member.value)
         return members
 
     def pairs(self) -> Iterator[tuple[str, Reader]]:
