@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -316,9 +317,12 @@ def headers_for(row: msgspec.Struct, *, trace: str = "") -> dict[str, str]:
 
 def hash_content(row: msgspec.Struct) -> str:
     """32 hex digits: the id of a content-addressed row (Ruleset, PeersetRow)."""
-    from hashlib import blake2b
+    return hash_body(_ENCODER.encode(row))
 
-    return blake2b(_ENCODER.encode(row), digest_size=16).hexdigest()
+
+def hash_body(body: bytes) -> str:
+    """``hash_content`` of a row that is encoded already."""
+    return blake2b(body, digest_size=16).hexdigest()
 
 
 def export_json_schema() -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from services.controller.policy.diff import RowChange, order
 
 
@@ -24,12 +26,22 @@ class RowStore:
         if old is not None:
             self._before.setdefault(subject, old)
 
+    def replace(self, subjects: Iterable[str], old: bytes, new: bytes) -> None:
+        """Put ``new`` where ``old`` stands in the bodies of these rows; rows that are not there are passed over."""
+        rows, before = self.rows, self._before
+        for subject in subjects:
+            body = rows.get(subject)
+            if body is not None:
+                before.setdefault(subject, body)
+                rows[subject] = body.replace(old, new, 1)
+
     def take_changes(self) -> list[RowChange]:
         """The changes since the last call, in an order that is safe at every prefix."""
+        rows = self.rows
         changes = [
-            RowChange(subject, self.rows.get(subject))
+            RowChange(subject, body)
             for subject, before in self._before.items()
-            if self.rows.get(subject) != before
+            if (body := rows.get(subject)) != before
         ]
         self._before.clear()
         return order(changes)

@@ -1,8 +1,7 @@
-"""Rulesets in force: policies x profiles, compiled once for each distinct combination and remembered.
+"""Policies in force: which govern whom, what their named ports stand for, which do not fit; and the rulesets of both.
 
-A policy event recompiles the combinations that hold the policy; a pod event usually finds its rulesets made.
-Versions stand for content: every accepted change of a policy, or of the numbers behind its named ports, is a new one,
-so that what is remembered is never wrong.
+A policy event concerns the profiles that the policy governs; a pod event usually finds its rulesets made. Versions
+stand for content: every accepted change of a policy, or of the numbers behind its named ports, is a new one.
 """
 
 from __future__ import annotations
@@ -12,9 +11,16 @@ from collections.abc import Container, Iterable, Sequence
 from schemas.policy import PodPeer
 from schemas.terms import Default, Direction, Tier
 from services.controller.facts import Facts
-from services.controller.policy.compile import BUDGETS, Compiled, Fragment, compile_policy, compile_ruleset, fit
+from services.controller.policy.compile import (
+    BUDGETS,
+    Compiled,
+    Fragment,
+    compile_policy,
+    fit,
+)
 from services.controller.policy.model import NamedPort, Policy, PolicyKey
 from services.controller.policy.select import (
+    Applied,
     Named,
     Profile,
     Selection,
@@ -24,16 +30,11 @@ from services.controller.policy.select import (
     port_places,
     subject_ports,
 )
-
-Numbers = tuple[tuple[NamedPort, int], ...]
-"""A subject's named ports with their numbers, as far as the policies in question ask."""
-Combination = tuple[Direction, Default, tuple[int, ...], Numbers, bool]
+from services.controller.rulesets import Numbers, Rulesets, Versions
 
 ORDERED_TIERS = (Tier.ADMIN, Tier.BASELINE)
 BEYOND_PORTS = 1 << 16
 """Numbers from here on are no ports: stand-ins for names that no subject has resolved."""
-IDLE_MAX = 256
-"""Combinations remembered beyond twice those in use, for what comes back; beyond it the idle ones are dropped."""
 
 
 class Rulings:
@@ -46,14 +47,12 @@ class Rulings:
         self.refused: frozenset[PolicyKey] = frozenset()
         """Admin and Baseline policies that do not fit some pod's budget."""
         self._facts = facts
-        self._version = 0
-        self._versions: dict[PolicyKey, int] = {}
+        self._versions = Versions()
         self._numbers: dict[PolicyKey, dict[NamedPort, tuple[tuple[int, ...], ...]]] = {}
         self._asking: dict[tuple[NamedPort, str], set[PolicyKey]] = {}
         self._named: dict[PolicyKey, Named] = {}
         self._fragments: dict[PolicyKey, dict[tuple[Direction, Numbers], Fragment]] = {}
-        self._combinations: dict[Combination, Compiled] = {}
-        self._remember_max = IDLE_MAX
+        self._rulesets = {each: Rulesets(each, self._versions, self._fragment) for each in Direction}
         self._stand_ins: dict[NamedPort, int] = {}
         self._weighed: frozenset[frozenset[PolicyKey]] | None = None
         self._can_overflow: bool | None = None
@@ -67,6 +66,8 @@ class Rulings:
             self._asking.setdefault(place, set()).add(policy.key)
         self._renew(policy.key)
         self._named[policy.key] = named_by(policy)
+        for rulesets in self._rulesets.values():
+            rulesets.put(policy)
         self._numbers[policy.key] = self._resolve(policy)
         self.stale |= self.selection.put(policy)
 
@@ -74,8 +75,10 @@ class Rulings:
         self._unindex(key)
         if self.policies.pop(key, None) is not None:
             self.stale |= self.selection.remove(key)
-            for memory in (self._versions, self._numbers, self._named, self._fragments):
+            for memory in (self._versions.of, self._numbers, self._named, self._fragments):
                 memory.pop(key, None)
+            for rulesets in self._rulesets.values():
+                rulesets.drop(key)
             self._weighed = self._can_overflow = None
 
     def relabel(self, namespace: str) -> None:
@@ -104,10 +107,9 @@ class Rulings:
         return named
 
     def prune(self, in_use: Container[str]) -> None:
-        """Forget combinations that nobody uses, when there are many."""
-        if len(self._combinations) > self._remember_max:
-            self._combinations = {place: each for place, each in self._combinations.items() if each.hash in in_use}
-            self._remember_max = 2 * len(self._combinations) + IDLE_MAX
+        """Forget rulesets that nobody uses, when there are many."""
+        for rulesets in self._rulesets.values():
+            rulesets.prune(in_use)
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
@@ -122,29 +124,17 @@ class Rulings:
         refused = frozenset(key for applied in sets for key in self._overflow(applied))
         for key in refused ^ self.refused:
             self.stale |= self.selection.profiles_of(key)
-        self.refused = refused
+        if refused != self.refused:
+            self.refused = refused
+            for rulesets in self._rulesets.values():
+                rulesets.refuse(refused)
 
-    def ruleset(
-        self, profile: Profile, direction: Direction, default: Default, ports: Numbers, *, dns: bool
-    ) -> Compiled:
-        """The ruleset of a profile's pods with these named ports."""
-        keys = self._applied(profile, direction)
-        asked = {port for key in keys for port in subject_ports(self.policies[key])} if ports else set()
-        numbers = tuple(pair for pair in ports if pair[0] in asked) if direction is Direction.INGRESS else ()
-        combination = (direction, default, tuple(self._versions[key] for key in keys), numbers, dns)
-        compiled = self._combinations.get(combination)
-        if compiled is None:
-            fragments = [self._fragment(key, direction, numbers) for key in keys]
-            compiled = compile_ruleset(direction, default, fragments, dns_implicit=dns)
-            self._combinations[combination] = compiled
-        return compiled
-
-    def _applied(self, profile: Profile, direction: Direction) -> list[PolicyKey]:
-        """The policies that govern a profile and say something about this direction."""
-        applied = self.selection.policies_for(profile) - self.refused
-        return sorted(
-            key for key in applied if self.policies[key].rules(direction) or direction in self.policies[key].isolates
-        )
+    def find_rulesets(
+        self, applied: Applied, default: Default, ports: Numbers, *, dns: bool
+    ) -> tuple[Compiled, Compiled]:
+        """The rulesets of egress and of ingress of pods with these named ports that these policies govern."""
+        egress, ingress = self._rulesets[Direction.EGRESS], self._rulesets[Direction.INGRESS]
+        return egress.find(applied, default, (), dns=dns), ingress.find(applied, default, ports, dns=dns)
 
     def _fragment(self, key: PolicyKey, direction: Direction, numbers: Numbers) -> Fragment:
         fragments = self._fragments.setdefault(key, {})
@@ -201,8 +191,7 @@ class Rulings:
         }
 
     def _renew(self, key: PolicyKey) -> None:
-        self._version += 1
-        self._versions[key] = self._version
+        self._versions.renew(key)
         self._fragments.pop(key, None)
         self._weighed = self._can_overflow = None
 

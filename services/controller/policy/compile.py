@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -27,6 +27,7 @@ from schemas.policy import (
     PodPeer,
     PortRange,
     Requirement,
+    Row,
     Ruleset,
     RulesetRule,
     RuleSource,
@@ -85,16 +86,32 @@ class Fragment:
     patterns: frozenset[str]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """What one tier contributes to the rulesets of one direction: its fragments merged, within its budget.
+
+    Equal only to itself. Many rulesets share one. ``left_out``: policies that did not fit the NetworkPolicy tier; they
+    isolate all the same.
+    """
+
+    rules: tuple[RulesetRule, ...]
+    peersets: dict[str, bytes]
+    patterns: frozenset[str]
+    isolated_by: tuple[RuleSource, ...]
+    left_out: tuple[PolicyKey, ...]
+    encoded_rules: msgspec.Raw
+    encoded_isolated_by: msgspec.Raw
+
+
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """A ruleset ready to be published. ``left_out``: policies that did not fit the NetworkPolicy tier."""
 
     hash: RulesetHash
     body: bytes
-    ruleset: Ruleset
-    peersets: dict[str, bytes] = field(default_factory=dict)
-    patterns: frozenset[str] = frozenset()
-    left_out: tuple[PolicyKey, ...] = ()
+    peersets: dict[str, bytes]
+    patterns: frozenset[str]
+    left_out: tuple[PolicyKey, ...]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -195,46 +212,94 @@ def fit(fragments: Iterable[Fragment], tier: Tier) -> tuple[list[Fragment], list
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Fragments -> ruleset
+# Fragments -> parts -> ruleset
 
 
-def compile_ruleset(
-    direction: Direction, default: Default, fragments: Sequence[Fragment], *, dns_implicit: bool
-) -> Compiled:
-    """The ruleset of pods that these policies govern. Admin and Baseline fragments fit (see ``fit``)."""
-    network_policy, left_out = fit(fragments, Tier.NETWORK_POLICY)
-    kept = [each for each in fragments if each.policy.tier is not Tier.NETWORK_POLICY] + network_policy
-    patterns = frozenset(pattern for each in kept for pattern in each.patterns)
+def compile_part(direction: Direction, tier: Tier, fragments: Sequence[Fragment]) -> Part:
+    """One tier of the rulesets of all pods that these policies govern; the fragments are that tier's.
+
+    Those of Admin and Baseline fit (see ``fit``).
+    """
+    kept, left_out = fit(fragments, tier) if tier is Tier.NETWORK_POLICY else (fragments, [])
+    peersets: dict[str, bytes] = {}
     isolated_by = sorted(
         (each.policy.source("") for each in fragments if direction in each.policy.isolates),
         key=lambda source: (source.kind, source.namespace, source.name),
     )
-    peersets: dict[str, bytes] = {}
-    tiers = {tier: _merge(kept, tier) for tier in BUDGETS}
-    ruleset = Ruleset(
+    rules = _move_large(_merge(kept), PEERS_INLINE_MAX, peersets)
+    return Part(
+        rules=rules,
+        peersets=peersets,
+        patterns=frozenset(pattern for each in kept for pattern in each.patterns),
+        isolated_by=tuple(isolated_by[:SOURCES_MAX]),
+        left_out=tuple(each.policy.key for each in left_out),
+        encoded_rules=_encode_list(rules),
+        encoded_isolated_by=_encode_list(isolated_by[:SOURCES_MAX]),
+    )
+
+
+def compile_ruleset(
+    direction: Direction, default: Default, admin: Part, network_policy: Part, baseline: Part, *, dns_implicit: bool
+) -> Compiled:
+    """The ruleset of pods that the policies behind these parts govern."""
+    patterns = admin.patterns | network_policy.patterns | baseline.patterns
+    peersets = admin.peersets | network_policy.peersets | baseline.peersets
+    spliced = _Spliced(
         direction=direction,
         default=default,
-        admin=_move_large(tiers[Tier.ADMIN], PEERS_INLINE_MAX, peersets),
-        network_policy=_move_large(tiers[Tier.NETWORK_POLICY], PEERS_INLINE_MAX, peersets),
-        baseline=_move_large(tiers[Tier.BASELINE], PEERS_INLINE_MAX, peersets),
-        isolated=bool(isolated_by),
-        isolated_by=tuple(isolated_by[:SOURCES_MAX]),
+        admin=admin.encoded_rules,
+        network_policy=network_policy.encoded_rules,
+        baseline=baseline.encoded_rules,
+        isolated=bool(network_policy.isolated_by),
+        isolated_by=network_policy.encoded_isolated_by,
         dns_implicit=dns_implicit and bool(patterns),
     )
-    ruleset = _shrink(ruleset, peersets)
+    body = _ENCODER.encode(spliced)
+    if len(body) > PEERSET_BYTES_MAX:
+        ruleset = Ruleset(
+            direction=direction,
+            default=default,
+            admin=admin.rules,
+            network_policy=network_policy.rules,
+            baseline=baseline.rules,
+            isolated=spliced.isolated,
+            isolated_by=network_policy.isolated_by,
+            dns_implicit=spliced.dns_implicit,
+        )
+        body = wire.encode(_shrink(ruleset, peersets))
     return Compiled(
-        hash=RulesetHash(wire.hash_content(ruleset)),
-        body=wire.encode(ruleset),
-        ruleset=ruleset,
+        hash=RulesetHash(wire.hash_body(body)),
+        body=body,
         peersets=peersets,
         patterns=patterns,
-        left_out=tuple(each.policy.key for each in left_out),
+        left_out=network_policy.left_out,
     )
 
 
-def _merge(fragments: Iterable[Fragment], tier: Tier) -> tuple[RulesetRule, ...]:
-    """Bits in order; identical ones share the first one's place."""
-    bits = [bit for each in fragments if each.policy.tier is tier for bit in each.bits]
+_NO_LIST = msgspec.Raw(b"[]")
+
+
+class _Spliced(Row, frozen=True, kw_only=True):
+    """A ``Ruleset`` whose lists are encoded already, field by field: the two have the same bytes."""
+
+    direction: Direction
+    default: Default
+    admin: msgspec.Raw = _NO_LIST
+    network_policy: msgspec.Raw = _NO_LIST
+    baseline: msgspec.Raw = _NO_LIST
+    isolated: bool = False
+    isolated_by: msgspec.Raw = _NO_LIST
+    dns_implicit: bool = False
+
+
+def _encode_list(rows: Sequence[msgspec.Struct]) -> msgspec.Raw:
+    """An empty one is the default, and so left out like any default."""
+    return msgspec.Raw(_ENCODER.encode(rows)) if rows else _NO_LIST
+
+
+def _merge(fragments: Iterable[Fragment]) -> tuple[RulesetRule, ...]:
+    """Bits of one tier in order; identical ones share the first one's place."""
+    bits = [bit for each in fragments for bit in each.bits]
     sources: dict[tuple[Action, tuple[Peer, ...], tuple[PortRange, ...]], dict[RuleSource, None]] = {}
     for bit in sorted(bits, key=lambda each: each.order):
         sources.setdefault(bit.content, {})[bit.source] = None

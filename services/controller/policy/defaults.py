@@ -1,4 +1,4 @@
-"""The default of a pod: what happens where no rule decides.
+"""The default of a pod: what happens where no rule decides; and the settings as agents are told them.
 
 A namespace's setting, else the node's (its own setting, its annotation, its NodeClass), else the cluster's.
 A namespace's annotation may only tighten what comes out: a tenant who may label a namespace must not open it.
@@ -6,8 +6,11 @@ A namespace's annotation may only tighten what comes out: a tenant who may label
 
 from __future__ import annotations
 
+import msgspec
+
+from schemas.policy import Config, Resolver
 from schemas.terms import Default, NodeName
-from services.controller.policy.model import Namespace, Node, NodeClass, Settings
+from services.controller.policy.model import Namespace, Node, NodeClass, Pod, Settings, World
 
 STRICTNESS = {Default.ALLOW: 0, Default.AUDIT: 1, Default.DENY: 2}
 
@@ -30,3 +33,24 @@ def pod_default(settings: Settings, namespace: Namespace | None, name: str, of_n
     if asked is not None and STRICTNESS[asked] > STRICTNESS[chosen]:
         return asked
     return chosen
+
+
+def default_of(pod: Pod, world: World, settings: Settings) -> Default:
+    """``pod_default`` of a pod where it is."""
+    node = world.nodes.get(pod.node)
+    node_class = world.node_classes.get(node.node_class) if node is not None else None
+    of_node = node_default(settings, node, node_class, pod.node)
+    return pod_default(settings, world.namespaces.get(pod.namespace), pod.namespace, of_node)
+
+
+def make_config(settings: Settings, world: World) -> Config:
+    """What agents are told of the settings, completed by what the world knows: resolvers, the nodes' defaults."""
+    resolvers = settings.config.resolvers
+    if not resolvers and (service := world.services.get(settings.dns_service)) is not None:
+        resolvers = tuple(Resolver(address=address) for address in service.cluster_addresses)
+    defaults = dict(settings.config.node_defaults)
+    for name, node in world.nodes.items():
+        default = node_default(settings, node, world.node_classes.get(node.node_class), node.name)
+        if default is not None:
+            defaults[NodeName(name)] = default
+    return msgspec.structs.replace(settings.config, resolvers=resolvers, node_defaults=defaults)

@@ -10,27 +10,31 @@ without its rulesets and identity, no ruleset without its peersets, no address w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from operator import attrgetter
+
+import msgspec
 
 from schemas import wire
 
 PHASES = (
-    "yett.policy.source.",
-    "yett.policy.namespace.",
-    "yett.policy.identity.",
-    "yett.policy.address.",
-    "yett.policy.frontend.",
-    wire.SUBJECT_CONFIG,
-    "yett.policy.domain.",
-    "yett.policy.peerset.",
-    "yett.policy.ruleset.",
-    "yett.policy.endpoint.",
+    "source",
+    "namespace",
+    "identity",
+    "address",
+    "frontend",
+    "config",
+    "domain",
+    "peerset",
+    "ruleset",
+    "endpoint",
 )
-"""In order of publication. Sources first: a controller that dies right after must know what it had accepted."""
+"""Kinds of rows, ``yett.policy.<kind>``, in order of publication; any other comes after them.
+
+Sources first: a controller that dies right after must know what it had accepted.
+"""
 
 
-@dataclass(frozen=True, slots=True)
-class RowChange:
+class RowChange(msgspec.Struct, frozen=True, gc=False):
     """One row to write; ``body`` None: to remove."""
 
     subject: str
@@ -46,7 +50,16 @@ def diff(old: Mapping[str, bytes], new: Mapping[str, bytes]) -> list[RowChange]:
 
 def order(changes: Iterable[RowChange]) -> list[RowChange]:
     """Changes in an order that is safe at every prefix; ties by subject, so that a plan is reproducible."""
-    return sorted(changes, key=_place)
+    puts: list[list[RowChange]] = [[] for _ in range(len(PHASES) + 1)]
+    removals: list[list[RowChange]] = [[] for _ in range(len(PHASES) + 1)]
+    kind, phase = "", len(PHASES)
+    for change in sorted(changes, key=attrgetter("subject")):
+        # Sorted by subject, the changes of one kind follow one another.
+        if not kind or not change.subject.startswith(kind):
+            name = change.subject.removeprefix(wire.POLICY_PREFIX).partition(".")[0]
+            kind, phase = f"{wire.POLICY_PREFIX}{name}.", _PHASE_OF.get(name, len(PHASES))
+        (removals if change.body is None else puts)[phase].append(change)
+    return [change for of_phase in (*puts, *reversed(removals)) for change in of_phase]
 
 
 def apply(rows: Mapping[str, bytes], changes: Iterable[RowChange]) -> dict[str, bytes]:
@@ -60,13 +73,4 @@ def apply(rows: Mapping[str, bytes], changes: Iterable[RowChange]) -> dict[str, 
     return state
 
 
-def _place(change: RowChange) -> tuple[int, int, str]:
-    phase = _phase(change.subject)
-    return (0, phase, change.subject) if change.body is not None else (1, -phase, change.subject)
-
-
-def _phase(subject: str) -> int:
-    for phase, prefix in enumerate(PHASES):
-        if subject.startswith(prefix):
-            return phase
-    return len(PHASES)
+_PHASE_OF = {kind: phase for phase, kind in enumerate(PHASES)}

@@ -9,6 +9,7 @@ Rules of this module: frozen, no I/O, no behaviour beyond lookup.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from schemas.policy import Config, Peer, PortRange, RuleSource, Selector
 from schemas.terms import (
@@ -44,9 +45,11 @@ NO_NODE = NodeName("")
 DEFAULT_CONFIG = Config()
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class NamedPort:
-    """A port by its name on a pod. ``protocol``: a number, never "any": a name without one becomes several."""
+class NamedPort(NamedTuple):
+    """A port by its name on a pod. ``protocol``: a number, never "any": a name without one becomes several.
+
+    A tuple, because whoever asks for rulesets hashes it.
+    """
 
     protocol: int
     name: str

@@ -16,8 +16,13 @@ from schemas.policy import NodePeer, Peer, PodPeer, Selector
 from schemas.selectors import IN, NAMESPACE_NAME_LABEL, matches
 from services.controller.policy.model import NAMESPACED_KINDS, Labels, NamedPort, Policy, PolicyKey
 
+IDLE_MAX = 256
+"""Sets of policies remembered beyond twice the profiles; beyond it those that govern nobody are dropped."""
+
 Profile = tuple[str, frozenset[tuple[str, str]]]
 """(namespace, labels)."""
+Applied = frozenset[PolicyKey]
+"""The policies that govern a profile. Interned: profiles with equal ones have the same object."""
 
 
 def profile_of(namespace: str, labels: Labels) -> Profile:
@@ -111,18 +116,19 @@ class Selection:
         self._policies: dict[PolicyKey, Policy] = {}
         self._cluster: dict[PolicyKey, Policy] = {}
         self._local: dict[str, dict[PolicyKey, Policy]] = {}
-        self._applied: dict[Profile, frozenset[PolicyKey]] = {}
+        self._applied: dict[Profile, Applied] = {}
+        self._interned: dict[Applied, Applied] = {}
         self._profiles: dict[str, set[Profile]] = {}
         self._namespaces: dict[str, Labels] = {}
 
-    def policies_for(self, profile: Profile) -> frozenset[PolicyKey]:
+    def policies_for(self, profile: Profile) -> Applied:
         """The policies that govern a profile; remembered until ``forget``."""
         applied = self._applied.get(profile)
         if applied is None:
             candidates = (*self._cluster.values(), *self._local.get(profile[0], {}).values())
             labels = dict(profile[1])
-            applied = frozenset(policy.key for policy in candidates if self._governs(policy, profile[0], labels))
-            self._applied[profile] = applied
+            governing = frozenset(policy.key for policy in candidates if self._governs(policy, profile[0], labels))
+            applied = self._applied[profile] = self._intern(governing)
             self._profiles.setdefault(profile[0], set()).add(profile)
         return applied
 
@@ -138,7 +144,7 @@ class Selection:
             return set()
         return {profile for profile in self._candidates(policy) if key in self._applied[profile]}
 
-    def applied_sets(self) -> set[frozenset[PolicyKey]]:
+    def applied_sets(self) -> set[Applied]:
         """Every distinct set of policies that governs some pod."""
         return set(self._applied.values())
 
@@ -154,8 +160,8 @@ class Selection:
             had = policy.key in self._applied[profile]
             has = self._governs(policy, profile[0], dict(profile[1]))
             if had != has:
-                change = frozenset({policy.key})
-                self._applied[profile] = self._applied[profile] | change if has else self._applied[profile] - change
+                applied = self._applied[profile]
+                self._applied[profile] = self._intern(applied | {policy.key} if has else applied - {policy.key})
             if had or has:
                 concerned.add(profile)
         return concerned
@@ -167,7 +173,7 @@ class Selection:
         if policy is not None:
             self._shelf(policy).pop(key, None)
         for profile in concerned:
-            self._applied[profile] -= {key}
+            self._applied[profile] = self._intern(self._applied[profile] - {key})
         return concerned
 
     def relabel(self, namespace: str, labels: Labels) -> set[Profile]:
@@ -179,6 +185,11 @@ class Selection:
             if self.policies_for(profile) != before:
                 concerned.add(profile)
         return concerned
+
+    def _intern(self, applied: Applied) -> Applied:
+        if len(self._interned) > 2 * len(self._applied) + IDLE_MAX:
+            self._interned = {each: each for each in self._applied.values()}
+        return self._interned.setdefault(applied, applied)
 
     def _shelf(self, policy: Policy) -> dict[PolicyKey, Policy]:
         return self._local.setdefault(policy.namespace, {}) if policy.kind in NAMESPACED_KINDS else self._cluster

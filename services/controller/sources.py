@@ -1,0 +1,93 @@
+"""The last accepted version of every policy and setting, as rows, and what a former controller had accepted.
+
+An object whose present version is bad stays as it was when it was good, across a restart as well.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from schemas import wire
+from schemas.policy import SourceRow
+from schemas.terms import PolicyKind
+from services.controller.policy.model import Policy, PolicyKey, Settings
+from services.controller.policy.parse import API_OF, parse_object
+from services.controller.rows import RowStore
+
+SETTINGS_KIND = "ConfigMap"
+POLICY_KINDS = frozenset(kind.value for kind in PolicyKind)
+Accepted = Policy | Settings
+
+
+class Sources:
+    """Policies and settings by key, with the specs that they were read from."""
+
+    def __init__(self, rows: RowStore) -> None:
+        self._rows = rows
+        self._restored: dict[PolicyKey, SourceRow] = {}
+        self._accepted: set[PolicyKey] = set()
+        self._seen: set[PolicyKey] = set()
+
+    def see(self, key: PolicyKey) -> None:
+        """Some version of it is present, good or bad."""
+        self._seen.add(key)
+
+    def unseen(self) -> list[PolicyKey]:
+        """What a former controller had accepted and nothing present has replaced, in order."""
+        return sorted(self._restored.keys() - self._seen)
+
+    def is_accepted(self, key: PolicyKey) -> bool:
+        """Whether a good version of it was seen by this controller."""
+        return key in self._accepted
+
+    def accept(self, key: PolicyKey, parsed: Accepted, spec: Any) -> None:
+        """A good version. WireError if it is too large to be remembered; it is accepted all the same."""
+        self._restored.pop(key, None)
+        self._accepted.add(key)
+        policy = parsed if isinstance(parsed, Policy) else None
+        row = SourceRow(
+            kind=key[0],
+            namespace=key[1],
+            name=key[2],
+            uid=policy.uid if policy else "",
+            generation=policy.generation if policy else 0,
+            spec=msgspec.Raw(msgspec.json.encode(_plain(spec), order="deterministic")),
+            created=policy.created if policy else "",
+        )
+        self._rows.put(wire.subject_source(*key), wire.encode(row))
+
+    def drop(self, key: PolicyKey) -> None:
+        """It is gone."""
+        self._restored.pop(key, None)
+        self._seen.discard(key)
+        self._accepted.discard(key)
+        self._rows.drop(wire.subject_source(*key))
+
+    def restore(self, row: SourceRow) -> None:
+        """What a former controller had accepted."""
+        if row.kind in POLICY_KINDS or row.kind == SETTINGS_KIND:
+            self._restored[row.kind, row.namespace, row.name] = row
+
+    def revive(self, key: PolicyKey) -> tuple[Accepted, Any] | None:
+        """(a restored version, its spec); None if there is none, or it is not good any more."""
+        row = self._restored.get(key)
+        if row is None:
+            return None
+        metadata: dict[str, Any] = {"name": row.name, "namespace": row.namespace or None, "uid": row.uid}
+        metadata |= {"generation": row.generation, "creationTimestamp": row.created}
+        spec = msgspec.json.decode(row.spec)
+        version, kind = ("v1", SETTINGS_KIND) if row.kind == SETTINGS_KIND else API_OF[PolicyKind(row.kind)]
+        field = "data" if row.kind == SETTINGS_KIND else "spec"
+        parsed, _ = parse_object({"apiVersion": version, "kind": kind, "metadata": metadata, field: spec})
+        return (parsed, spec) if isinstance(parsed, Policy | Settings) else None
+
+
+def _plain(value: Any) -> Any:
+    """YAML's value as JSON's: text keys, and text for what JSON does not know (dates)."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
