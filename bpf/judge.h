@@ -32,6 +32,17 @@ static INLINE void conclude_closed(struct scratch *s, __u8 reason, __u8 tier, in
     s->walk.wants_live = 0;
 }
 
+// A Pass at ``bit`` ends its tier: a name whose rule comes after it would have opened nothing. Words [first, last).
+static INLINE void expire_until(struct scratch *s, __u32 bit, int first, int last)
+{
+#pragma unroll
+    for (int i = 0; i < YETT_WORDS; i++) {
+        if (i < first || i >= last || i < (bit >> 6))
+            continue;
+        s->expired.word[i] &= i == (bit >> 6) ? (1ULL << (bit & 63)) - 1 : 0;
+    }
+}
+
 static INLINE int is_resolver_port(__u16 port_be)
 {
     struct config *c = find_config();
@@ -84,6 +95,8 @@ static INLINE void walk_tiers(struct scratch *s, struct ruleset *rs, int can_be_
         conclude_rule(s, rs, TIER_ADMIN, bit);
         return;
     }
+    if (bit != NO_MATCH)
+        expire_until(s, bit, 0, WORDS_ADMIN);
     if (is_implicit_dns(s, rs)) {
         conclude(s, VERDICT_ALLOW, REASON_DNS_IMPLICIT, TIER_NETWORK_POLICY, NO_BIT);
         return;
@@ -105,6 +118,8 @@ static INLINE void walk_tiers(struct scratch *s, struct ruleset *rs, int can_be_
             conclude_rule(s, rs, TIER_BASELINE, bit);
             return;
         }
+        if (bit != NO_MATCH)
+            expire_until(s, bit, YETT_WORDS - 1, YETT_WORDS);
     }
     if (is_own)
         conclude(s, VERDICT_ALLOW, REASON_OWN_NODE, TIER_NONE, NO_BIT);

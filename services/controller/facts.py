@@ -279,6 +279,7 @@ class Facts:
             self._rows.put(subject, wire.encode(row))
         if old != self._address_identity.get(address, IDENTITY_WORLD):
             self._stale_services |= self._services_at.get(address, set())
+            self._stale_hosts |= self._claims.get(address, set())
 
     def _address_row(self, address: str) -> AddressRow | None:
         name = self._node_at.get(address)

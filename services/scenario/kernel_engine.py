@@ -83,7 +83,7 @@ def open_kernel() -> Iterator[KernelEngine]:
     if not any(line.split()[1:3] == [str(BPFFS), "bpf"] for line in Path("/proc/mounts").read_text().splitlines()):
         raise KernelUnavailable(f"no bpffs at {BPFFS}: mount -t bpf bpf {BPFFS}")
     remove_stale()
-    pins = BPFFS / f"{PIN_PREFIX}{os.getpid()}"
+    pins = _find_free_pins()
     try:
         engine = KernelEngine(pins)
         try:
@@ -96,10 +96,17 @@ def open_kernel() -> Iterator[KernelEngine]:
         shutil.rmtree(pins, ignore_errors=True)
 
 
+def _find_free_pins() -> Path:
+    """A folder for each engine of this process: one may be open beside another."""
+    own = f"{PIN_PREFIX}{os.getpid()}"
+    names = itertools.chain([own], (f"{own}-{number}" for number in itertools.count(2)))
+    return next(path for name in names if not (path := BPFFS / name).exists())
+
+
 def remove_stale() -> None:
     """Pins of runs whose process is gone."""
     for path in BPFFS.glob(f"{PIN_PREFIX}*"):
-        owner = path.name.removeprefix(PIN_PREFIX)
+        owner = path.name.removeprefix(PIN_PREFIX).partition("-")[0]
         if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
             shutil.rmtree(path, ignore_errors=True)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.scenario.kernel_engine import KernelEngine, open_kernel
 from tests.bpf.prog_run import Kernel
 
 
@@ -15,6 +16,13 @@ def loaded_kernel() -> Iterator[Kernel]:
     kernel = Kernel(Path("/sys/fs/bpf"))
     yield kernel
     kernel.close()
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[KernelEngine]:
+    """Programs and maps that an agent's own path fills."""
+    with open_kernel() as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -206,8 +206,8 @@ def _name(tables: Tables, packet: Packet, rule: RulesetRule, sides: tuple[Side, 
 
 
 def _may_have_name(tables: Tables, address: str) -> bool:
-    is_service = any(face[0] == address for face in tables.frontends)
-    return not is_service and names.is_learnable(address, tables.config)
+    taken = tables.addresses.keys() | {face[0] for face in tables.frontends}
+    return taken.isdisjoint(names.forms_of(address)) and names.is_learnable(address, tables.config)
 
 
 def _is_in(cidrs: Iterable[str], address: str) -> bool:

@@ -380,6 +380,20 @@ def default_of(state: State, name: str = "app/web") -> Default:
     return ruleset(state, endpoint(state, name).egress).default
 
 
+def test_a_host_port_follows_the_address_behind_it() -> None:
+    """A newer pod that takes over the address is what the hostPort leads to; when it is gone, the first one again."""
+    web = k8s.pod("app/web", "10.0.0.1", ports=[{"containerPort": 80, "hostPort": 8081}])
+    heir = k8s.pod("db/heir", "10.0.0.1")
+    heir["metadata"]["creationTimestamp"] = "2026-01-02T00:00:00Z"
+    state = state_of(web, k8s.node("node-a", "192.168.0.1"))
+    for change, namespace in ((lambda: state.upsert(heir), "db"), (lambda: state.delete("Pod", "db", "heir"), "app")):
+        state.rows()
+        change()
+        (backend,) = frontends(state)["192.168.0.1", 8081].backends
+        (row,) = [each for each in rows_of(state, IdentityRow) if each.id == backend.identity]
+        assert row.namespace == namespace
+
+
 def test_default_is_the_namespaces_then_the_nodes_then_the_clusters() -> None:
     """Unset is allow; the node's wins over the cluster's, the namespace's setting over both."""
     state = state_of(*BASE)

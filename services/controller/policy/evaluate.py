@@ -276,16 +276,17 @@ class Oracle:
         return peer_selects(peer, kind=kind, namespace_labels=namespace, labels=view.owner.labels)
 
     def _deciding_name(self, question: Question, rule: Rule) -> str:
-        """The name without which the rule would not have matched; empty if another peer matched as well."""
+        """The name without which the rule would not have matched; empty if another peer matched as well.
+
+        Of several the first by alphabet, in whatever order the rule lists its patterns.
+        """
         for view in question.views:
             without = replace(view, names=frozenset())
             if self._matches(question, rule, without):
                 return ""
-        for view in question.views:
-            for peer in rule.peers:
-                if isinstance(peer, DomainPeer) and (name := names.covered(peer.pattern, view.names)):
-                    return name
-        return ""
+        patterns = [peer.pattern for peer in rule.peers if isinstance(peer, DomainPeer)]
+        found = [names.covered(pattern, view.names) for view in question.views for pattern in patterns]
+        return min(filter(None, found), default="")
 
     def _is_implied_dns(self, question: Question) -> bool:
         packet = question.packet
