@@ -54,7 +54,7 @@ class ControllerSettings(CommonSettings, frozen=True, kw_only=True):
     kube_config: str = ""
     """Path of a kubeconfig; empty: the pod's service account."""
     kube_namespace: str = "yett-system"
-    """Yett's own namespace, where its ConfigMap stands."""
+    """Yett's own namespace, where its ConfigMap and its Lease stand."""
     kube_page: Annotated[int, Meta(ge=1, le=10_000)] = 500
     """Objects in one page of a list."""
     kube_watch_seconds: Annotated[int, Meta(ge=1, le=3600)] = 60

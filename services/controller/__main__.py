@@ -10,12 +10,14 @@ from pathlib import Path
 from services.common import nats
 from services.common.log import setup_logging
 from services.common.run import run
-from services.common.settings import ControllerSettings, SettingsError, load_settings
+from services.common.settings import ControllerSettings, SettingsError, default_controller_name, load_settings
 from services.common.streams import StreamError
 from services.common.telemetry import setup_telemetry
 from services.controller.app import Controller, Watch
+from services.controller.election import Election
 from services.controller.kube import Cluster
 from services.controller.kube_api import Api
+from services.controller.kube_lease import LeaseElection
 from services.controller.kube_watch import Pace
 from services.controller.manifests import watch
 from services.controller.world import State
@@ -25,27 +27,29 @@ UNUSABLE = (SettingsError, nats.ServerTooOldError, StreamError, FileNotFoundErro
 
 async def serve(settings: ControllerSettings) -> None:
     """Until cancelled. SettingsError if there is no folder of manifests and no API server."""
-    async with _objects(settings) as objects:
+    async with _objects(settings) as (objects, election):
         connection = await nats.connect(settings, "yett-controller")
         try:
-            await Controller(settings, connection, objects, State).run()
+            await Controller(settings, connection, objects, State, election).run()
         finally:
             await nats.close(connection)
 
 
 @asynccontextmanager
-async def _objects(settings: ControllerSettings) -> AsyncIterator[Watch]:
-    """Where objects come from: the folder that the settings name, else the cluster."""
+async def _objects(settings: ControllerSettings) -> AsyncIterator[tuple[Watch, Election | None]]:
+    """Where objects come from, and who may lead: the folder that the settings name, else the cluster and its Lease."""
     if settings.manifests:
         folder = Path(settings.manifests)
         if not folder.is_dir():
             raise SettingsError("YETT_MANIFESTS", f"{folder}: no such folder")
-        yield lambda: watch(folder)
+        yield (lambda: watch(folder)), None
         return
     api = await Api.open(settings.kube_config)
     try:
         pace = Pace(page=settings.kube_page, watch_seconds=settings.kube_watch_seconds)
-        yield Cluster(api, settings.kube_namespace, pace).watch
+        name = settings.controller_name or default_controller_name()
+        cluster = Cluster(api, settings.kube_namespace, pace)
+        yield cluster.watch, LeaseElection(api, settings.kube_namespace, name)
     finally:
         await api.close()
 

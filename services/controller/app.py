@@ -28,6 +28,7 @@ from services.common.log import get_logger
 from services.common.settings import ControllerSettings, default_controller_name
 from services.common.window import Window, WindowError
 from services.controller.board import Board
+from services.controller.election import Election
 from services.controller.inventory import Inventory, State
 from services.controller.leader import Term, TermEndedError, read_mark, read_stream_rows, take_term, watch_marks
 from services.controller.ledger import Ledger, RowChange
@@ -67,12 +68,19 @@ class Controller:
     """One controller process. ``watch`` yields the objects; ``make_state`` a fresh world for an epoch's parity."""
 
     def __init__(
-        self, settings: ControllerSettings, connection: Client, watch: Watch, make_state: Callable[[int], State]
+        self,
+        settings: ControllerSettings,
+        connection: Client,
+        watch: Watch,
+        make_state: Callable[[int], State],
+        election: Election | None = None,
     ) -> None:
+        """``election``: who may try to lead; without one, whoever hears no leader on the bus."""
         self._settings = settings
         self._connection = connection
         self._watch = watch
         self._make_state = make_state
+        self._election = election
         self._jetstream = JetStream(connection)
         self._holder = settings.controller_name or default_controller_name()
         self._tracer = telemetry.get_tracer("controller")
@@ -93,6 +101,8 @@ class Controller:
             group.create_task(self._read_objects())
             group.create_task(self._announce())
             group.create_task(self._lead_or_stand_by())
+            if self._election is not None:
+                group.create_task(self._election.follow())
 
     # -- objects
 
@@ -119,8 +129,26 @@ class Controller:
             await asyncio.sleep(RETRY_SECONDS * (0.5 + random.random()))
 
     async def _take_turn(self) -> None:
-        await self._stand_by()
-        await self._lead()
+        if self._election is None:
+            await self._stand_by()
+            await self._lead()
+            return
+        try:
+            await self._stand_for(self._election)
+            await self._lead()
+        finally:
+            await self._election.resign()
+
+    async def _stand_for(self, election: Election) -> None:
+        """Return when the election is won."""
+        winning = asyncio.create_task(election.win(lambda leader: _log.info("standing by", leader=leader)))
+        try:
+            while not winning.done():
+                self._batches.clear()
+                await asyncio.wait({winning}, timeout=ASK_SECONDS)
+            winning.result()
+        finally:
+            winning.cancel()
 
     async def _stand_by(self) -> None:
         """Return when nobody leads, or whoever did has been silent for too long."""
@@ -159,6 +187,8 @@ class Controller:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(watch_marks(self._connection, term))
                     group.create_task(self._publish_term(term))
+                    if self._election is not None:
+                        group.create_task(self._election.hold())
             finally:
                 self._is_leading = False
 

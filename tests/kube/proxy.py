@@ -1,4 +1,4 @@
-"""A wire between a client and an API server that can be cut, or go silent without being cut."""
+"""A wire between a client and a server that can be cut, or go silent without being cut."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Wire:
         self.made = 0
         self._target_port = target_port
         self._is_cut = False
+        self._left = -1
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -31,6 +32,14 @@ class Wire:
     def hush(self) -> None:
         """Connections stay, and nothing passes: a server that hangs."""
         self._flowing.clear()
+
+    def hush_after(self, count: int) -> None:
+        """Go silent once the client has sent this many bytes more, wherever that falls."""
+        self._left = count
+
+    @property
+    def is_hushed(self) -> bool:
+        return not self._flowing.is_set()
 
     def mend(self) -> None:
         """As at the beginning; what was held back by ``hush`` passes now."""
@@ -48,15 +57,22 @@ class Wire:
             writer.transport.abort()
             return
         self._writers |= {writer, far_writer}
-        for source, sink in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(self._pass_on(source, sink))
+        for source, sink, is_up in ((reader, far_writer, True), (far_reader, writer, False)):
+            task = asyncio.create_task(self._pass_on(source, sink, is_up=is_up))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, is_up: bool) -> None:
         try:
             while data := await source.read(CHUNK_BYTES):
                 await self._flowing.wait()
+                if is_up and 0 <= self._left < len(data):
+                    sink.write(data[: self._left])
+                    data, self._left = data[self._left :], -1
+                    self.hush()
+                    await self._flowing.wait()
+                elif is_up and self._left >= 0:
+                    self._left -= len(data)
                 sink.write(data)
                 await sink.drain()
         except OSError:

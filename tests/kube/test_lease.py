@@ -1,0 +1,185 @@
+"""Several controllers on a real API server and a real NATS: one leads, by a Lease, and only that one is heard."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+
+from schemas import wire
+from schemas.policy import Leader, Revision
+from services.common.jetstream import JetStream
+from services.common.messages import Message
+from tests.bus.controllers import ControllerProcess, ask, controller
+from tests.bus.harness import connected, eventually, run, stored
+from tests.kube.proxy import wire_to
+from tests.kube.servers import ADMIN_TOKEN, KubeServer
+from tests.nats_server import NatsServer
+
+pytestmark = pytest.mark.kube
+
+POLICIES = "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies"
+CLOSED = {"metadata": {"name": "closed"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}}
+PODS = 20
+HALFWAY_BYTES = 20_000
+"""Of a publication of some sixty thousand."""
+
+
+def fill(kube: KubeServer, pods: int) -> None:
+    """Yett's own namespace, and one with pods and a policy."""
+    kube.admin.create_namespace("yett-system")
+    kube.admin.create_namespace("shop")
+    for number in range(pods):
+        kube.admin.create_pod("shop", f"web-{number}", app=f"web-{number % 7}")
+    kube.admin.create(POLICIES, CLOSED)
+
+
+def reading(
+    nats: NatsServer, kube: KubeServer, name: str, **more: str
+) -> AbstractAsyncContextManager[ControllerProcess]:
+    """A controller that reads the cluster."""
+    config = str(kube.kubeconfig("admin", ADMIN_TOKEN))
+    return controller(nats, Path(), name, YETT_MANIFESTS="", YETT_KUBE_CONFIG=config, **more)
+
+
+@asynccontextmanager
+async def two(
+    nats: NatsServer, kube: KubeServer
+) -> AsyncIterator[tuple[ControllerProcess, ControllerProcess, Client, JetStream]]:
+    """A leader that has published, and a standby that has read everything."""
+    fill(kube, PODS)
+    async with connected(nats) as (client, jetstream), reading(nats, kube, "one") as one:
+        await one.until_said("published")
+        async with reading(nats, kube, "two") as other:
+            assert (await other.until_said("standing by"))["leader"] == "one"
+            yield one, other, client, jetstream
+
+
+def moved(before: dict[str, Message], after: dict[str, Message]) -> set[str]:
+    """Subjects that have another last message."""
+    return {s for s, message in after.items() if s not in before or before[s].sequence != message.sequence}
+
+
+async def until_published(client: Client, jetstream: JetStream, subject: str) -> dict[str, Message]:
+    """Everything stored, once a subject is there and a revision covers it."""
+    async with asyncio.timeout(30):
+        while True:
+            found = await stored(client, jetstream)
+            row, revision = found.get(subject), found.get(wire.SUBJECT_REVISION)
+            if row and revision and revision.sequence > row.sequence:
+                return found
+            await asyncio.sleep(0.05)
+
+
+def mark(found: dict[str, Message]) -> Leader:
+    read = wire.decode(wire.SUBJECT_LEADER, found[wire.SUBJECT_LEADER].body)
+    assert isinstance(read, Leader)
+    return read
+
+
+def read_revision(found: dict[str, Message]) -> Revision:
+    read = wire.decode(wire.SUBJECT_REVISION, found[wire.SUBJECT_REVISION].body)
+    assert isinstance(read, Revision)
+    return read
+
+
+def test_a_standby_takes_over_and_publishes_only_its_mark(nats_server: NatsServer, kube: KubeServer) -> None:
+    """The leader is killed: within a few seconds (four of the Lease, and what this machine needs) the other leads, and
+    of all rows only the mark is another."""
+
+    async def scenario() -> None:
+        async with two(nats_server, kube) as (one, other, client, jetstream):
+            before = await stored(client, jetstream)
+            killed = time.monotonic()
+            one.signal(signal.SIGKILL)
+            await other.until_said("leading")
+            print(f"failover after {time.monotonic() - killed:.2f} s")
+            async with asyncio.timeout(10):
+                while (await ask(client)).revision != 1:  # noqa: ASYNC110  the leader's to say
+                    await asyncio.sleep(0.02)
+            after = await stored(client, jetstream)
+            assert moved(before, after) == {wire.SUBJECT_LEADER} and before.keys() == after.keys()
+            assert (mark(after).holder, mark(after).term) == ("two", 2)
+
+    run(scenario(), 120)
+
+
+def test_a_leader_that_ends_gives_its_lease_back(nats_server: NatsServer, kube: KubeServer) -> None:
+    """On SIGTERM the Lease has no holder, and the standby takes it without waiting for it to run out."""
+
+    async def scenario() -> None:
+        async with two(nats_server, kube) as (one, other, _, _):
+            one.signal(signal.SIGTERM)
+            await one.process.wait()
+            await other.until_said("leading")
+            path = "/apis/coordination.k8s.io/v1/namespaces/yett-system/leases/yett-controller"
+            lease: Any = kube.admin.call("GET", path)
+            assert lease["spec"]["holderIdentity"] == "two" and lease["spec"]["leaseTransitions"] >= 1
+            assert not one.said("the lease was not given back")
+
+    run(scenario(), 120)
+
+
+def test_a_leader_paused_in_mid_publication_changes_nothing_after(nats_server: NatsServer, kube: KubeServer) -> None:
+    """It is stopped for longer than its Lease with half of its rows on the way; the other leads and finishes what it
+    began; when it goes on and the rest arrives, not one message of it enters the stream, and it stands by."""
+
+    async def scenario() -> None:
+        fill(kube, 100)
+        async with (
+            wire_to(nats_server.port) as wire,
+            connected(nats_server) as (client, jetstream),
+            reading(nats_server, kube, "one", YETT_NATS_URL=f"nats://127.0.0.1:{wire.port}") as one,
+        ):
+            await one.until_said("published")
+            start = await stored(client, jetstream)
+            async with reading(nats_server, kube, "two") as other:
+                await other.until_said("standing by")
+                wire.hush_after(HALFWAY_BYTES)
+                # A ruleset, then a hundred endpoints that flip to it.
+                spec = {"podSelector": {}, "policyTypes": ["Egress"]}
+                kube.admin.create(POLICIES, {"metadata": {"name": "split"}, "spec": spec})
+                await eventually(lambda: wire.is_hushed, 20)
+                one.signal(signal.SIGSTOP)
+                halfway = await stored(client, jetstream)
+                assert read_revision(halfway).number == 1 and 2 < len(moved(start, halfway)) < 90
+                await other.until_said("leading")
+                await other.until_said("published")
+                before = await stored(client, jetstream)
+                assert mark(before).holder == "two" and read_revision(before).number == 2
+                assert len(moved(start, before)) > 100
+                wire.mend()
+                one.signal(signal.SIGCONT)
+                assert (await one.until_said("standing by"))["leader"] == "two" and one.said("term over")
+                assert moved(before, await stored(client, jetstream)) == set()
+
+    run(scenario(), 150)
+
+
+def test_without_the_api_server_the_leader_goes_on(nats_server: NatsServer, kube: KubeServer) -> None:
+    """It cannot renew its Lease and nobody can take it: it leads, and says since when its knowledge is stale; when the
+    server is back it renews, hears, and no term has ended."""
+
+    async def scenario() -> None:
+        async with two(nats_server, kube) as (one, other, client, jetstream):
+            kube.apiserver.stop(signal.SIGKILL)
+            async with asyncio.timeout(40):
+                while not (stale := (await ask(client)).problems):  # noqa: ASYNC110  the leader's to say
+                    await asyncio.sleep(0.1)
+            assert all("stale since" in problem.message for problem in stale)
+            kube.start_apiserver()
+            kube.admin.create(POLICIES, {**CLOSED, "metadata": {"name": "later"}})
+            found = await until_published(client, jetstream, wire.subject_source("NetworkPolicy", "shop", "later"))
+            assert mark(found).term == 1 and not one.said("term over") and not other.said("leading")
+            async with asyncio.timeout(20):
+                while (await ask(client)).problems:  # noqa: ASYNC110  the leader's to say
+                    await asyncio.sleep(0.1)
+
+    run(scenario(), 150)
