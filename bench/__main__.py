@@ -1,7 +1,7 @@
 """``python -m bench [PART...]``: every figure beside its bound, measured in one run.
 
 ``pipeline``: on the demo's lab, from manifest or answer to packets. ``datapath``: one packet's cost in the kernel.
-``verdicts``: from the ring to NATS.
+``verdicts``: from the ring to NATS. ``spans``: what tracing costs.
 Without a part, all of them. Prints a table, writes ``build/bench.json``, ends with status 1 if a bound is missed.
 """
 
@@ -18,6 +18,7 @@ from rich.table import Table
 
 from bench import datapath
 from bench.bounds import Measured, judge_pipeline
+from bench.spans import measure_spans
 from bench.verdicts import measure_verdicts
 from services.demo import figures
 from services.demo.app import owned_run, until_signalled
@@ -72,6 +73,7 @@ def main(asked: list[str]) -> int:
     parts: dict[str, Callable[[], list[Measured]]] = {
         "datapath": measure_datapath,
         "verdicts": measure_verdicts,
+        "spans": measure_spans,
         "pipeline": lambda: judge_pipeline(measure_pipeline(console)),
     }
     unknown = [part for part in asked if part not in parts]

@@ -44,6 +44,8 @@ class VerdictEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     unix_nanos: int = 0
     suppressed: int = 0
     count: int = 1
+    peer_identity: int = 0
+    """The other side's, 0 for the world."""
     varies: bool = False
     applied_trace: str = ""
     learned_trace: str = ""

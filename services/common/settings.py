@@ -21,7 +21,7 @@ CONFIG_VARIABLE = "YETT_CONFIG"
 
 Count = Annotated[int, Meta(ge=1)]
 LogLevel = Literal["debug", "info", "warning", "error"]
-Exporter = Literal["off", "console", "otlp"]
+Exporter = Literal["auto", "off", "console", "otlp"]
 Mode = Literal["standard", "strict"]
 
 
@@ -43,7 +43,14 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: LogLevel = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
     """auto: for people on a terminal, JSON elsewhere."""
-    otel_exporter: Exporter = "off"
+    otel_exporter: Exporter = "auto"
+    """auto: otlp if an endpoint is set, here or by OpenTelemetry's own variables, else off."""
+    otel_endpoint: str = ""
+    """Base URL of a collector; empty: OTEL_EXPORTER_OTLP_ENDPOINT."""
+    otel_protocol: Literal["", "http/protobuf", "grpc"] = ""
+    """Empty: OTEL_EXPORTER_OTLP_PROTOCOL, else http/protobuf."""
+    otel_queue: Count = 2_048
+    """Spans that wait for the collector; what does not fit is dropped, and counted."""
 
 
 class ControllerSettings(CommonSettings, frozen=True, kw_only=True):
@@ -84,6 +91,8 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     """A denial is told at once, those like it as a count every so many seconds."""
     allow_ratio: Annotated[float, Meta(ge=0, le=1)] = 1.0
     """Share of the allowed flows that are told."""
+    span_allow_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Share of the allowed flows told that become spans too; denials all do."""
     map_flows: Count = 262_144
     map_resolutions: Count = 65_536
     map_ipcache: Count = 262_144

@@ -6,31 +6,37 @@ different processes can be joined.
 
 from __future__ import annotations
 
-import importlib
-import sys
+import os
 from collections.abc import Iterable
+from functools import lru_cache
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.trace import Link, Span, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from schemas import wire
-from services.common.settings import CommonSettings, SettingsError
+from services.common.exporting import Emitter, add_exporter
+from services.common.settings import CommonSettings
 
 _propagator = TraceContextTextMapPropagator()
 
 
-def setup_telemetry(settings: CommonSettings, service: str) -> None:
-    """Configure the process's tracer provider; SettingsError if the exporter asked for is not installed."""
-    provider = TracerProvider(resource=Resource.create({"service.name": f"yett-{service}"}))
-    exporter = _make_exporter(settings)
-    if exporter is not None:
-        provider.add_span_processor(BatchSpanProcessor(exporter))
+def setup_telemetry(settings: CommonSettings, service: str) -> Emitter | None:
+    """Configure the process's tracer provider; SettingsError if the exporter asked for cannot be had.
+
+    Returns what takes finished spans, None where nothing is exported.
+    """
+    attributes = {"service.name": f"yett-{service}", "service.instance.id": f"{os.uname().nodename}-{os.getpid()}"}
+    node = getattr(settings, "node", "")
+    if node:
+        attributes["k8s.node.name"] = node
+    provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
+    emitter = add_exporter(provider, settings, scope=f"yett.{service}")
     trace.set_tracer_provider(provider)
+    return emitter
 
 
 def get_tracer(name: str) -> Tracer:
@@ -61,18 +67,10 @@ def extract(text: str) -> Context:
 
 def links(texts: Iterable[str]) -> list[Link]:
     """Links to the spans of these traceparents; unusable ones are left out."""
-    contexts = (trace.get_current_span(extract(text)).get_span_context() for text in texts)
-    return [Link(context) for context in contexts if context.is_valid]
+    return [link for text in texts if (link := _make_link(text)) is not None]
 
 
-def _make_exporter(settings: CommonSettings) -> SpanExporter | None:
-    if settings.otel_exporter == "off":
-        return None
-    if settings.otel_exporter == "console":
-        return ConsoleSpanExporter(out=sys.stderr)
-    try:
-        module = importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-    except ImportError as error:
-        raise SettingsError("YETT_OTEL_EXPORTER", "otlp needs opentelemetry-exporter-otlp-proto-http") from error
-    exporter: SpanExporter = module.OTLPSpanExporter()
-    return exporter
+@lru_cache(maxsize=4096)
+def _make_link(text: str) -> Link | None:
+    context = trace.get_current_span(extract(text)).get_span_context()
+    return Link(context) if context.is_valid else None

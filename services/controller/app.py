@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from opentelemetry.util.types import AttributeValue
 
 from schemas import wire
 from schemas.status import AgentStatus, ControllerStatus
@@ -34,6 +35,7 @@ from services.controller.leader import Term, TermEndedError, read_mark, read_str
 from services.controller.ledger import Ledger, RowChange
 from services.controller.manifests import ManifestEvent
 from services.controller.policy.diff import diff
+from services.controller.policy.parse import identify
 from services.controller.publisher import Publisher
 
 ANNOUNCE_SECONDS = 1.0
@@ -47,6 +49,9 @@ RETRY_SECONDS = 0.5
 
 TermOver = (TermEndedError, WindowError, JetStreamError, nats.errors.Error, ConnectionError)
 """What ends a term, and not the process."""
+
+OBJECTS_NAMED = 20
+"""Changed objects that a span lists."""
 
 STATUS_HEADERS = wire.headers_for(ControllerStatus(holder=""))
 
@@ -108,7 +113,8 @@ class Controller:
 
     async def _read_objects(self) -> None:
         async for events in self._watch():
-            with self._tracer.start_as_current_span("manifests changed", attributes={"yett.events": len(events)}):
+            attributes: dict[str, AttributeValue] = {"yett.events": len(events), "yett.objects": _name_objects(events)}
+            with self._tracer.start_as_current_span("objects changed", attributes=attributes):
                 self._inventory.take(events)
                 self._batches.append(Batch(events, telemetry.traceparent()))
             self._read_once.set()
@@ -231,9 +237,18 @@ class Controller:
                 await self._publish(publisher, ledger, state, changes, batches)
                 await asyncio.sleep(started + self._settings.revision_interval_millis / 1000 - self._now())
                 batches = await self._next_batches()
-                for batch in batches:
-                    self._inventory.follow(state, batch.events)
-                changes = list(state.changes())
+                changes = self._compile(state, batches)
+
+    def _compile(self, state: State, batches: list[Batch]) -> list[RowChange]:
+        """The rows that these batches change; what it took is in the first one's trace, as the revision will be."""
+        context = telemetry.extract(batches[0].trace)
+        with self._tracer.start_as_current_span("parse objects", context):
+            for batch in batches:
+                self._inventory.follow(state, batch.events)
+        with self._tracer.start_as_current_span("compile policies", context) as span:
+            changes = list(state.changes())
+            span.set_attribute("yett.rows", len(changes))
+        return changes
 
     async def _next_batches(self) -> list[Batch]:
         while not self._batches:
@@ -312,6 +327,12 @@ class Controller:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _name_objects(events: list[ManifestEvent]) -> list[str]:
+    """``Kind namespace/name`` of the first few."""
+    keys = [event.gone or identify(event.obj) for event in events[:OBJECTS_NAMED] if event.gone or event.obj]
+    return [f"{key[0]} {key[1]}/{key[2]}".replace(" /", " ") for key in keys if key]
 
 
 def _read_holder(reply: Msg) -> str:

@@ -17,7 +17,7 @@ from services.demo.state import Process, is_alive
 from services.demo.topology import NODES, Node
 
 CONTROLLER = "controller"
-INHERITED = frozenset({"YETT_BPF_SOURCES", "YETT_LOG_LEVEL", "YETT_OTEL_EXPORTER"})
+INHERITED = frozenset({"YETT_BPF_SOURCES", "YETT_LOG_LEVEL", "YETT_OTEL_EXPORTER", "YETT_SPAN_ALLOW_RATIO"})
 """What a user may want to say to every service; the rest would lead them out of the lab."""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import nats.errors
 from nats.aio.client import Client
 from opentelemetry.trace import SpanKind
+from opentelemetry.util.types import AttributeValue
 
 from schemas import wire
 from schemas.policy import Config, DomainRow
@@ -100,9 +101,12 @@ class App:
             self._refuse(error.reason.name.lower(), error)
             return
         self._compare(event, answer)
-        await self._observe(event, answer)
-        if event.learned or event.reason not in _NOT_BELIEVED:
-            self._publish(self._recorder.note(answer, str(event.endpoint), boottime_seconds()), event)
+        with _tracer.start_as_current_span(
+            "dns answer", kind=SpanKind.INTERNAL, attributes=_describe(event, answer), start_time=_unix_nanos(event)
+        ):
+            await self._observe(event, answer)
+            if event.learned or event.reason not in _NOT_BELIEVED:
+                self._publish(self._recorder.note(answer, str(event.endpoint), boottime_seconds()), event)
 
     def _compare(self, event: ResolutionEvent, answer: Answer) -> None:
         if event.is_complete and event.answers != len(answer.records):
@@ -122,7 +126,7 @@ class App:
             return
         try:
             await self._connection.publish(
-                wire.subject_observed(self._node), wire.encode(observed), headers=wire.headers_for(observed)
+                wire.subject_observed(self._node), wire.encode(observed), headers=inject(wire.headers_for(observed))
             )
         except (nats.errors.Error, OSError):
             self._counters["observed_dropped"] += 1
@@ -262,6 +266,17 @@ class MemoryFile:
             beside.replace(self._path)
         except OSError as error:
             _log.warning("memory not saved", file=str(self._path), problem=str(error))
+
+
+def _describe(event: ResolutionEvent, answer: Answer) -> dict[str, AttributeValue]:
+    return {
+        "dns.question.name": answer.name,
+        "dns.answers": answer.addresses,
+        "server.address": event.resolver,
+        "yett.endpoint": event.endpoint,
+        "yett.learned": event.learned,
+        "yett.reason": _reason_name(event.reason) if event.reason else "learned",
+    }
 
 
 def _reason_name(reason: int) -> str:

@@ -26,8 +26,8 @@ def main(arguments: list[str]) -> int:
     try:
         settings = load_settings(NodeagentSettings)
         setup_logging(settings, "nodeagent")
-        setup_telemetry(settings, "nodeagent")
-        status = _detach(settings) if arguments == ["detach"] else run(lambda: App(settings).run())
+        emitter = setup_telemetry(settings, "nodeagent")
+        status = _detach(settings) if arguments == ["detach"] else run(lambda: App(settings, emitter).run())
     except* UNUSABLE as group:
         for error in group.exceptions:
             print(f"nodeagent: {error}", file=sys.stderr)

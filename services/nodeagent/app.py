@@ -14,28 +14,31 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
+from opentelemetry.trace import Span, SpanKind
+from opentelemetry.util.types import AttributeValue
 
 from schemas import wire
-from schemas.resolution import Resolution
 from schemas.status import AgentStatus, Problem
 from schemas.terms import NodeName, RevisionNumber
 from services.common import nats as bus
+from services.common.exporting import Emitter
 from services.common.follow import Follower
 from services.common.log import get_logger
 from services.common.messages import Item, Position, Reset
 from services.common.settings import NodeagentSettings
-from services.common.telemetry import extract, get_tracer, traceparent
+from services.common.telemetry import extract, get_tracer, links, traceparent
 from services.nodeagent import links as interfaces
 from services.nodeagent import loader, replica, strict
 from services.nodeagent.datapath import Datapath, boottime_seconds
 from services.nodeagent.enforcer import Enforcer, Place
 from services.nodeagent.links import Links, Snapshot
-from services.nodeagent.namebus import NameBus
+from services.nodeagent.namebus import HeardName, NameBus
 from services.nodeagent.names import BusNames
 from services.nodeagent.netlink import detach_all
 from services.nodeagent.nftwatch import NftWatch
@@ -46,6 +49,7 @@ from services.nodeagent.statefile import StateFile
 from services.nodeagent.tables import Tables
 from services.nodeagent.verdictbus import Shares, VerdictBus
 from services.nodeagent.verdicts import Storyteller
+from services.nodeagent.verdictspans import VerdictSpans
 from services.nodeagent.wanted import Limits
 
 STATUS_SECONDS = 1.0
@@ -134,7 +138,7 @@ class Mailbox:
 class App:
     """One node's agent."""
 
-    def __init__(self, settings: NodeagentSettings) -> None:
+    def __init__(self, settings: NodeagentSettings, emitter: Emitter | None = None) -> None:
         self._settings = settings
         self._node = NodeName(settings.node)
         self._started = time.time_ns()
@@ -147,6 +151,9 @@ class App:
         self._storyteller = Storyteller(self._node)
         shares = Shares(settings.denial_seconds, settings.allow_ratio)
         self._verdicts = VerdictBus(self._node, self._storyteller, shares)
+        self._spans = VerdictSpans(emitter, settings.span_allow_ratio) if emitter else None
+        if self._spans:
+            self._verdicts.sinks.append(self._spans)
         self._position: Position | None = None
         self._status_due = asyncio.Event()
         self._save_due = asyncio.Event()
@@ -240,10 +247,9 @@ class App:
         self, state: PolicyState, keys: Mapping[str, frozenset[Any]] | None, snapshot: Snapshot, *, is_new: bool
     ) -> None:
         began = time.monotonic()
-        with _tracer.start_as_current_span("apply revision", context=extract(state.trace)) as span:
+        with self._start_span(state, is_new=is_new) as span:
             done = await self._enforcer.enforce(state, keys, snapshot, self._prepared)
-            span.set_attribute("yett.revision", state.number)
-            span.set_attribute("yett.node", self._node)
+            span.set_attribute("yett.enforced", done)
             trace = traceparent(span)
         if done:
             self._note_enforced(state, trace if is_new else self._trace)
@@ -258,6 +264,14 @@ class App:
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._mailbox.put_state, state, None)
         self._status_due.set()
         await self._links.set_judged(self._enforcer.judged())
+
+    def _start_span(self, state: PolicyState, *, is_new: bool) -> AbstractContextManager[Span]:
+        """A revision's application is part of its change's trace; a new interface only refers to it."""
+        attributes: dict[str, AttributeValue] = {"yett.revision": state.number, "k8s.node.name": self._node}
+        if is_new:
+            context = extract(state.trace)
+            return _tracer.start_as_current_span("apply revision", context, SpanKind.CONSUMER, attributes=attributes)
+        return _tracer.start_as_current_span("apply interfaces", attributes=attributes, links=links([state.trace]))
 
     async def _prepared(self, tables: Tables, state: PolicyState) -> None:
         """Names that new patterns already have are written before the flip that uses them."""
@@ -388,11 +402,18 @@ class App:
     def _take_applied(self, applied: Applied) -> None:
         self._mailbox.put_state(applied.state, applied.keys if self._enforcer.is_enforcing else None)
 
-    async def _hear(self, subject: str, resolution: Resolution, age_seconds: float) -> None:
+    async def _hear(self, heard: HeardName) -> None:
         now = boottime_seconds()
-        for lesson in self._names.hear(subject, resolution, age_seconds=age_seconds, now=now):
-            self._datapath.learn(lesson.address, lesson.row, lesson.expires)
-            self._storyteller.note_lesson(lesson)
+        lessons = self._names.hear(heard.subject, heard.resolution, age_seconds=heard.age_seconds, now=now)
+        if not lessons:
+            return
+        attributes = {"dns.question.name": heard.resolution.name, "k8s.node.name": self._node}
+        context = extract(heard.trace)
+        with _tracer.start_as_current_span("learn name", context, SpanKind.CONSUMER, attributes=attributes) as span:
+            trace = traceparent(span)
+            for lesson in lessons:
+                self._datapath.learn(lesson.address, lesson.row, lesson.expires)
+                self._storyteller.note_lesson(lesson, trace)
 
     async def _follow_names(self, connection: Client) -> None:
         """Subscriptions follow the patterns; after a reconnection what was published meanwhile is read."""

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime
 
 import nats.errors
@@ -31,8 +32,18 @@ MAX_FILTERS = 256
 HISTORY_SECONDS = 5.0
 """A history that takes longer is left: the recorders publish what is in use again."""
 
-Hear = Callable[[str, Resolution, float], Awaitable[None]]
-"""(subject, resolution, age in seconds)."""
+
+@dataclass(frozen=True, slots=True)
+class HeardName:
+    """A resolution as it came. ``age_seconds``: since the server stored it; ``trace``: its sender's traceparent."""
+
+    subject: str
+    resolution: Resolution
+    age_seconds: float = 0.0
+    trace: str = ""
+
+
+Hear = Callable[[HeardName], Awaitable[None]]
 
 _log = get_logger("namebus")
 
@@ -104,12 +115,13 @@ class NameBus:
     async def _on_stored(self, message: Message, ahead: float) -> None:
         if not message.is_delete:
             age_seconds = time.time() + ahead - message.unix_nanos / 1e9
-            await self._decode(message.subject, message.body, age_seconds)
+            await self._decode(message.subject, message.body, age_seconds=age_seconds, trace=message.trace)
 
     async def _on_live(self, message: Msg) -> None:
-        await self._decode(message.subject, message.data, 0.0)
+        trace = (message.headers or {}).get(wire.HEADER_TRACE, "")
+        await self._decode(message.subject, message.data, age_seconds=0.0, trace=trace)
 
-    async def _decode(self, subject: str, body: bytes, age_seconds: float) -> None:
+    async def _decode(self, subject: str, body: bytes, *, age_seconds: float, trace: str) -> None:
         try:
             resolution = wire.decode(subject, body)
         except wire.WireError as error:
@@ -117,7 +129,7 @@ class NameBus:
             return
         if isinstance(resolution, Resolution):
             try:
-                await self._hear(subject, resolution, age_seconds)
+                await self._hear(HeardName(subject, resolution, age_seconds, trace))
             except wire.WireError as error:
                 self._refuse(error)
 

@@ -162,6 +162,7 @@ class Storyteller:
             unix_nanos=unix_nanos,
             suppressed=record.suppressed if suppressed is None else suppressed,
             count=count,
+            peer_identity=record.peer_identity,
             varies=varies,
             applied_trace=self._applied.get(record.revision, ""),
             learned_trace=named.trace,

@@ -21,7 +21,7 @@ def test_defaults_are_those_of_the_struct() -> None:
     settings = load_settings(ControllerSettings, {"YETT_MANIFESTS": "/m"})
     assert settings == ControllerSettings(manifests="/m")
     assert settings.nats_url == "nats://127.0.0.1:4222" and settings.revision_interval_millis == 50
-    assert settings.otel_exporter == "off"
+    assert settings.otel_exporter == "auto"
 
 
 def test_variables_are_read_by_the_fields_name() -> None:

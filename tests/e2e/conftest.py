@@ -7,7 +7,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -85,14 +86,23 @@ class Running:
         return self.settle(before)
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
-    """A pipeline under default deny, for one module's tests to ill-treat; gone afterwards."""
+@contextmanager
+def start_running(before_services: Callable[[Running], None] = lambda running: None) -> Iterator[Running]:
+    """A pipeline under default deny, gone afterwards. ``before_services``: called when the lab stands."""
     with owned_run() as run, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         demo = Demo(run, Console(stderr=True), Options())
         runner.run(demo.build())
+        running = Running(demo, runner)
+        before_services(running)
         try:
             runner.run(demo.start_services())
-            yield Running(demo, runner)
+            yield running
         finally:
             runner.run(demo.close())
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    """For one module's tests to ill-treat."""
+    with start_running() as started:
+        yield started

@@ -1,0 +1,170 @@
+"""One verdict, one story: from a denied or allowed curl to the change that decided and the answer that named it.
+
+Three kinds of processes on two nodes, and a receiver of OTLP that is not ours.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from schemas.terms import Verdict
+from services.demo import servers, topology
+from services.demo.bus import wait_for
+from services.demo.figures import FreshNames, ask, open_questions
+from services.demo.lab import in_namespace
+from services.demo.state import Process, is_alive
+from services.demo.traffic import Traffic
+from tests.e2e.conftest import Running, start_running
+from tests.e2e.spans import Span, Spans
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+PORT = 4318
+ASKER, USER, STRANGER = (topology.find_pod(key) for key in ("figures/prober", "figures/prober-b", "app/curl-frontend"))
+SWITCH = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: change-{number}, namespace: app}}
+spec:
+  podSelector: {{}}
+  policyTypes: [Egress]
+  egress:
+    - to: [{{ipBlock: {{cidr: "203.0.113.{number}/32"}}}}]
+    - ports: [{{protocol: UDP, port: 53}}]
+"""
+
+
+def start_receiver(running: Running) -> Process:
+    """In the fabric, where host and nodes reach it."""
+    run, lab = running.demo.run, running.demo.lab
+    command = in_namespace(lab.fabric, sys.executable, "-m", "tests.otlp_receiver", str(PORT))
+    process = servers.start_process(run, "otlp", command)
+    servers.wait_until(run, process, lambda: "ready" in (run.logs / "otlp.log").read_text())
+    return process
+
+
+@pytest.fixture(scope="module")
+def traced() -> Iterator[Running]:
+    """A pipeline whose spans go to the receiver, every allowed flow's among them."""
+
+    def before_services(running: Running) -> None:
+        start_receiver(running)
+        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://{running.demo.run.fabric_address}:{PORT}"
+        os.environ["YETT_SPAN_ALLOW_RATIO"] = "1"
+
+    try:
+        with start_running(before_services) as running:
+            running.apply("figures.yaml")
+            yield running
+    finally:
+        os.environ.pop("OTEL_EXPORTER_OTLP_ENDPOINT", None)
+        os.environ.pop("YETT_SPAN_ALLOW_RATIO", None)
+
+
+@pytest.fixture
+def spans(traced: Running) -> Spans:
+    return Spans(traced.demo.run.logs / "otlp.log")
+
+
+def connect(running: Running, pod: topology.Pod, address: str, name: str) -> bool:
+    return running.run(Traffic(running.demo.lab).connect(pod, name, 80, address)).is_open
+
+
+def resolve(running: Running, pod: topology.Pod, name: str) -> None:
+    with open_questions(running.demo.lab, pod) as questions:
+        ask(questions, name)
+
+
+def find_verdict(spans: Spans, pod: topology.Pod, address: str, verdict: Verdict) -> Span:
+    wanted = {"k8s.pod.name": pod.name, "destination.address": address, "yett.verdict": verdict.name.lower()}
+    return spans.find(f"{verdict.name} of {pod.key}", lambda one: wanted.items() <= one.attributes.items())
+
+
+def test_a_denied_curl_leads_to_the_change_of_the_revision_in_force(traced: Running, spans: Spans) -> None:
+    """Verdict -> application of that very revision on that node -> publication -> the manifest that changed."""
+    revision = traced.apply("change-7.yaml", SWITCH.format(number=7))
+    assert not connect(traced, STRANGER, "203.0.113.9", "203.0.113.9")
+    verdict = find_verdict(spans, STRANGER, "203.0.113.9", Verdict.DENY)
+    assert verdict.attributes["k8s.namespace.name"] == "app"
+    assert verdict.attributes["network.transport"] == "tcp"
+    assert int(verdict.attributes["destination.port"]) == 80
+    assert verdict.attributes["yett.policy"] == "app/change-7"
+    applied = spans.linked(verdict)["apply revision"]
+    assert int(applied.attributes["yett.revision"]) == int(verdict.attributes["yett.revision"]) == revision
+    assert applied.attributes["k8s.node.name"] == verdict.attributes["k8s.node.name"] == STRANGER.node.name
+    published = spans.parent(applied)
+    changed = spans.parent(published)
+    assert (published.name, changed.name) == ("publish revision", "objects changed")
+    assert "NetworkPolicy app/change-7" in str(changed.attributes["yett.objects"])
+
+
+def test_a_change_is_one_trace_with_an_application_on_each_node(traced: Running, spans: Spans) -> None:
+    """Watched, parsed, compiled, published, applied twice: all under one trace id."""
+    revision = traced.apply("change-8.yaml", SWITCH.format(number=8))
+    for node in topology.NODES:
+        wanted = {"yett.revision": str(revision), "k8s.node.name": node.name}
+        applied = spans.find(
+            f"application on {node.name}",
+            lambda one, wanted=wanted: one.name == "apply revision" and wanted.items() <= one.attributes.items(),
+        )
+        for name in ("objects changed", "parse objects", "compile policies", "publish revision"):
+            spans.find(name, lambda one, name=name, trace=applied.trace: (one.name, one.trace) == (name, trace))
+
+
+def test_an_allowed_name_leads_to_the_answer_on_the_other_node(traced: Running, spans: Spans) -> None:
+    """Verdict on one node -> lesson there -> publication -> the last answer that was news, on the node that asked."""
+    names = FreshNames()
+    name, address = names.take()
+    resolve(traced, ASKER, name)
+    deadline = time.monotonic() + 10
+    while not connect(traced, USER, address, name):
+        assert time.monotonic() < deadline, "the name did not reach the other node"
+    verdict = find_verdict(spans, USER, address, Verdict.ALLOW)
+    assert verdict.attributes["dns.question.name"] == name
+    assert verdict.attributes["yett.learned_by"] == ASKER.node.name
+    learned = spans.linked(verdict)["learn name"]
+    assert learned.attributes["k8s.node.name"] == USER.node.name
+    published = spans.parent(learned)
+    answered = spans.parent(published)
+    assert (published.name, answered.name) == ("publish resolution", "dns answer")
+    assert answered.attributes["dns.question.name"] == name
+
+
+def test_a_name_of_ones_own_leads_to_ones_own_answer(traced: Running, spans: Spans) -> None:
+    """On the node that asked, the verdict is linked with the recorder's span itself; a denial is too."""
+    names = FreshNames()
+    name, address = (names.take(), names.take())[1]
+    resolve(traced, ASKER, name)
+    assert connect(traced, ASKER, address, name)
+    linked = spans.linked(find_verdict(spans, ASKER, address, Verdict.ALLOW))
+    assert linked["dns answer"].attributes["dns.question.name"] == name
+    resolve(traced, STRANGER, name)
+    assert not connect(traced, STRANGER, address, name)
+    denied = find_verdict(spans, STRANGER, address, Verdict.DENY)
+    assert denied.attributes["dns.question.name"] == name
+    assert spans.linked(denied)["dns answer"].attributes["dns.question.name"] == name
+
+
+def test_the_receiver_may_die_and_come_back(traced: Running, spans: Spans) -> None:
+    """Verdicts go on without it, and the next ones reach the one that is started again."""
+    receiver = next(one for one in reversed(traced.demo.run.state.processes) if one.name == "otlp")
+    os.kill(receiver.pid, signal.SIGKILL)
+    assert not connect(traced, STRANGER, "203.0.113.21", "203.0.113.21")
+    heard = traced.run(find_heard(traced, "203.0.113.21"))
+    assert heard and not is_alive(receiver)
+    start_receiver(traced)
+    assert not connect(traced, STRANGER, "203.0.113.22", "203.0.113.22")
+    find_verdict(spans, STRANGER, "203.0.113.22", Verdict.DENY)
+
+
+async def find_heard(running: Running, address: str) -> bool:
+    """Whether a verdict on an address was published."""
+    bus = running.demo.bus
+    found = await wait_for(lambda: bus.find_verdicts(0, lambda event: event.destination_address == address), 10)
+    return bool(found)
