@@ -8,7 +8,7 @@ STAMP := .venv/.yett-setup
 APT := python3-bpfcc bpftool linux-libc-dev libbpf1 python3-venv \
        knot unbound knot-dnsutils bind9-dnsutils nftables iproute2 curl procps openssl
 
-.PHONY: help setup packages demo test test-fast test-kube kube-assets check bench detach clean requirements
+.PHONY: help setup packages demo test test-fast soak test-kube kube-assets check bench detach clean requirements
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,7 +48,7 @@ test: setup kube-assets ## Every ring: pure, kernel, nats, e2e, kube; prints sec
 	@$(PYTHON) tests/run_rings.py pure kernel nats e2e kube
 
 test-fast: setup check ## check, then the pure and kernel rings; at most 3 minutes
-	@$(PYTHON) tests/run_rings.py pure kernel
+	@YETT_TWIN_CLUSTERS=200 $(PYTHON) tests/run_rings.py pure kernel
 
 test-kube: setup kube-assets ## The ring against a real API server, which is built once (about 5 minutes)
 	@$(PYTHON) tests/run_rings.py kube
@@ -56,6 +56,9 @@ test-kube: setup kube-assets ## The ring against a real API server, which is bui
 # The ring says what is missing, and fails where YETT_REQUIRE asks for it.
 kube-assets:
 	@tests/kube/assets.sh >/dev/null || true
+
+soak: setup ## The proofs of make test ten times over, for hours (root); ONLY=twins|learner|ports SEED=n
+	@$(PYTHON) tests/run_soak.py $(ONLY) $(if $(SEED),--seed $(SEED))
 
 check: setup ## ruff, mypy --strict, import contracts
 	@failed=; for each in "ruff check" "ruff format --check" mypy lint-imports; do \
