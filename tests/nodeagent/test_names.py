@@ -16,7 +16,7 @@ from services.common.jetstream import JetStream
 from services.common.settings import RecorderSettings
 from services.common.streams import ensure_stream, resolution_stream
 from services.nodeagent.guard import build_guard
-from services.nodeagent.namebus import MAX_FILTERS, NameBus, make_filters
+from services.nodeagent.namebus import MAX_FILTERS, HeardName, NameBus, make_filters
 from services.nodeagent.names import BusNames, Guard
 from tests.nats_server import NatsServer, nats_server
 
@@ -148,8 +148,8 @@ def test_history_and_live_names_are_heard_once_a_pattern_is_followed(nats_server
         heard: list[tuple[str, float]] = []
         arrived = asyncio.Event()
 
-        async def listen(subject: str, told: Resolution, age_seconds: float) -> None:
-            heard.append((told.name, age_seconds))
+        async def listen(told: HeardName) -> None:
+            heard.append((told.resolution.name, told.age_seconds))
             arrived.set()
 
         async def publish(name: str) -> None:
@@ -185,8 +185,8 @@ def test_a_message_that_does_not_decode_is_counted_and_skipped(nats_server: Nats
         await ensure_stream(JetStream(connection), resolution_stream(max_bytes=1 << 20))
         heard: list[str] = []
 
-        async def listen(subject: str, told: Resolution, age_seconds: float) -> None:
-            heard.append(told.name)
+        async def listen(told: HeardName) -> None:
+            heard.append(told.resolution.name)
 
         subject = wire.subject_resolution(NodeName("node-b"), "a.example.com")
         await connection.jetstream().publish(subject, b'{"name": 5}')
