@@ -65,7 +65,7 @@ check: setup ## ruff, mypy --strict, import contracts
 		.venv/bin/$$each || failed="$$failed, $$each"; done; \
 	[ -z "$$failed" ] || { echo "check: failed: $${failed#, }"; exit 1; }
 
-bench: setup ## The figures, as ratios in one run (root); ONLY=pipeline|datapath|verdicts|spans
+bench: setup ## The figures, as ratios in one run (root); ONLY=core|scenarios|pipeline|datapath|verdicts|spans
 	@$(PYTHON) -m bench $(ONLY)
 
 detach: setup ## Remove what a demo left behind: processes, namespaces, pinned maps

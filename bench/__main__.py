@@ -1,7 +1,8 @@
 """``python -m bench [PART...]``: every figure beside its bound, measured in one run.
 
 ``pipeline``: on the demo's lab, from manifest or answer to packets. ``datapath``: one packet's cost in the kernel.
-``verdicts``: from the ring to NATS. ``spans``: what tracing costs.
+``verdicts``: from the ring to NATS. ``spans``: what tracing costs. ``core``: from objects to rows, at four sizes.
+``scenarios``: ``yett test`` by both engines.
 Without a part, all of them. Prints a table, writes ``build/bench.json``, ends with status 1 if a bound is missed.
 """
 
@@ -16,8 +17,8 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench import datapath
-from bench.bounds import Measured, judge_pipeline
+from bench import core, datapath, scenarios
+from bench.bounds import Measured, judge_core, judge_pipeline, judge_scenarios
 from bench.spans import measure_spans
 from bench.verdicts import measure_verdicts
 from services.demo import figures
@@ -71,6 +72,8 @@ def main(asked: list[str]) -> int:
     """Exit status: 1 if a bound is missed, 2 if a part is unknown or cannot run here."""
     console = Console()
     parts: dict[str, Callable[[], list[Measured]]] = {
+        "core": lambda: judge_core(core.measure()),
+        "scenarios": lambda: judge_scenarios(scenarios.measure()),
         "datapath": measure_datapath,
         "verdicts": measure_verdicts,
         "spans": measure_spans,

@@ -1,14 +1,24 @@
-"""The bounds of the pipeline's figures: pure, so that a test can hold them."""
+"""The bounds of the pipeline's and the core's figures: pure, so that a test can hold them."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 SWITCH_P50_MILLIS = 20.0
 SHARE_P50_RATIO = 8.0
 SHARE_P99_RATIO = 40.0
 """To the p50 of the bare NATS round trip of the same run."""
+
+COLD_SECONDS, PEAK_MEBIBYTES = 5.0, 400.0
+POD_MILLIS, POLICY_MILLIS, NAMESPACE_MILLIS = 3.0, 50.0, 100.0
+GROWTH_MAX = 10.0
+"""Near-linear: eight times the work in at most so many times the time."""
+SCENARIOS, PROBES = 1_000, 250_000
+EVALUATE_SECONDS, KERNEL_SECONDS = 120.0, 300.0
+"""For so many scenarios with so many probes in all."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +75,56 @@ def judge_pipeline(found: dict[str, Any]) -> list[Measured]:
             bound=0,
         ),
     ]
+
+
+def judge_core(found: Sequence[Mapping[str, Any]]) -> list[Measured]:
+    """Rows for what ``core.measure`` found at its sizes, the smallest first; KeyError if a figure is missing."""
+    last = found[-1]
+    what = f"{last['pods']} pods"
+    peaks = f"1x, 2x, 4x, 8x: {_join(each['peak'] for each in found)}"
+    rows = [
+        _grown(f"cold compile of {what}", "s", COLD_SECONDS, [statistics.median(each["cold"]) for each in found]),
+        Measured(f"peak memory of it, {last['rows']} rows", last["peak"], "MiB", PEAK_MEBIBYTES, peaks),
+    ]
+    for name, event in last["events"].items():
+        medians = [each["events"][name]["median"] for each in found]
+        row = _grown(f"{name}, {what}", "ms", _bound_of(name), medians)
+        words = f"p95 {event['p95']:.3g}, wall {event['wall']:.3g}, {event['rows']} rows"
+        spread = f"{words}; their messages {event['plan']:.3g}; {row.spread}"
+        rows += [replace(row, spread=spread), _growth(name, medians)]
+    rows.insert(1, _growth("cold compile", [statistics.median(each["cold"]) for each in found]))
+    for key, name in (("repeated", "one prefix in 1000 rules over 8 subjects"), ("peers", "20000 peers in one rule")):
+        rows.append(_growth(name, [min(each[key]) for each in found], unit="s"))
+    return rows
+
+
+def judge_scenarios(found: Mapping[str, Any]) -> list[Measured]:
+    """Rows for what ``scenarios.measure`` found; the bounds are in proportion where it ran a part of the probes."""
+    share = found["probes"] / PROBES
+    size = f"{found['scenarios']} scenarios with {found['probes']} probes"
+    rows = []
+    for engine, bound in (("evaluate", EVALUATE_SECONDS), ("kernel", KERNEL_SECONDS)):
+        spent = found[engine]
+        spread = f"wall {spent['wall']:.3g} s; all {PROBES}: {spent['cpu'] / share:.3g} of {bound:g} s"
+        rows.append(Measured(f"{size} by {engine}", spent["cpu"], "s", bound * share, spread))
+    different = Measured("probes that the engines judge differently", found["different"], "probes", 0)
+    rows.append(replace(different, spread="; ".join(found["examples"])))
+    return rows
+
+
+def _bound_of(event: str) -> float:
+    return {"pod": POD_MILLIS, "policy": POLICY_MILLIS, "namespace": NAMESPACE_MILLIS}[event.split(maxsplit=1)[0]]
+
+
+def _grown(what: str, unit: str, bound: float, values: Sequence[float]) -> Measured:
+    """The figure at the size given, with the smaller sizes' beside it."""
+    return Measured(what, values[-1], unit, bound, f"1x, 2x, 4x, 8x: {_join(values)}")
+
+
+def _growth(what: str, values: Sequence[float], *, unit: str = "") -> Measured:
+    spread = f"{_join(values)} {unit}".strip()
+    return Measured(f"{what}: 8x the size to 1x", values[-1] / values[0], "x", GROWTH_MAX, spread)
+
+
+def _join(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)

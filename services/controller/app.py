@@ -30,6 +30,7 @@ from services.common.settings import ControllerSettings, default_controller_name
 from services.common.window import Window, WindowError
 from services.controller.board import Board
 from services.controller.election import Election
+from services.controller.heap import freeze_heap
 from services.controller.inventory import Inventory, State
 from services.controller.leader import Term, TermEndedError, read_mark, read_stream_rows, take_term, watch_marks
 from services.controller.ledger import Ledger, RowChange
@@ -231,6 +232,7 @@ class Controller:
             self._board.begin_term(term.epoch, term.number, ledger.number)
             changes: list[RowChange] = list(diff(ledger.rows, state.rows()))
             state.changes()
+            freeze_heap()
             self._is_leading = True
             while True:
                 started = self._now()

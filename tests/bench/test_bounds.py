@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bench.bounds import judge_pipeline
+from typing import Any
+
+from bench.bounds import judge_core, judge_pipeline, judge_scenarios
 
 FOUND = {
     "nats_round_trip": {"p50_ms": 0.2, "p99_ms": 0.5, "samples": 500},
@@ -28,3 +30,56 @@ def test_each_figure_beyond_its_bound_is_missed() -> None:
     rows = judge_pipeline(found)
     assert [row.met for row in rows] == [False] * 4
     assert rows[-1].to_json()["unit"] == "of 1000"
+
+
+def core_found(*, scale: float = 1.0) -> list[dict[str, Any]]:
+    """Four sizes at which everything takes as long as there is of it."""
+
+    def event(millis: float) -> dict[str, float]:
+        return {"median": millis * scale, "p95": millis, "wall": millis, "plan": millis, "rows": 2}
+
+    return [
+        {
+            "pods": 1250 * times,
+            "cold": [0.5 * times * scale] * 3,
+            "peak": 40.0 * times * scale,
+            "rows": 25_000,
+            "events": {
+                "pod added": event(0.3 * times),
+                "policy of all pods, port edited": event(6.0 * times),
+                "namespace relabelled": event(12.0 * times),
+            },
+            "repeated": [0.1 * times],
+            "peers": [0.1 * times],
+        }
+        for times in (1, 2, 4, 8)
+    ]
+
+
+def test_the_cores_figures_are_held_to_their_bounds_and_to_linear_growth() -> None:
+    """A figure of each kind at the size given, and what it grew by from an eighth of it."""
+    assert [row.met for row in judge_core(core_found())] == [True] * 11
+    slow = judge_core(core_found(scale=1.3))
+    absolute = [row.met for row in slow if row.unit != "x"]
+    assert absolute == [False] * 5
+    quadratic = core_found()
+    quadratic[0] |= {"cold": [0.1], "repeated": [0.01], "peers": [0.01]}
+    assert [row.what.split(":")[0] for row in judge_core(quadratic) if not row.met] == [
+        "cold compile",
+        "one prefix in 1000 rules over 8 subjects",
+        "20000 peers in one rule",
+    ]
+
+
+def test_a_part_of_the_scenarios_has_a_part_of_the_time() -> None:
+    """A tenth of the probes has a tenth of the seconds; one probe judged differently is one too many."""
+    spent = {"evaluate": {"cpu": 11.0, "wall": 11.0}, "kernel": {"cpu": 29.0, "wall": 29.0}}
+    found = {"scenarios": 100, "probes": 25_000, **spent, "different": 0, "examples": []}
+    assert [row.met for row in judge_scenarios(found)] == [True] * 3
+    found |= {
+        "evaluate": {"cpu": 13.0, "wall": 13.0},
+        "kernel": {"cpu": 31.0, "wall": 31.0},
+        "different": 1,
+        "examples": ["seed-1 probe 2"],
+    }
+    assert [row.met for row in judge_scenarios(found)] == [False] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -26,7 +27,15 @@ from services.controller.policy.diff import apply, diff
 from services.controller.policy.parse import identify
 from services.controller.world import State
 from tests import builders as k8s
-from tests.strategies import RandomDice, make_cluster_policy, make_pod, make_policies, seeded_scene
+from tests.strategies import (
+    NAMESPACES,
+    POD_ADDRESSES,
+    RandomDice,
+    make_classic_policy,
+    make_cluster_policy,
+    make_pod,
+    seeded_scene,
+)
 
 Obj = dict[str, Any]
 
@@ -112,30 +121,62 @@ def test_incremental_is_as_from_scratch(seed: int) -> None:
     fresh = state_of(*present.values())
     keys = {key for row in rows_of(fresh, IdentityRow) for key in row.labels}
     assert normal(state, keys) == normal(fresh, keys), f"seed {seed}"
+    assert state.problems() == fresh.problems(), f"seed {seed}"
 
 
 def _mutate(state: State, present: dict[Any, Obj], roll: random.Random) -> None:
     dice = RandomDice(roll)
-    what = roll.choice(("drop", "pod", "policy", "relabel", "cluster-policy", "settings"))
-    if what == "drop" and present:
+    if roll.random() < 0.2 and present:
         key = roll.choice(sorted(present))
         delete(state, present.pop(key))
         return
-    if what == "pod":
-        obj = make_pod(dice, roll.randrange(8))
-    elif what == "policy":
-        made = make_policies(dice)
-        if not made:
-            return
-        obj = roll.choice(made)
-    elif what == "relabel":
-        obj = k8s.namespace(roll.choice(("app", "db", "team.one")), team=roll.choice("xy"))
-    elif what == "settings":
-        obj = k8s.settings(default=roll.choice(("allow", "deny")))
-    else:
-        obj = make_cluster_policy(dice, "p0")
+    obj = roll.choice(MUTATIONS)(dice)
     present[identify(obj)] = obj
     state.upsert(obj)
+
+
+def _make_unbound_pod(dice: RandomDice) -> Obj:
+    obj = make_pod(dice, dice.pick(range(8)))
+    del obj["spec"]["nodeName"]
+    return obj
+
+
+def _make_slice(dice: RandomDice) -> Obj:
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": "web-1", "namespace": "app", "labels": {"kubernetes.io/service-name": "web"}},
+        "ports": [{"name": "", "port": dice.pick((80, 8080))}],
+        "endpoints": [{"addresses": [dice.pick((*POD_ADDRESSES, "198.51.100.1"))]}],
+    }
+
+
+def _make_namespace(dice: RandomDice) -> Obj:
+    obj = k8s.namespace(dice.pick(NAMESPACES), team=dice.pick("xy"))
+    asked = dice.pick(("", "deny", "allow"))
+    if asked:
+        obj["metadata"]["annotations"] = {"yett.dev/default": asked}
+    return obj
+
+
+def _make_settings(dice: RandomDice) -> Obj:
+    data = {"default": dice.pick(("allow", "deny")), "dns_implicit": dice.pick(("true", "false"))}
+    return k8s.settings(**data, **dice.pick(({}, {"node_defaults": "node-a=deny"}, {"namespace_defaults": "db=deny"})))
+
+
+MUTATIONS: tuple[Callable[[RandomDice], Obj], ...] = (
+    lambda dice: make_pod(dice, dice.pick(range(8))),
+    lambda dice: make_pod(dice, dice.pick(range(8))),
+    _make_unbound_pod,
+    lambda dice: make_classic_policy(dice, f"p{dice.pick(range(4))}"),
+    lambda dice: make_classic_policy(dice, f"p{dice.pick(range(4))}"),
+    lambda dice: make_cluster_policy(dice, f"p{dice.pick(range(4))}"),
+    _make_namespace,
+    lambda dice: k8s.node("node-a", dice.pick(("192.168.0.1", "192.168.0.9")), zone=dice.pick("pq")),
+    lambda dice: k8s.service("app/web", "10.100.0.1", {"port": 80}, selector={"app": dice.pick("xy")}),
+    _make_slice,
+    _make_settings,
+)
 
 
 def test_rows_are_closed() -> None:
