@@ -32,6 +32,8 @@ from schemas.terms import (
 Labels = dict[str, str]
 U16 = Annotated[int, Meta(ge=0, le=65535)]
 U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
+Identity = Annotated[IdentityId, Meta(ge=0, le=0xFFFFFFFF)]
+"""The kernel keeps 32 bits: a number beyond them would become somebody else's."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -222,7 +224,7 @@ class IdentityRow(Row, frozen=True, kw_only=True):
     the labels are the node's.
     """
 
-    id: IdentityId
+    id: Annotated[IdentityId, Meta(ge=1, le=0xFFFFFFFF)]
     kind: AddressKind = AddressKind.POD
     namespace: str = ""
     labels: Labels = {}
@@ -236,7 +238,7 @@ class AddressRow(Row, frozen=True, kw_only=True):
 
     address: str
     kind: AddressKind = AddressKind.POD
-    identity: IdentityId
+    identity: Identity
     uid: str
     owner: str = ""
     node: NodeName = NodeName("")
@@ -245,7 +247,7 @@ class AddressRow(Row, frozen=True, kw_only=True):
 class Backend(Row, frozen=True, kw_only=True):
     """One distinct (identity, port) behind a frontend; ``address`` only where it has no identity (outside)."""
 
-    identity: IdentityId
+    identity: Identity
     port: U16
     address: str = ""
 
@@ -281,7 +283,7 @@ class EndpointRow(Row, frozen=True, kw_only=True):
     namespace: str
     pod: str
     uid: str
-    identity: IdentityId
+    identity: Identity
     egress: RulesetHash
     ingress: RulesetHash
     egress_shadow: RulesetHash = RulesetHash("")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from schemas.policy import AnyPeer, CidrPeer, DomainPeer, PodPeer, PortRange
 from schemas.selectors import NAMESPACE_NAME_LABEL, matches
-from schemas.terms import Action, Default, Direction, Protocol, Tier
+from schemas.terms import Action, Default, Direction, PolicyKind, Protocol, Tier
 from services.controller.policy.model import ANY_PORT, NamedPort, Namespace, Node, Pod, Policy, Settings
-from services.controller.policy.parse import parse_isolation, parse_object
+from services.controller.policy.parse import API_OF, parse_isolation, parse_object
 from tests import builders as k8s
 from tests.strategies import seeded_scene
 
@@ -427,3 +427,25 @@ def test_a_kind_of_no_interest_may_have_any_name() -> None:
     """RBAC names hold colons; what makes no row needs no row's name."""
     role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "system:node"}}
     assert parse_object(role) == (None, [])
+
+
+def test_v1beta1_is_read_as_v1alpha2() -> None:
+    """The upstream kind's next version has the same spec; a restarted controller reads it back under the older name."""
+    older = upstream(rule("Deny"))
+    newer = {**older, "apiVersion": "policy.networking.k8s.io/v1beta1"}
+    assert parse_object(newer) == parse_object(older)
+    assert API_OF[PolicyKind.CLUSTER_NETWORK_POLICY] == ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy")
+
+
+@pytest.mark.parametrize(
+    ("obj", "path"),
+    [
+        (egress({"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": "http"}]}), "spec.egress[0].ports"),
+        (aws(rule(to=[{"networks": ["10.0.0.0/8"]}], ports=[{"namedPort": "http"}])), "spec.egress[0].ports"),
+    ],
+)
+def test_a_named_port_beside_a_prefix_is_warned_of(obj: Obj, path: str) -> None:
+    """It matches nothing there, and nothing else would say so."""
+    parsed, problems = parse_object(obj)
+    assert parsed is not None
+    assert [(each.severity, each.path) for each in problems] == [("warning", path)]

@@ -143,3 +143,16 @@ def test_an_agent_believes_what_is_published() -> None:
     assert sorted(state.endpoints) == [("app", "api"), ("app", "web")]
     with pytest.raises(ReplayError, match="node node-a proves no state"):
         follow([each for each in messages if each.subject != subject_address(DB)], NodeName("node-a"))
+
+
+@pytest.mark.kernel
+def test_of_several_names_of_a_rule_some_one_is_told(kernel: KernelEngine) -> None:
+    """Names are the story, not the verdict: which of those that share an address is told, is free (D44)."""
+    told = [{"name": f"{letter}.x.com", "addresses": ["192.0.2.1"]} for letter in "zbac"]
+    to = [{"domainNames": ["z.x.com", "a.x.com"]}, {"domainNames": ["*.x.com"]}]
+    names = k8s.application_policy("names", {"policyTypes": ["Egress"], "egress": [{"to": to}]})
+    made = scenario(names, resolutions=told, probes=[probe(pod("app/web"), address("192.0.2.1"))])
+    (mine,), (theirs,) = run(made, kernel).probes, run(made, EvaluateEngine()).probes
+    assert mine.egress is not None and theirs.egress is not None
+    assert replace(mine.egress, name="") == replace(theirs.egress, name="")
+    assert {mine.egress.name, theirs.egress.name} <= {each["name"] for each in told}

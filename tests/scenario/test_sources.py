@@ -12,8 +12,9 @@ import yaml
 
 FOLDER = Path(__file__).parents[1] / "scenarios"
 SUITES = sorted(FOLDER.glob("*.yaml"))
-EXPECTS_MIN = 300
-REFUSALS_MIN = 40
+SCENARIOS_MIN = 400
+EXPECTS_MIN = 1000
+REFUSALS_MIN = 180
 _SOURCE = re.compile(r"# source: https://[a-z0-9.-]+/\S*")
 
 
@@ -30,9 +31,10 @@ def test_every_scenario_begins_with_the_address_of_its_source(path: Path) -> Non
         assert _SOURCE.fullmatch(text.lstrip().splitlines()[0]), scenario["name"]
 
 
-def test_the_suites_are_three_hundred_cases_strong() -> None:
-    """At least 300 probes with an ``expect`` and 40 objects that must be refused."""
+def test_the_suites_are_strong() -> None:
+    """At least 400 scenarios, 1,000 probes with an ``expect``, and 180 faults that must be refused."""
     scenarios = [scenario for path in SUITES for _, scenario in read_documents(path)]
+    assert len(scenarios) >= SCENARIOS_MIN
     assert sum("expect" in probe for each in scenarios for probe in each["probes"]) >= EXPECTS_MIN
     assert sum(len(each.get("expect_problems", [])) for each in scenarios) >= REFUSALS_MIN
 

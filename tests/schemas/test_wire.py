@@ -155,3 +155,20 @@ def test_ids_are_hashes_of_content() -> None:
     assert wire.hash_content(one) == wire.hash_content(msgspec.structs.replace(one))
     assert wire.hash_content(one) != wire.hash_content(msgspec.structs.replace(one, isolated=True))
     assert re.fullmatch(r"[0-9a-f]{32}", wire.hash_content(one))
+
+
+@pytest.mark.parametrize("number", [-1, 0, 1 << 32])
+def test_an_identity_is_a_number_of_the_kernels(number: int) -> None:
+    """32 bits, and 0 is the world's: another number would be cut down to somebody else's."""
+    subject = "yett.policy.identity.7"
+    assert wire.decode(subject, b'{"id":7}') == policy.IdentityRow(id=IdentityId(7))
+    with pytest.raises(wire.WireError):
+        wire.decode(subject, f'{{"id":{number}}}'.encode())
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 32])
+def test_a_backend_has_an_identity_of_the_kernels(number: int) -> None:
+    """The world's among them: 0 stands for an address outside."""
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(f'{{"identity":{number},"port":1}}', type=policy.Backend)
+    assert msgspec.json.decode('{"identity":0,"port":1}', type=policy.Backend).identity == 0

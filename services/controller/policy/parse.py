@@ -27,12 +27,13 @@ POLICY_KINDS: dict[tuple[str, str], PolicyKind] = {
     ("networking.k8s.io/v1", "NetworkPolicy"): PolicyKind.NETWORK_POLICY,
     ("networking.k8s.aws/v1alpha1", "ApplicationNetworkPolicy"): PolicyKind.APPLICATION_NETWORK_POLICY,
     ("networking.k8s.aws/v1alpha1", "ClusterNetworkPolicy"): PolicyKind.AWS_CLUSTER_NETWORK_POLICY,
+    ("policy.networking.k8s.io/v1beta1", "ClusterNetworkPolicy"): PolicyKind.CLUSTER_NETWORK_POLICY,
     ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"): PolicyKind.CLUSTER_NETWORK_POLICY,
     ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"): PolicyKind.ADMIN_NETWORK_POLICY,
     ("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy"): PolicyKind.BASELINE_ADMIN_NETWORK_POLICY,
 }
 API_OF = {kind: (version, name) for (version, name), kind in POLICY_KINDS.items()}
-"""The other way round, for specs that come back from the stream."""
+"""The other way round, for specs that come back from the stream: v1alpha2, whose spec v1beta1 repeats."""
 
 POLICY_GROUPS = frozenset(version.partition("/")[0] for version, _ in POLICY_KINDS)
 POLICY_KIND_NAMES = frozenset(name for _, name in POLICY_KINDS)

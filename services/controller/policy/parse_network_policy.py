@@ -7,9 +7,9 @@ Sources: the API's Go types and ValidateNetworkPolicy in kubernetes/pkg/apis/net
 
 from __future__ import annotations
 
-from schemas.policy import AnyPeer, Peer, PodPeer, Selector
+from schemas.policy import AnyPeer, CidrPeer, DomainPeer, Peer, PodPeer, Selector
 from schemas.terms import Action, Direction, PolicyKind, Tier
-from services.controller.policy.model import ANY_PORT, PortSpec, Rule, Subject
+from services.controller.policy.model import ANY_PORT, NamedPort, PortSpec, Rule, Subject
 from services.controller.policy.parse_fields import (
     read_classic_port,
     read_domain,
@@ -74,6 +74,9 @@ def _read_rule(reader: Reader, kind: PolicyKind, namespace: str, direction: Dire
     for item in reader.get(PEERS_FIELD[direction]).items():
         peers += _read_peer(item, namespace, with_domains=with_domains)
     ports: list[PortSpec] = [read_classic_port(item) for item in reader.get("ports").items()]
+    has_outside = direction is Direction.EGRESS and any(isinstance(peer, CidrPeer | DomainPeer) for peer in peers)
+    if has_outside and any(isinstance(port, NamedPort) for port in ports):
+        reader.get("ports").warn("a named port is a pod's: ipBlock and domainNames match nothing by it")
     return Rule(
         action=Action.ACCEPT,
         peers=tuple(peers) or (AnyPeer(),),
