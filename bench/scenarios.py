@@ -78,9 +78,21 @@ def _run(path: Path, engine: str) -> tuple[dict[str, float], list[dict[str, Any]
 
 
 def _find_different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Probes with another verdict, rule, tier or reason, in words: a seed makes its scenario again."""
+    """Probes with another verdict, tier, policy, rule or reason, in words: a seed makes its scenario again."""
     pairs = zip(one["probes"], other["probes"], strict=True)
-    return [f"{one['name']} probe {mine['id']}: {mine} {theirs}" for mine, theirs in pairs if mine != theirs]
+    return [
+        f"{one['name']} probe {mine['id']}: {mine} {theirs}"
+        for mine, theirs in pairs
+        if _judgement(mine) != _judgement(theirs)
+    ]
+
+
+def _judgement(probe: dict[str, Any]) -> list[object]:
+    """What must agree. Which of an address's several names is told need not: each of them admits it."""
+    sides = [
+        {key: value for key, value in (probe[side] or {}).items() if key != "name"} for side in ("egress", "ingress")
+    ]
+    return [probe["id"], probe["verdict"], *sides]
 
 
 def main(asked: list[str]) -> None:
