@@ -98,6 +98,21 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     map_ipcache: Count = 262_144
     map_peers: Count = 131_072
     map_frontends: Count = 65_536
+    map_endpoints: Count = 1_024
+    map_query_sets: Count = 256
+    map_rulesets: Count = 1_024
+    map_prefixes: Count = 262_144
+    map_identities: Count = 65_536
+    map_ports: Count = 65_536
+    map_mixed: Count = 65_536
+    map_domains: Count = 16_384
+    map_resolvers: Count = 4_096
+    map_own_addresses: Count = 4_096
+    map_seen: Count = 65_536
+    map_fragments: Count = 8_192
+    map_rule_counters: Count = 65_536
+    map_verdict_pages: Count = 512
+    map_resolution_pages: Count = 1_024
 
 
 class RecorderSettings(CommonSettings, frozen=True, kw_only=True):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
+import socket
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -33,11 +35,12 @@ from services.common.log import get_logger
 from services.common.messages import Item, Position, Reset
 from services.common.settings import NodeagentSettings
 from services.common.telemetry import extract, get_tracer, links, traceparent
+from services.nodeagent import carry, loader, replica, strict
 from services.nodeagent import links as interfaces
-from services.nodeagent import loader, replica, strict
 from services.nodeagent.datapath import Datapath, boottime_seconds
 from services.nodeagent.enforcer import Enforcer, Place
 from services.nodeagent.links import Links, Snapshot
+from services.nodeagent.memory import MemoryFile, take_over
 from services.nodeagent.namebus import HeardName, NameBus
 from services.nodeagent.names import BusNames
 from services.nodeagent.netlink import detach_all
@@ -60,6 +63,7 @@ RETRY_SECONDS = 5.0
 """After a change that could not be enforced."""
 DOUBT_TICK_SECONDS = 1.0
 """How often a doubt is looked at on a quiet stream, where no message would bring it up."""
+_RECORDERS_RING = "resolution_events"
 HISTORY_SECONDS = 0.3
 """How long a flip waits for names that a new pattern already has; they go on arriving after it."""
 
@@ -68,19 +72,40 @@ _tracer = get_tracer("nodeagent")
 
 
 class AlreadyRunning(RuntimeError):
-    """Another agent has this pin folder."""
+    """Another agent has this pin folder, or this node."""
 
 
-def lock_pins(pin_root: Path) -> int:
-    """A descriptor whose life is the lock; AlreadyRunning if another process holds it."""
-    pin_root.mkdir(parents=True, exist_ok=True)
-    handle = os.open(pin_root, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise AlreadyRunning(f"another agent has {pin_root}") from error
-    return handle
+class Lock:
+    """One agent a pin folder and one a network namespace: two with folders of their own would fight over filters.
+
+    The kernel lets go of both when the process ends, however it ends.
+    """
+
+    def __init__(self, pin_root: Path) -> None:
+        """AlreadyRunning if another process holds either."""
+        pin_root.mkdir(parents=True, exist_ok=True)
+        self._handle = os.open(pin_root, os.O_RDONLY | os.O_CLOEXEC)
+        self._name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._name.bind(_NODE_NAME)
+        except BlockingIOError as error:
+            self.release()
+            raise AlreadyRunning(f"another agent has {pin_root}: end it first") from error
+        except OSError as error:
+            self.release()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise AlreadyRunning("another agent runs in this network namespace: end it first") from error
+
+    def release(self) -> None:
+        """Another agent may start."""
+        os.close(self._handle)
+        self._name.close()
+
+
+_NODE_NAME = b"\0yett-nodeagent"
+"""An abstract socket's name belongs to a network namespace (unix(7)), as the filters do."""
 
 
 async def wait_event(event: asyncio.Event, seconds: float) -> None:
@@ -90,15 +115,43 @@ async def wait_event(event: asyncio.Event, seconds: float) -> None:
             await event.wait()
 
 
+_SIZES = {
+    "FLOWS": "map_flows",
+    "RESOLUTIONS": "map_resolutions",
+    "ADDRESSES": "map_ipcache",
+    "PEERS": "map_peers",
+    "FRONTENDS": "map_frontends",
+    "ENDPOINT_SLOTS": "map_endpoints",
+    "QUERY_SETS": "map_query_sets",
+    "RULESETS": "map_rulesets",
+    "PREFIXES": "map_prefixes",
+    "IDENTITIES": "map_identities",
+    "PORTS": "map_ports",
+    "MIXED": "map_mixed",
+    "DOMAINS": "map_domains",
+    "RESOLVERS": "map_resolvers",
+    "OWN_ADDRESSES": "map_own_addresses",
+    "SEEN": "map_seen",
+    "FRAGMENTS": "map_fragments",
+    "RULE_COUNTERS": "map_rule_counters",
+    "VERDICT_PAGES": "map_verdict_pages",
+    "RESOLUTION_PAGES": "map_resolution_pages",
+}
+"""The loader's name of a size -> the setting."""
+
+
 def make_sizes(settings: NodeagentSettings) -> dict[str, int]:
-    """The loader's sizes by the settings' names."""
+    """The loader's sizes by the settings' names; rounded up where only a power of two will do."""
+    given = {name: int(getattr(settings, field)) for name, field in _SIZES.items()}
     return {
-        "FLOWS": 1 << (settings.map_flows - 1).bit_length(),
-        "RESOLUTIONS": settings.map_resolutions,
-        "ADDRESSES": settings.map_ipcache,
-        "PEERS": settings.map_peers,
-        "FRONTENDS": settings.map_frontends,
+        name: 1 << (size - 1).bit_length() if name in loader.POWERS_OF_TWO else size for name, size in given.items()
     }
+
+
+def make_capacities(settings: NodeagentSettings) -> Capacities:
+    """How many numbers there are: the sizes of the maps that they index."""
+    sizes = loader.complete_sizes(make_sizes(settings))
+    return Capacities(endpoint_ids=sizes["ENDPOINT_SLOTS"], handles=sizes["RULESETS"], counters=sizes["RULE_COUNTERS"])
 
 
 class Mailbox:
@@ -164,21 +217,26 @@ class App:
         self._patterns_heard = asyncio.Event()
         self._counters: Counter[str] = Counter()
         self._gate_problem = ""
+        self._descriptions = carry.Descriptions(Path(settings.state_dir))
+        self._carrier: carry.Carrier | None = None
+        self._swapped = asyncio.Event()
+        """No programs of another layout are in force."""
 
     async def run(self) -> None:
         """Until cancelled; programs and maps stay, and go on enforcing."""
         settings = self._settings
-        lock = lock_pins(Path(settings.pin_root))
+        lock = Lock(Path(settings.pin_root))
         loaded = await asyncio.to_thread(loader.load, Path(settings.pin_root), make_sizes(settings))
         _log.info("programs loaded", layout=loaded.layout, seconds=loaded.seconds)
+        self._loaded = loaded
+        former = self._find_former(loaded)
         self._datapath = Datapath(loaded.maps)
         self._datapath.open()
-        place = Place(self._node, loaded.layout, Path(settings.state_dir))
+        place = Place(self._node, loaded.layout, Path(settings.state_dir), former.name if former else "")
         limits = Limits(allow_events=settings.allow_ratio > 0)
-        capacities = Capacities(endpoint_ids=self._datapath.endpoint_slots)
-        self._enforcer = Enforcer(place, self._datapath, capacities, limits)
+        self._enforcer = Enforcer(place, self._datapath, make_capacities(settings), limits)
         await self._close_gate()
-        await self._links.open(dict(loaded.programs))
+        await self._links.open(dict(loaded.programs), is_held=former is not None)
         ring = self._datapath.open_verdicts()
         self._verdicts.attach(ring)
         self._resume()
@@ -198,7 +256,39 @@ class App:
             self._write_state()
             await self._links.close()
             self._datapath.close()
-            os.close(lock)
+            lock.release()
+
+    def _find_former(self, loaded: loader.Loaded) -> Path | None:
+        """The folder of another layout that is in force; what can be carried over from it is in the new maps then.
+
+        The recorder follows the ring pinned last: until the swap that is the old programs'.
+        """
+        former = carry.find_former(Path(self._settings.pin_root), loaded.folder)
+        self._descriptions.write(loaded.layout, loaded.descriptions)
+        if former is None:
+            self._swapped.set()
+            return None
+        _log.info("another layout is in force; its programs stay until the new maps are filled", former=former.name)
+        memory = MemoryFile(Path(self._settings.state_dir)).read()
+        capacities = make_capacities(self._settings)
+        if take_over(memory, layout=loaded.layout, former=former.name, capacities=capacities) is None:
+            _log.warning("no memory that fits both layouts: names are not carried over")
+        else:
+            before = self._descriptions.read(former.name)
+            self._carrier = carry.plan_carrier(former, loaded.maps, now=loaded.descriptions, before=before)
+            _log.info("carried over", **self._carrier.copy_before())
+        os.utime(loaded.maps[_RECORDERS_RING], (0, 0))
+        return former
+
+    async def _swap(self) -> None:
+        """The new maps hold what is in force: its programs go on, and what the old ones learned meanwhile is added."""
+        await self._links.release()
+        if self._carrier is not None:
+            await asyncio.to_thread(self._carrier.copy_after)
+        os.utime(self._loaded.maps[_RECORDERS_RING])
+        self._counters["layouts_swapped"] += 1
+        _log.info("layout swapped", layout=self._loaded.layout)
+        self._swapped.set()
 
     def _resume(self) -> None:
         """Start from the copy on disk, unless the kernel is ahead of it already."""
@@ -252,6 +342,8 @@ class App:
             span.set_attribute("yett.enforced", done)
             trace = traceparent(span)
         if done:
+            if not self._swapped.is_set():
+                await self._swap()
             self._note_enforced(state, trace if is_new else self._trace)
             if is_new:
                 _log.info(
@@ -489,27 +581,35 @@ class App:
     async def _tidy_pins(self, loaded: loader.Loaded) -> None:
         """Once every interface runs the new programs, older builds' and layouts' pins go."""
         await self._links.looked.wait()
+        await self._swapped.wait()
         for path in loaded.stale:
             path.unlink(missing_ok=True)
         for folder in Path(self._settings.pin_root).iterdir():
             if folder.is_dir() and folder != loaded.folder:
                 await asyncio.to_thread(shutil.rmtree, folder)
+                self._descriptions.remove(folder.name)
                 _log.info("pins of another layout removed", folder=folder.name)
 
 
 def detach(settings: NodeagentSettings) -> int:
-    """Every trace of an agent that is not running: filters, gate, pins, state. How many interfaces were let go.
+    """Every trace of an agent that is not running: filters, marks, gate, pins, state. How many interfaces were let go.
 
     AlreadyRunning if an agent has them.
     """
-    pin_root = Path(settings.pin_root)
-    handle = lock_pins(pin_root)
+    pin_root, state_dir = Path(settings.pin_root), Path(settings.state_dir)
+    lock = Lock(pin_root)
     try:
         count = detach_all()
         strict.remove()
         shutil.rmtree(pin_root)
-        for name in ("numbers", "policy-state"):
-            (Path(settings.state_dir) / name).unlink(missing_ok=True)
+        for pattern in _STATE_FILES:
+            for path in state_dir.glob(pattern):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else's files are in it, or it never was
+            state_dir.rmdir()
         return count
     finally:
-        os.close(handle)
+        lock.release()
+
+
+_STATE_FILES = ("numbers", "numbers.new", "policy-state", "policy-state.new", "layout-*")

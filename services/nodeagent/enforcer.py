@@ -20,7 +20,7 @@ from services.common.log import get_logger
 from services.nodeagent.binding import Binding, bind_links
 from services.nodeagent.datapath import Datapath, DatapathError
 from services.nodeagent.links import Snapshot
-from services.nodeagent.memory import MemoryFile, keep_present, recall
+from services.nodeagent.memory import MemoryFile, keep_present, recall, take_over
 from services.nodeagent.numbers import Capacities, NumbersExhausted
 from services.nodeagent.policystate import PolicyState
 from services.nodeagent.tables import Tables
@@ -35,11 +35,12 @@ Prepared = Callable[[Tables, PolicyState], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where this agent keeps things. ``layout`` names the pin folder."""
+    """Where this agent keeps things. ``layout`` names the pin folder, ``former`` another one that is in force."""
 
     node: NodeName
     layout: str
     state_dir: Path
+    former: str = ""
 
 
 class Enforcer:
@@ -51,7 +52,10 @@ class Enforcer:
         self._capacities = capacities
         self._limits = limits
         self._file = MemoryFile(place.state_dir)
-        self._memory = recall(self._file.read(), datapath, layout=place.layout, capacities=capacities)
+        found = self._file.read()
+        if place.former:
+            found = take_over(found, layout=place.layout, former=place.former, capacities=capacities) or found
+        self._memory = recall(found, datapath, layout=place.layout, capacities=capacities)
         self._resumed = keep_present(self._memory.rulesets, datapath.present_rulesets())
         self._wanted = self._make_wanted()
         self._is_whole = False

@@ -71,7 +71,8 @@ class Links:
         self._netlink: Netlink | None = None
         self._known: dict[int, PodLink] = {}
         self._appeared: dict[int, float] = {}
-        self._judged: Mapping[int, str] = {}
+        self._judged: Mapping[int, str] | None = None
+        """None: nobody said yet. What an earlier agent had judged stays open till then."""
         self._is_held = False
         self.snapshot = Snapshot()
         self.reattached = 0
@@ -232,7 +233,7 @@ class Links:
             self.taken_groups = await self._do(lambda: self._mark_now(uplinks, judged, known))
 
     def _mark_now(
-        self, uplinks: frozenset[int], judged: Mapping[int, str], known: Mapping[int, PodLink]
+        self, uplinks: frozenset[int], judged: Mapping[int, str] | None, known: Mapping[int, PodLink]
     ) -> frozenset[str]:
         """Bring every veth's group to what it is to be; the names of those in somebody else's group.
 
@@ -242,12 +243,12 @@ class Links:
         netlink = self._opened()
         taken = set()
         for ifindex, group in sorted(netlink.groups.items(), key=lambda one: (one[0] not in uplinks, one[0])):
-            is_open = ifindex in uplinks or self._is_open(ifindex, judged, known)
+            is_open = ifindex in uplinks or self._is_open(ifindex, judged or {}, known)
             if group not in (0, GROUP):
                 taken.add(known[ifindex].link.name if ifindex in known else str(ifindex))
             elif is_open and group == 0:
-                self._open(ifindex, "" if ifindex in uplinks else judged[ifindex])
-            elif not is_open and group == GROUP:
+                self._open(ifindex, "" if ifindex in uplinks else known[ifindex].link.life)
+            elif not is_open and group == GROUP and judged is not None:
                 netlink.set_group(ifindex, 0)
         return frozenset(taken)
 

@@ -89,7 +89,7 @@ DEFAULT_SIZES: Mapping[str, int] = {
     "RESOLUTION_PAGES": 1_024,  # power of two; 4 MiB
 }
 """Entries a map; each is a setting. Sparse hashes and tries cost memory for what they hold only."""
-_POWERS_OF_TWO = frozenset({"ENDPOINT_SLOTS", "QUERY_SETS", "FLOWS", "VERDICT_PAGES", "RESOLUTION_PAGES"})
+POWERS_OF_TWO = frozenset({"ENDPOINT_SLOTS", "QUERY_SETS", "FLOWS", "VERDICT_PAGES", "RESOLUTION_PAGES"})
 
 _COMPILER_FLAGS = ("-O2", "-Wno-unused-function", "-Wno-macro-redefined", "-Wno-address-of-packed-member")
 _LOAD_SECONDS = 120
@@ -101,7 +101,10 @@ class LoaderError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What is pinned now. ``stale``: pins of older builds, to be unlinked once nothing runs them."""
+    """What is pinned now. ``stale``: pins of older builds, to be unlinked once nothing runs them.
+
+    ``descriptions``: map -> hash of what the compiler says of its type, key and value; equal ones can be copied.
+    """
 
     layout: str
     folder: Path
@@ -109,6 +112,7 @@ class Loaded:
     programs: Mapping[str, Path]
     stale: tuple[Path, ...]
     seconds: float
+    descriptions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def load(pin_root: Path, sizes: Mapping[str, int] | None = None) -> Loaded:
@@ -138,6 +142,7 @@ def parse_loaded(line: str) -> Loaded:
         programs={name: Path(path) for name, path in found["programs"].items()},
         stale=tuple(Path(path) for path in found["stale"]),
         seconds=found["seconds"],
+        descriptions=found["descriptions"],
     )
 
 
@@ -174,8 +179,8 @@ def complete_sizes(given: Mapping[str, int]) -> dict[str, int]:
         raise LoaderError(f"unknown sizes: {', '.join(unknown)}")
     sizes = {**DEFAULT_SIZES, **given}
     for name, size in sizes.items():
-        if size < 1 or (name in _POWERS_OF_TWO and size & (size - 1)):
-            raise LoaderError(f"{name} is {size}: must be {'a power of two' if name in _POWERS_OF_TWO else 'positive'}")
+        if size < 1 or (name in POWERS_OF_TWO and size & (size - 1)):
+            raise LoaderError(f"{name} is {size}: must be {'a power of two' if name in POWERS_OF_TWO else 'positive'}")
     return sizes
 
 
@@ -382,15 +387,15 @@ def make(pin_root: Path, given: Mapping[str, int]) -> Loaded:
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as undo:
         undo.callback(_remove_new, folder, present)
-        maps, programs = _make_pins(folder, tails, text, sizes)
+        maps, programs, descriptions = _make_pins(folder, tails, text, sizes)
         undo.pop_all()
     stale = tuple(sorted(path for path in folder.glob("tails-*") if path.name != tails))
-    return Loaded(layout, folder, maps, programs, stale, round(time.monotonic() - began, 3))
+    return Loaded(layout, folder, maps, programs, stale, round(time.monotonic() - began, 3), descriptions)
 
 
 def _make_pins(
     folder: Path, tails_name: str, text: str, sizes: Mapping[str, int]
-) -> tuple[dict[str, Path], dict[str, Path]]:
+) -> tuple[dict[str, Path], dict[str, Path], dict[str, str]]:
     module = Module(text, make_flags(folder, tails_name, sizes))
     maps = module.list_maps()
     check_layouts(maps)
@@ -402,7 +407,12 @@ def _make_pins(
     for name, fd in programs.items():
         _pin_over(fd, folder / f"program-{name}")
     pinned = {name: folder / name for name in maps if name not in UNPINNED and name != "tails"}
-    return pinned, {name: folder / f"program-{name}" for name in programs}
+    described = {name: _hash_texts(str(maps[name][1].type), *module.describe_map(name)) for name in pinned}
+    return pinned, {name: folder / f"program-{name}" for name in programs}, described
+
+
+def _hash_texts(*texts: str) -> str:
+    return hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).hexdigest()
 
 
 def _pin_over(fd: int, path: Path) -> None:
@@ -430,6 +440,7 @@ def format_loaded(loaded: Loaded) -> str:
             "programs": {name: str(path) for name, path in sorted(loaded.programs.items())},
             "stale": [str(path) for path in loaded.stale],
             "seconds": loaded.seconds,
+            "descriptions": dict(loaded.descriptions),
         }
     )
 

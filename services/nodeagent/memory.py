@@ -13,16 +13,20 @@ import msgspec
 from schemas.policy import PeersetRow, Ruleset
 from services.common.log import get_logger
 from services.nodeagent.datapath import Datapath
-from services.nodeagent.numbers import Capacities, Spaces, make_spaces
+from services.nodeagent.numbers import Capacities, Spaces, find_misfits, make_spaces, resize
 
 FILE_NAME = "numbers"
 _log = get_logger("memory")
 
 
 class Memory(msgspec.Struct, kw_only=True):
-    """``layout``: the pin folder the numbers belong to. ``scene``: boot and network namespace of the interfaces."""
+    """``layout``: the pin folder the numbers belong to. ``scene``: boot and network namespace of the interfaces.
+
+    ``former``: the layout before it, whose numbers these are too; empty if there was none or its memory was lost.
+    """
 
     layout: str
+    former: str = ""
     scene: str
     spaces: Spaces
     bindings: dict[str, str] = {}
@@ -72,15 +76,24 @@ def read_scene() -> str:
     return f"{boot}/{Path('/proc/self/ns/net').readlink()}"
 
 
+def take_over(found: Memory | None, *, layout: str, former: str, capacities: Capacities) -> Memory | None:
+    """The memory of the layout before as that of this one; None if it is another's, or does not fit the new sizes."""
+    if found is None or former not in (found.layout, found.former):
+        return None
+    if not find_misfits(found.spaces, capacities):
+        spaces = resize(found.spaces, capacities)
+        return msgspec.structs.replace(found, layout=layout, former=former, spaces=spaces)
+    _log.warning("numbers of the layout before do not fit the new sizes: names start empty")
+    return None
+
+
 def recall(found: Memory | None, datapath: Datapath, *, layout: str, capacities: Capacities) -> Memory:
     """A memory that fits the maps: what was read, if it is theirs. Nothing present is given a second meaning."""
     scene = read_scene()
     if found is None or found.layout != layout:
         found = Memory(layout=layout, scene=scene, spaces=make_spaces(capacities))
     if found.scene != scene:
-        found = Memory(
-            layout=layout, scene=scene, spaces=found.spaces, rulesets=found.rulesets, peersets=found.peersets
-        )
+        found = msgspec.structs.replace(found, scene=scene, bindings={})
     found.spaces.handles.learn(datapath.present_rulesets())
     found.spaces.domain_rows.learn(datapath.present_patterns())
     spaces = found.spaces.all_numbers()

@@ -172,6 +172,29 @@ class Spaces(msgspec.Struct, kw_only=True):
         return {space.space: space for space in spaces if isinstance(space, Numbers)}
 
 
+def find_misfits(spaces: Spaces, capacities: Capacities) -> list[str]:
+    """Names of the spaces that have given a number which these sizes do not have."""
+    limits = {"handles": capacities.handles, "endpoint_ids": capacities.endpoint_ids}
+    misfits = [name for name, size in limits.items() if max(getattr(spaces, name).given.values(), default=0) >= size]
+    last = max((start + size for start, size in spaces.counters.given.values()), default=0)
+    return [*misfits, *(["counters"] if last > capacities.counters else [])]
+
+
+def resize(spaces: Spaces, capacities: Capacities) -> Spaces:
+    """The same numbers in spaces of these sizes; every number given must fit (``find_misfits``)."""
+    return msgspec.structs.replace(
+        spaces,
+        handles=_resize(spaces.handles, capacities.handles),
+        endpoint_ids=_resize(spaces.endpoint_ids, capacities.endpoint_ids),
+        counters=msgspec.structs.replace(spaces.counters, capacity=capacities.counters),
+    )
+
+
+def _resize(numbers: Numbers, size: int) -> Numbers:
+    kept = [number for number in numbers.released if number < size]
+    return msgspec.structs.replace(numbers, last=size - 1, next=min(numbers.next, size), released=kept)
+
+
 def make_spaces(capacities: Capacities | None = None) -> Spaces:
     """Empty spaces. Number 0 is never given: in every map it is "none"."""
     sizes = capacities or Capacities()

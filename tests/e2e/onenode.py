@@ -59,6 +59,7 @@ class OneNode:
         self.lab = Lab(run, (NODE_A,))
         self.pipeline = Pipeline(self.lab, mode=mode)
         self.folder = ManifestFolder(run.folder / "manifests")
+        self.mode = mode
         self._runner = runner
         self._bus: Bus | None = None
         self.own: dict[str, str] = {}

@@ -126,4 +126,12 @@ def test_the_command_prints_one_line_of_json(pin_root: Path) -> None:
     command = [sys.executable, "-m", "services.nodeagent.loader", "--pin-root", str(pin_root)]
     done = subprocess.run([*command, "--sizes", json.dumps(SIZES)], capture_output=True, text=True, check=True)
     assert done.stderr == "" and done.stdout.count("\n") == 1
-    assert json.loads(done.stdout).keys() == {"layout", "folder", "maps", "programs", "stale", "seconds"}
+    assert json.loads(done.stdout).keys() == {
+        "layout",
+        "folder",
+        "maps",
+        "programs",
+        "stale",
+        "seconds",
+        "descriptions",
+    }

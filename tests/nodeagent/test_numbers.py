@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.nodeagent.numbers import Capacities, Numbers, NumbersExhausted, Ranges, Spaces, make_spaces
+from services.nodeagent.numbers import (
+    Capacities,
+    Numbers,
+    NumbersExhausted,
+    Ranges,
+    Spaces,
+    find_misfits,
+    make_spaces,
+    resize,
+)
 
 KEYS = st.text("abcdefgh", min_size=1, max_size=1)
 
@@ -126,3 +135,18 @@ def test_spaces_survive_the_disk() -> None:
     again = msgspec.msgpack.decode(msgspec.msgpack.encode(spaces), type=Spaces)
     assert again == spaces
     assert again.handles.take("other") == 2
+
+
+def test_other_sizes_keep_every_number_or_say_which_space_does_not_fit() -> None:
+    """What was given stays given in larger and smaller spaces; a number beyond a smaller one is told."""
+    spaces = make_spaces(Capacities(handles=8, endpoint_ids=8, counters=16))
+    given = [spaces.handles.take(key) for key in "abc"]
+    spaces.counters.take("a", 9)
+    for sizes in (Capacities(handles=4, endpoint_ids=4, counters=9), Capacities()):
+        assert find_misfits(spaces, sizes) == []
+        resized = resize(spaces, sizes)
+        assert [resized.handles.take(key) for key in "abc"] == given
+        assert resized.handles.last == sizes.handles - 1 and resized.counters.capacity == sizes.counters
+    assert find_misfits(spaces, Capacities(handles=3, counters=8)) == ["handles", "counters"]
+    with pytest.raises(NumbersExhausted):
+        resize(spaces, Capacities(handles=4)).handles.take("d")

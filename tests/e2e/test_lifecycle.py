@@ -1,0 +1,187 @@
+"""An agent's life on its node: alone, with tiny maps, beside others' filters, and gone without a trace."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from schemas.status import AgentStatus
+from services.common import bpf
+from services.demo.lab import in_namespace
+from services.demo.state import is_alive
+from services.demo.topology import NODE_A, Pod
+from services.nodeagent.gate import GROUP
+from tests.e2e.onenode import ALLOWED, DENIED, PORT, OneNode, allow_egress, make_pod, one_node, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
+
+PODS = [make_pod(10), make_pod(11)]
+OURS = "handle 0x7e77"
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[OneNode]:
+    """Strict, so that what is not judged is shut."""
+    with one_node(mode="strict") as made:
+        made.folder.write("10-allow.yaml", allow_egress("only", f"{ALLOWED}/32"))
+        made.start(PODS)
+        yield made
+
+
+def run_agent(node: OneNode, *arguments: str, **own: str) -> subprocess.CompletedProcess[str]:
+    """Another process of the agent's on the same node, to its end."""
+    environment = {**node.pipeline.node_environment(NODE_A), **own}
+    command = in_namespace(node.namespace, sys.executable, "-m", *arguments)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+def list_filters(node: OneNode, pod: Pod) -> list[str]:
+    shown = [node.in_node("tc", "filter", "show", "dev", pod.interface, hook) for hook in ("ingress", "egress")]
+    return [line for text in shown for line in text.splitlines() if "handle" in line]
+
+
+def passes(node: OneNode, pod: Pod, address: str, seconds: float = 0.5) -> bool:
+    """Whether a datagram of a new flow arrives."""
+    with node.listen() as listener, node.open(pod) as opened:
+        opened.sendto(b"x", (address, PORT))
+        return listener.wait(seconds) and any(at == address for at, _ in listener.receive())
+
+
+@pytest.mark.parametrize("place", ["the same folder", "a folder of its own"])
+def test_a_second_agent_refuses_to_start(node: OneNode, tmp_path: Path, place: str) -> None:
+    """With exit status 2 and a sentence for a person, and the first one goes on."""
+    own = {} if place == "the same folder" else {"YETT_PIN_ROOT": f"/sys/fs/bpf/yett-second-{os.getpid()}"}
+    done = run_agent(node, "services.nodeagent", **own)
+    try:
+        assert done.returncode == 2
+        assert "another agent" in done.stderr and "end it first" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert is_alive(node.agent) and passes(node, PODS[0], ALLOWED)
+    finally:
+        if own:
+            Path(own["YETT_PIN_ROOT"]).rmdir()
+
+
+def test_a_full_map_is_told_and_changes_no_verdict(node: OneNode) -> None:
+    """With room for few prefixes: the policy that needs more is not enforced, the one before it is, and it is said."""
+    node.end_agent()
+    node.start_agent(YETT_MAP_PREFIXES="64")
+    node.await_agent()
+    before = node.revision()
+    node.folder.write("11-many.yaml", allow_egress("many", f"{DENIED}/32", *(f"10.9.{n}.0/24" for n in range(70))))
+
+    def is_told(status: AgentStatus) -> bool:
+        return any(one.object == "map cidrs4" for one in status.problems)
+
+    status = node.await_status(is_told, "the full map is told")
+    assert status.revision <= before and status.counters["failed_changes"] >= 1
+    assert status.counters["refused_cidrs4"] >= 1
+    assert passes(node, PODS[0], ALLOWED) and not passes(node, PODS[0], DENIED)
+    node.folder.remove("11-many.yaml")
+    node.await_status(lambda one: not one.problems and one.revision > before, "the state that fits is enforced")
+    assert passes(node, PODS[0], ALLOWED) and not passes(node, PODS[0], DENIED)
+    node.end_agent()
+    node.start_agent()
+    node.await_agent()
+
+
+@pytest.fixture
+def foreign() -> Iterator[str]:
+    """A pinned program of somebody else's that accepts everything and ends the chain (TC_ACT_OK); its path."""
+    accept = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 0, 0)
+    code, licence = ctypes.create_string_buffer(accept), ctypes.create_string_buffer(b"GPL")
+    load = struct.pack("=IIQQ", 3, 2, ctypes.addressof(code), ctypes.addressof(licence))
+    program = bpf._call(5, ctypes.create_string_buffer(load, 144))
+    assert program >= 0, os.strerror(-program)
+    pin = Path(f"/sys/fs/bpf/yett-foreign-{os.getpid()}")
+    try:
+        bpf.pin_object(program, pin)
+        yield str(pin)
+    finally:
+        os.close(program)
+        pin.unlink(missing_ok=True)
+
+
+def add_filter(node: OneNode, pod: Pod, priority: int, pin: str) -> None:
+    """As others attach theirs; priority 1 and handle 1 are what the managed service's agent and others take."""
+    where = ("dev", pod.interface, "ingress", "prio", str(priority), "handle", "1")
+    node.in_node("tc", "filter", "add", *where, "bpf", "da", "object-pinned", pin)
+
+
+def test_filters_of_others_are_neither_replaced_nor_removed(node: OneNode, foreign: str) -> None:
+    """Behind ours they run on; before ours they are told, and in strict mode the interface is shut until they go."""
+    pod = PODS[0]
+    add_filter(node, pod, 9, foreign)
+    add_filter(node, pod, 1, foreign)
+    node.await_status(lambda one: state_of(one, pod) == "foreign", "the foreign filter is told")
+    assert not passes(node, pod, ALLOWED) and not passes(node, pod, DENIED)
+    shown = list_filters(node, pod)
+    assert sum("pref 1 " in line for line in shown) == 1
+    assert sum("pref 9 " in line for line in shown) == 1
+    assert sum(OURS in line for line in shown) == 2
+    node.in_node("tc", "filter", "del", "dev", pod.interface, "ingress", "prio", "1")
+    node.await_status(lambda one: state_of(one, pod) == "enforced", "the interface is judged again")
+    until(lambda: passes(node, pod, ALLOWED), 10, "the interface is open again")
+    assert not passes(node, pod, DENIED)
+    assert any("pref 9 " in line for line in list_filters(node, pod))
+
+
+def state_of(status: AgentStatus, pod: Pod) -> str:
+    return next((one.state for one in status.endpoints if one.interface == pod.interface), "")
+
+
+@pytest.mark.parametrize("loss", ["clsact deleted", "one filter deleted", "filter replaced"])
+def test_a_lost_filter_is_back_within_a_second(node: OneNode, loss: str) -> None:
+    """Nothing denied passes meanwhile, strict mode opens the interface again, and the loss is counted."""
+    pod = PODS[1]
+    until(lambda: passes(node, pod, ALLOWED), 10, "the pod is judged")
+    status = node.status()
+    before = status.counters.get("filters_put_back", 0) if status else 0
+    device = ("dev", pod.interface)
+    commands = {
+        "clsact deleted": ("tc", "qdisc", "del", *device, "clsact"),
+        "one filter deleted": ("tc", "filter", "del", *device, "ingress", "prio", "2"),
+        "filter replaced": (
+            *("tc", "filter", "replace", *device, "ingress", "prio", "2", "handle", "0x7e77", "bpf", "da"),
+            *("object-pinned", str(next((node.run.pins / NODE_A.key).glob("*/program-to_pod")))),
+        ),
+    }
+    leaked = False
+    with node.listen() as listener, node.open(pod) as opened:
+        node.in_node(*commands[loss])
+        lost_at = time.monotonic()
+        while sum(OURS in line for line in list_filters(node, pod)) < 2 or time.monotonic() < lost_at + 0.5:
+            opened.sendto(b"x", (DENIED, PORT))
+            leaked = leaked or listener.wait(0.001)
+            assert time.monotonic() < lost_at + 1.5, "not put back within a second"
+    node.await_status(lambda one: one.counters.get("filters_put_back", 0) > before, "the loss is counted")
+    until(lambda: passes(node, pod, ALLOWED), 10, "the interface is open again")
+    assert not passes(node, pod, DENIED)
+
+
+def test_yett_detach_removes_every_trace(node: OneNode) -> None:
+    """Filters, marks, gate, pins, state: what is left is what was there before the agent, and traffic flows."""
+    refused = run_agent(node, "services.cli", "detach")
+    assert refused.returncode == 2 and "another agent" in refused.stderr
+    node.end_agent()
+    done = run_agent(node, "services.cli", "detach")
+    assert done.returncode == 0, done.stderr
+    for pod in PODS:
+        assert not any(OURS in line for line in list_filters(node, pod))
+        assert f"group {GROUP}" not in node.in_node("ip", "link", "show", pod.interface)
+    assert "clsact" not in node.in_node("tc", "qdisc", "show", "dev", PODS[1].interface)
+    assert "yett" not in node.in_node("nft", "list", "tables")
+    assert not (node.run.pins / NODE_A.key).exists()
+    assert not (node.run.folder / f"state-{NODE_A.key}").exists()
+    assert passes(node, PODS[1], DENIED)
+    node.start_agent()
+    node.await_agent()
+    until(lambda: not passes(node, PODS[1], DENIED), 10, "an agent that starts again enforces again")
