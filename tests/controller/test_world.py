@@ -27,15 +27,9 @@ from services.controller.policy.diff import apply, diff
 from services.controller.policy.parse import identify
 from services.controller.world import State
 from tests import builders as k8s
-from tests.strategies import (
-    NAMESPACES,
-    POD_ADDRESSES,
-    RandomDice,
-    make_classic_policy,
-    make_cluster_policy,
-    make_pod,
-    seeded_scene,
-)
+from tests.strategies import RandomDice, make_cluster_policy, make_pod, seeded_scene
+from tests.strategies.policies import make_classic_policy
+from tests.strategies.pools import NAMESPACES, POD_ADDRESSES
 
 Obj = dict[str, Any]
 
