@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 STAMP := .venv/.yett-setup
 APT := python3-bpfcc bpftool linux-libc-dev libbpf1 python3-venv \
-       knot unbound knot-dnsutils bind9-dnsutils nftables iproute2 curl procps openssl
+       knot unbound knot-dnsutils bind9-dnsutils nftables iproute2 curl procps prometheus openssl
 
 .PHONY: help setup packages demo test test-fast soak test-kube kube-assets check bench detach clean requirements
 

@@ -49,6 +49,9 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Base URL of a collector; empty: OTEL_EXPORTER_OTLP_ENDPOINT."""
     otel_protocol: Literal["", "http/protobuf", "grpc"] = ""
     """Empty: OTEL_EXPORTER_OTLP_PROTOCOL, else http/protobuf."""
+    metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """Port of /metrics for Prometheus; 0: none."""
+    metrics_address: str = "0.0.0.0"
     otel_queue: Count = 2_048
     """Spans that wait for the collector; what does not fit is dropped, and counted."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from services.common import nats
 from services.common.log import setup_logging
+from services.common.metrics import serve_metrics
 from services.common.run import run
 from services.common.settings import ControllerSettings, SettingsError, default_controller_name, load_settings
 from services.common.streams import StreamError
@@ -30,7 +32,12 @@ async def serve(settings: ControllerSettings) -> None:
     async with _objects(settings) as (objects, election):
         connection = await nats.connect(settings, "yett-controller")
         try:
-            await Controller(settings, connection, objects, State, election).run()
+            controller = Controller(settings, connection, objects, State, election)
+            end_metrics = serve_metrics(settings, controller.put_metrics)
+            try:
+                await controller.run()
+            finally:
+                await asyncio.to_thread(end_metrics)
         finally:
             await nats.close(connection)
 

@@ -26,6 +26,7 @@ from services.common import streams, telemetry
 from services.common.cancellation import heeding_cancellation
 from services.common.jetstream import JetStream, JetStreamError
 from services.common.log import get_logger
+from services.common.metrics import Page
 from services.common.settings import ControllerSettings, default_controller_name
 from services.common.window import Window, WindowError
 from services.controller.board import Board
@@ -35,6 +36,7 @@ from services.controller.inventory import Inventory, State
 from services.controller.leader import Term, TermEndedError, read_mark, read_stream_rows, take_term, watch_marks
 from services.controller.ledger import Ledger, RowChange
 from services.controller.manifests import ManifestEvent
+from services.controller.metrics import put_controller
 from services.controller.policy.diff import diff
 from services.controller.policy.parse import identify
 from services.controller.publisher import Publisher
@@ -296,6 +298,13 @@ class Controller:
 
     async def _on_ask(self, message: Msg) -> None:
         await message.respond(self._board.encode(self._now()))
+
+    def put_metrics(self, page: Page) -> None:
+        """This controller's page for Prometheus."""
+        put_controller(
+            page, self._board.status(self._now(), shown=len(self._board.problems)), is_leading=self._is_leading
+        )
+        page.put_common(self._connection)
 
     async def _announce(self) -> None:
         """The status at once when something changed, else once a second; only while leading."""

@@ -17,6 +17,7 @@ from services.demo.state import Process, is_alive
 from services.demo.topology import NODES, Node
 
 CONTROLLER = "controller"
+METRICS_CONTROLLER, METRICS_AGENT, METRICS_RECORDER = 9470, 9471, 9472
 INHERITED = frozenset({"YETT_BPF_SOURCES", "YETT_LOG_LEVEL", "YETT_OTEL_EXPORTER", "YETT_SPAN_ALLOW_RATIO"})
 """What a user may want to say to every service; the rest would lead them out of the lab."""
 
@@ -48,18 +49,22 @@ class Pipeline:
 
     def start_controller(self) -> Process:
         """The controller, on the host, reading the run's folder of manifests."""
-        environment = self._environment({"YETT_MANIFESTS": str(self._lab.run.folder / "manifests")})
+        run = self._lab.run
+        manifests = {"YETT_MANIFESTS": str(run.folder / "manifests")}
+        # On the host's end of the run's own link, so that parallel runs may have the same port.
+        page = {"YETT_METRICS_PORT": str(METRICS_CONTROLLER), "YETT_METRICS_ADDRESS": run.host_address}
+        environment = self._environment(manifests | page)
         return self._start(CONTROLLER, [sys.executable, "-m", "services.controller"], environment)
 
     def start_agent(self, node: Node, own: Mapping[str, str] | None = None) -> Process:
         """A node's agent; ``own``: settings of this one alone."""
         command = in_namespace(self._lab.node_namespace(node), sys.executable, "-m", "services.nodeagent")
-        return self._start(agent_name(node), command, {**self.node_environment(node), **(own or {})})
+        return self._start(agent_name(node), command, {**self.node_environment(node, METRICS_AGENT), **(own or {})})
 
     def start_recorder(self, node: Node) -> Process:
         """A node's recorder."""
         command = in_namespace(self._lab.node_namespace(node), sys.executable, "-m", "services.dnsrecorder")
-        return self._start(recorder_name(node), command, self.node_environment(node))
+        return self._start(recorder_name(node), command, self.node_environment(node, METRICS_RECORDER))
 
     def find_dead(self) -> list[Process]:
         """Services whose newest process has ended."""
@@ -69,7 +74,7 @@ class Pipeline:
         self.processes[name] = start_process(self._lab.run, name, command, environment)
         return self.processes[name]
 
-    def node_environment(self, node: Node) -> dict[str, str]:
+    def node_environment(self, node: Node, metrics_port: int = 0) -> dict[str, str]:
         """What a node's agent and recorder are told."""
         run = self._lab.run
         pins, state = run.pins / node.key, run.folder / f"state-{node.key}"
@@ -81,6 +86,7 @@ class Pipeline:
                 "YETT_PIN_ROOT": str(pins),
                 "YETT_STATE_DIR": str(state),
                 "YETT_MODE": self._mode,
+                "YETT_METRICS_PORT": str(metrics_port),
                 "YETT_DENIAL_SECONDS": "1",  # a probe that is tried again waits for its verdict no longer
                 "YETT_INTERFACES": "pod*",
                 "YETT_UPLINKS": UPLINK,

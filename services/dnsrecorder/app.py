@@ -25,11 +25,13 @@ from services.common import nats as bus
 from services.common.follow import Follower
 from services.common.log import get_logger
 from services.common.messages import Message, Reset
+from services.common.metrics import Page, serve_metrics
 from services.common.settings import RecorderSettings
 from services.common.telemetry import get_tracer, inject
 from services.dnsrecorder.capture import Capture
 from services.dnsrecorder.dnswire import Answer, AnswerError, parse_answer
 from services.dnsrecorder.event import ResolutionEvent, decode_event
+from services.dnsrecorder.metrics import put_recorder
 from services.dnsrecorder.outbox import Letter, Outbox
 from services.dnsrecorder.record import Publication, Recorder
 
@@ -187,11 +189,17 @@ class App:
 
     # -- what a person sees
 
+    def _make_status(self) -> RecorderStatus:
+        return RecorderStatus(node=self._node, counters=self._count(), buffered=len(self._outbox), pid=os.getpid())
+
+    def put_metrics(self, page: Page) -> None:
+        """This recorder's page for Prometheus."""
+        put_recorder(page, self._make_status())
+        page.put_common(self._connection)
+
     async def _speak(self) -> None:
         while True:
-            status = RecorderStatus(
-                node=self._node, counters=self._count(), buffered=len(self._outbox), pid=os.getpid()
-            )
+            status = self._make_status()
             if self._connection.is_connected:
                 try:
                     await self._connection.publish(
@@ -294,6 +302,11 @@ async def main(settings: RecorderSettings) -> None:
     """Connect and run until cancelled."""
     connection = await bus.connect(settings, f"yett-dnsrecorder-{settings.node}")
     try:
-        await App(settings, connection).run()
+        app = App(settings, connection)
+        end_metrics = serve_metrics(settings, app.put_metrics)
+        try:
+            await app.run()
+        finally:
+            await asyncio.to_thread(end_metrics)
     finally:
         await bus.close(connection)

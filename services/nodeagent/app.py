@@ -33,14 +33,16 @@ from services.common.exporting import Emitter
 from services.common.follow import Follower
 from services.common.log import get_logger
 from services.common.messages import Item, Position, Reset
+from services.common.metrics import Page, make_histogram, serve_metrics
 from services.common.settings import NodeagentSettings
 from services.common.telemetry import extract, get_tracer, links, traceparent
-from services.nodeagent import carry, loader, replica, strict
+from services.nodeagent import carry, loader, metrics, replica, strict
 from services.nodeagent import links as interfaces
 from services.nodeagent.datapath import Datapath, boottime_seconds
 from services.nodeagent.enforcer import Enforcer, Place
 from services.nodeagent.links import Links, Snapshot
 from services.nodeagent.memory import MemoryFile, take_over
+from services.nodeagent.metrics import VerdictCounts
 from services.nodeagent.namebus import HeardName, NameBus
 from services.nodeagent.names import BusNames
 from services.nodeagent.netlink import detach_all
@@ -204,6 +206,10 @@ class App:
         self._storyteller = Storyteller(self._node)
         shares = Shares(settings.denial_seconds, settings.allow_ratio)
         self._verdicts = VerdictBus(self._node, self._storyteller, shares)
+        self._verdict_counts = VerdictCounts()
+        self._verdicts.sinks.append(self._verdict_counts)
+        self._programming = make_histogram(metrics.PROGRAMMING, metrics.PROGRAMMING_BUCKETS)
+        self._heard_number, self._heard_at = 0, 0.0
         self._spans = VerdictSpans(emitter, settings.span_allow_ratio) if emitter else None
         if self._spans:
             self._verdicts.sinks.append(self._spans)
@@ -239,6 +245,7 @@ class App:
         await self._links.open(dict(loaded.programs), is_held=former is not None)
         ring = self._datapath.open_verdicts()
         self._verdicts.attach(ring)
+        end_metrics = serve_metrics(settings, self._put_metrics, [self._programming])
         self._resume()
         try:
             async with asyncio.TaskGroup() as group:
@@ -251,6 +258,7 @@ class App:
                 group.create_task(self._live_on_bus())
                 group.create_task(self._tidy_pins(loaded))
         finally:
+            await asyncio.to_thread(end_metrics)
             self._verdicts.detach(ring)
             ring.close()
             self._write_state()
@@ -345,6 +353,8 @@ class App:
             if not self._swapped.is_set():
                 await self._swap()
             self._note_enforced(state, trace if is_new else self._trace)
+            if is_new and state.number == self._heard_number:
+                self._programming.observe(time.monotonic() - self._heard_at)
             if is_new:
                 _log.info(
                     "enforced",
@@ -492,6 +502,7 @@ class App:
                     self._take_applied(applied)
 
     def _take_applied(self, applied: Applied) -> None:
+        self._heard_number, self._heard_at = applied.state.number, time.monotonic()
         self._mailbox.put_state(applied.state, applied.keys if self._enforcer.is_enforcing else None)
 
     async def _hear(self, heard: HeardName) -> None:
@@ -575,6 +586,18 @@ class App:
         if self._gate is not None:
             parts.append({"gate_put_back": self._gate.restored})
         return {name: count for part in parts for name, count in part.items()}
+
+    def _put_metrics(self, page: Page) -> None:
+        numbers = metrics.Numbers(
+            heard=self._heard_number or self._enforcer.state.number,
+            ring_bytes=self._verdicts.waiting_bytes,
+            queued=self._verdicts.queued,
+            verdicts=self._verdict_counts.counted,
+            names=self._names.counters,
+            maps=self._datapath.read_occupancy(),
+        )
+        metrics.put_agent(page, self._make_status(), numbers)
+        page.put_common(self._connection)
 
     # -- pins
 

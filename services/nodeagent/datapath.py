@@ -358,6 +358,10 @@ class Datapath:
 
     # -- counters
 
+    def read_occupancy(self) -> dict[str, tuple[int, int]]:
+        """Entries and capacity of each map that the agent writes."""
+        return {name: (len(found), self._maps[name].info.max_entries) for name, found in self._present.items()}
+
     def read_reasons(self) -> dict[str, int]:
         """Packets by direction and reason, only those that occurred: ``egress.RULE`` -> 12."""
         counted = {}

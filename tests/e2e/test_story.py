@@ -6,6 +6,7 @@ Three kinds of processes on two nodes, and a receiver of OTLP that is not ours.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -14,18 +15,24 @@ from collections.abc import Iterator
 import pytest
 
 from schemas.terms import Verdict
+from services.common.metrics import Family
 from services.demo import servers, topology
 from services.demo.bus import wait_for
 from services.demo.figures import FreshNames, ask, open_questions
 from services.demo.lab import in_namespace
 from services.demo.state import Process, is_alive
 from services.demo.traffic import Traffic
+from services.nodeagent.metrics import MAP_REFUSED
+from tests.docs.test_metrics import FAMILIES, list_queries
 from tests.e2e.conftest import Running, start_running
+from tests.e2e.prometheus import SERVICES, Prometheus
 from tests.e2e.spans import Span, Spans
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 PORT = 4318
+WITHOUT_CAUSE = (MAP_REFUSED,)
+"""Metrics that have no series in a run without a fault."""
 ASKER, USER, STRANGER = (topology.find_pod(key) for key in ("figures/prober", "figures/prober-b", "app/curl-frontend"))
 SWITCH = """\
 apiVersion: networking.k8s.io/v1
@@ -168,3 +175,46 @@ async def find_heard(running: Running, address: str) -> bool:
     bus = running.demo.bus
     found = await wait_for(lambda: bus.find_verdicts(0, lambda event: event.destination_address == address), 10)
     return bool(found)
+
+
+@pytest.fixture(scope="module")
+def prometheus(traced: Running) -> Prometheus:
+    """One that has scraped every service at least twice while there was traffic."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("no prometheus here: apt-get install prometheus")
+    started = Prometheus(traced)
+    started.await_result("count_over_time(up[1m]) > 2", SERVICES)
+    assert not connect(traced, STRANGER, "203.0.113.31", "203.0.113.31")
+    traced.apply("change-9.yaml", SWITCH.format(number=9))
+    started.await_result('yett_verdicts_total{verdict="deny"} > 0')
+    return started
+
+
+def test_prometheus_scrapes_every_service(prometheus: Prometheus) -> None:
+    """The controller, and an agent and a recorder a node."""
+    assert [one["value"][1] for one in prometheus.await_result("up == 1", SERVICES)] == ["1"] * SERVICES
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_documented_metric_is_there_after_a_run(prometheus: Prometheus, family: Family) -> None:
+    """With the labels that are documented; those of refused writes only where a write was refused."""
+    if family in WITHOUT_CAUSE:
+        assert prometheus.query(family.name) == []
+        return
+    name = f"{family.name}_bucket" if family.kind == "histogram" else family.name
+    series = prometheus.await_result(name)
+    own = {"__name__", "instance", "job", "le"}
+    assert {label for one in series for label in one["metric"]} - own == set(family.labels)
+
+
+@pytest.mark.parametrize("query", list_queries())
+def test_every_query_of_the_dashboard_has_a_result(prometheus: Prometheus, query: str) -> None:
+    """Against what a real Prometheus scraped from a real run."""
+    assert prometheus.await_result(query)
+
+
+def test_every_alert_can_be_evaluated(prometheus: Prometheus) -> None:
+    """And a healthy pipeline fires none."""
+    rules = prometheus.list_rules()
+    assert len(rules) == 11
+    assert {rule["name"]: rule["state"] for rule in rules if rule["health"] == "err" or rule["state"] == "firing"} == {}

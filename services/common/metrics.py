@@ -1,0 +1,132 @@
+"""Metrics for Prometheus: families declared once, read when they are asked for, served by prometheus-client.
+
+Rules of this module:
+
+* A service keeps its counters as it likes; at a scrape one function puts them on a page, on the service's own loop, so
+  that nobody counts behind a lock.
+* Families are declared, so that ``docs/metrics.md`` and the code can be compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from nats.aio.client import Client
+from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from services.common.exporting import counts
+from services.common.log import get_logger
+from services.common.settings import CommonSettings
+
+_log = get_logger("metrics")
+
+SCRAPE_SECONDS = 5.0
+"""A loop that is busy for longer gives an empty page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric. ``kind``: counter, gauge or histogram; a counter's name ends in ``_total``, units come last."""
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+SPANS = Family("yett_spans_total", "counter", "Spans by what became of them.", ("outcome",))
+SPANS_QUEUED = Family("yett_spans_queued", "gauge", "Spans that wait for the collector.")
+NATS_CONNECTED = Family("yett_nats_connected", "gauge", "1 while there is a connection to NATS.")
+NATS_RECONNECTS = Family("yett_nats_reconnects_total", "counter", "Connections to NATS that were made again.")
+COMMON = (SPANS, SPANS_QUEUED, NATS_CONNECTED, NATS_RECONNECTS)
+"""Every service's."""
+
+
+class Page:
+    """Values by family and labels."""
+
+    def __init__(self) -> None:
+        self.values: dict[Family, dict[tuple[str, ...], float]] = {}
+
+    def put(self, family: Family, value: float, *labels: str) -> None:
+        """One value, with the values of the family's labels in their order."""
+        self.values.setdefault(family, {})[labels] = value
+
+    def put_common(self, connection: Client | None) -> None:
+        """What every service says."""
+        self.put(SPANS, counts.exported, "exported")
+        self.put(SPANS, counts.failed, "failed")
+        self.put(SPANS, counts.dropped, "dropped")
+        self.put(SPANS_QUEUED, counts.queued)
+        self.put(NATS_CONNECTED, 1 if connection is not None and connection.is_connected else 0)
+        self.put(NATS_RECONNECTS, connection.stats["reconnects"] if connection is not None else 0)
+
+
+Read = Callable[[Page], None]
+"""Puts a service's values on a page; called on its loop."""
+
+
+def make_families(page: Page) -> Iterator[Metric]:
+    """In prometheus-client's own form."""
+    for family, values in page.values.items():
+        kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+        made = kind(family.name, family.help, labels=family.labels)
+        for labels, value in values.items():
+            made.add_metric(labels, value)
+        yield made
+
+
+class _LoopCollector(Collector):
+    """Collects in prometheus-client's thread what the loop puts on a page."""
+
+    def __init__(self, read: Read, loop: asyncio.AbstractEventLoop) -> None:
+        self._read = read
+        self._loop = loop
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: what there is is known when it is read."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        asked = asyncio.run_coroutine_threadsafe(self._make_page(), self._loop)
+        return make_families(asked.result(SCRAPE_SECONDS))
+
+    async def _make_page(self) -> Page:
+        page = Page()
+        self._read(page)
+        return page
+
+
+def make_histogram(family: Family, buckets: Iterable[float]) -> Histogram:
+    """A histogram that is observed as things happen; ``serve_metrics`` takes it."""
+    return Histogram(family.name, family.help, buckets=tuple(buckets), registry=None)
+
+
+def serve_metrics(settings: CommonSettings, read: Read, histograms: Iterable[Histogram] = ()) -> Callable[[], None]:
+    """Serve ``/metrics`` where the settings say so; returns what ends it.
+
+    A port that cannot be had is an error in the log and no more: nothing that is enforced depends on a page.
+    """
+    if not settings.metrics_port:
+        return lambda: None
+    registry = CollectorRegistry()
+    registry.register(_LoopCollector(read, asyncio.get_running_loop()))
+    for histogram in histograms:
+        registry.register(histogram)
+    try:
+        server, thread = start_http_server(settings.metrics_port, settings.metrics_address, registry)
+    except OSError as error:
+        where = f"{settings.metrics_address}:{settings.metrics_port}"
+        _log.error("metrics are not served", address=where, problem=str(error))
+        return lambda: None
+
+    def end() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return end
