@@ -21,7 +21,7 @@
 #define TYPE_AAAA 28
 #define CLASS_IN 1
 #define WALK_BITE 64   // records walked in one program
-#define WRITE_BITE 16  // addresses written in one program
+#define WRITE_BITE 16  // pages tried in one program
 #define OWNER_LABELS 16 // labels before a record's owner name ends or points
 #define TEXT_END 259   // last byte of the reversed name: the dot of its first label; a NUL follows
 #define HASH_BASIS 0xcbf29ce484222325ULL // FNV-1a: the asker can only collide with itself
@@ -375,7 +375,7 @@ static INLINE int start_walk(struct scratch *s, struct endpoint *ep)
     d->started = 1;
     d->first = 1;
     d->alias = d->alias_length = 0;
-    d->found = d->applied = d->learned = d->news = d->refused = d->full = 0;
+    d->found = d->applied = d->learned = d->news = d->refused = d->full = d->placing = 0;
     d->domain = 0;
     d->now = read_boot_seconds(s);
     d->shortest = 0xffffffff;
@@ -668,37 +668,6 @@ static INLINE int make_page(struct scratch *s, struct endpoint *ep, __u64 slot)
     return WRITTEN;
 }
 
-// Where the pages that all share are full, the endpoint's own follow: a neighbour's names take no place from its own.
-static INLINE int write_name(struct scratch *s, struct endpoint *ep, const struct address *a, __u64 slot, __u32 lifetime)
-{
-    __u32 scope = s->dns.scope;
-
-    for (__u32 i = 0; i < 2 * NAME_PAGES; i++) {
-        struct names *page;
-        int written;
-
-        if (i == NAME_PAGES) {
-            if (scope != SCOPE_LEARNED)
-                return NOT_WRITTEN;
-            scope = ep->id;
-        }
-        page = find_names(s, a, scope, i & (NAME_PAGES - 1));
-        if (!page) {
-            written = make_page(s, ep, slot);
-            if (written)
-                return written;
-            page = find_names(s, a, scope, i & (NAME_PAGES - 1));
-            if (!page)
-                return NOT_WRITTEN;
-        }
-        written = write_slot(s, ep, page, slot, lifetime);
-        if (written)
-            return written;
-        page->more = 1;
-    }
-    return NOT_WRITTEN;
-}
-
 // Whether this (endpoint, name, address) is news, and note it. ``kind`` 1: the whole answer.
 static INLINE int is_news(struct scratch *s, struct endpoint *ep, const struct address *a, __u32 kind, __u32 lifetime,
                           int note)
@@ -720,21 +689,21 @@ static INLINE int is_news(struct scratch *s, struct endpoint *ep, const struct a
     return 1;
 }
 
-static INLINE void write_address(struct scratch *s, struct endpoint *ep, __u32 at)
+// Take up the next address: is it news, and may the name have it. ``placing``: it wants a slot.
+static INLINE void take_address(struct scratch *s, struct endpoint *ep, __u32 at)
 {
     struct dns *d = &s->dns;
     const __u8 *message = s->event.message;
     struct address *a = &s->found;
-    __u32 lifetime = find_lifetime(d, read_u32(message, at - 6)), expiry = d->now + lifetime + d->grace;
-    int written;
 
+    d->lifetime = find_lifetime(d, read_u32(message, at - 6));
     if (d->type == TYPE_A)
         set_mapped(a, bpf_htonl(read_u32(message, at)));
     else
         __builtin_memcpy(a, message + (at & DNS_MASK), 16);
-    if (lifetime < d->shortest)
-        d->shortest = lifetime;
-    if (!d->quiet && is_news(s, ep, a, 0, lifetime, 1))
+    if (d->lifetime < d->shortest)
+        d->shortest = d->lifetime;
+    if (!d->quiet && is_news(s, ep, a, 0, d->lifetime, 1))
         d->news++;
     if (!d->domain)
         return;
@@ -742,11 +711,57 @@ static INLINE void write_address(struct scratch *s, struct endpoint *ep, __u32 a
         d->refused++;
         return;
     }
-    written = write_name(s, ep, a, (__u64)d->domain << 32 | expiry, lifetime);
-    if (written)
+    d->placing = 1;
+    d->page = 0;
+}
+
+// Where the pages that all share are full, the endpoint's own follow: a neighbour's names take no place from its own.
+static INLINE struct names *find_page(struct scratch *s, struct endpoint *ep)
+{
+    __u32 scope = s->dns.scope;
+
+    if (s->dns.page >= NAME_PAGES)
+        scope = ep->id;
+    return find_names(s, &s->found, scope, s->dns.page & (NAME_PAGES - 1));
+}
+
+static INLINE int write_page(struct scratch *s, struct endpoint *ep)
+{
+    struct dns *d = &s->dns;
+    __u64 slot = (__u64)d->domain << 32 | (d->now + d->lifetime + d->grace);
+    struct names *page = find_page(s, ep);
+    int written;
+
+    if (!page) {
+        written = make_page(s, ep, slot);
+        if (written)
+            return written;
+        page = find_page(s, ep);
+        if (!page)
+            return NOT_WRITTEN;
+    }
+    written = write_slot(s, ep, page, slot, d->lifetime);
+    if (!written)
+        page->more = 1;
+    return written;
+}
+
+// One page for the address that was taken up. No page after the last: it stays unlearned.
+static INLINE void place_address(struct scratch *s, struct endpoint *ep)
+{
+    struct dns *d = &s->dns;
+    __u32 pages = d->scope == SCOPE_LEARNED ? 2 * NAME_PAGES : NAME_PAGES;
+
+    if (write_page(s, ep)) {
         d->learned++;
-    else
-        d->full++;
+        d->placing = 0;
+        return;
+    }
+    d->page++;
+    if (d->page < pages)
+        return;
+    d->full++;
+    d->placing = 0;
 }
 
 static INLINE void sum_addresses(struct scratch *s)
@@ -809,12 +824,16 @@ int learn_write(struct __sk_buff *skb)
     for (int i = 0; i < WRITE_BITE; i++) {
         __u32 index = *(volatile __u32 *)&s->dns.applied;
 
-        if (index >= s->dns.found)
-            break;
-        write_address(s, ep, s->at[index & (ANSWERS - 1)]);
-        s->dns.applied = index + 1;
+        if (!*(volatile __u32 *)&s->dns.placing) {
+            if (index >= s->dns.found)
+                break;
+            take_address(s, ep, s->at[index & (ANSWERS - 1)]);
+            s->dns.applied = index + 1;
+        }
+        if (*(volatile __u32 *)&s->dns.placing)
+            place_address(s, ep);
     }
-    if (s->dns.applied < s->dns.found) {
+    if (s->dns.placing || s->dns.applied < s->dns.found) {
         tails.call(skb, TAIL_LEARN_WRITE);
         return count_learn(skb, REASON_LEARN_HANDED_OVER);
     }

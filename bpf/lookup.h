@@ -285,5 +285,8 @@ static INLINE __u32 find_first(const __u64 *word, int first, int last)
 
 static INLINE int has_bit(const __u64 *word, __u32 bit)
 {
-    return word[(bit >> 6) & (YETT_WORDS - 1)] >> (bit & 63) & 1;
+    __u32 index = bit >> 6;
+
+    FORGET(index); // the compiler knows that it is below 8 and drops the bound, which kernel 6.1 then misses
+    return word[index & (YETT_WORDS - 1)] >> (bit & 63) & 1;
 }

@@ -48,6 +48,9 @@ struct dns {
     __u32 left;    // records to walk
     __u32 found;   // records of the asked type, at ``at``
     __u32 applied; // of those
+    __u32 placing; // the last of them wants a slot
+    __u32 page;    // the next to try for it
+    __u32 lifetime;
     __u32 learned, news, refused, full; // addresses
     __u32 domain;
     __u32 scope;

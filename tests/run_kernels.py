@@ -1,0 +1,265 @@
+"""Runs the kernel ring on Debian's older kernels, each booted by qemu over this machine's own file system.
+
+``python tests/run_kernels.py [VERSION ...]``: all of ``KERNELS`` by default. What is missing is fetched once: qemu by
+apt, the kernels' packages by ``apt-get download`` into ``$XDG_CACHE_HOME/yett/kernels``, unpacked there and not
+installed. KVM is used where a probe boots under it, else the processor is emulated, which is some thirty times slower.
+
+A kernel counts as passed only if the guest says that it is that kernel, at least one test ran, and none failed or was
+skipped. Exit code 0: all of them passed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+KERNELS = ("6.1", "6.12")
+"""What docs/kernels.md claims: tests/docs holds the page to this line."""
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "build" / "kernels"
+TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "depmod": "kmod"}
+"""Command -> the apt package that has it."""
+PROBE_SECONDS = 30
+BOOT_SECONDS = 60
+"""Of an emulated machine, with much to spare."""
+RING_SECONDS = int(os.environ.get("YETT_KERNEL_SECONDS", "3600"))
+"""What one kernel may take; a ring that is not through by then has failed."""
+LEARNER_MESSAGES = 2_000
+"""Of the differential test of the learner, in an emulated machine."""
+RING = "kernel and not e2e and not nats"
+GUEST = """
+mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+uname -r > {results}/release
+cd {root} && exec timeout {seconds} {python} -m pytest -q -m {ring} -p no:cacheprovider --timeout={seconds} \\
+    --durations=10 --junitxml={results}/junit.xml {tests} > {results}/output 2>&1
+"""
+
+
+class KernelError(RuntimeError):
+    """Something that is needed cannot be had: the message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One kernel's ring. ``release``: what the guest's uname said; empty if it did not come up."""
+
+    version: str
+    release: str
+    machine: str
+    seconds: float
+    tests: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    @property
+    def is_green(self) -> bool:
+        ran = self.release.startswith(self.version + ".") and self.tests > 0
+        return ran and not self.failed and not self.skipped
+
+
+def run(*command: str | Path, cwd: Path | None = None, seconds: float = 600) -> str:
+    """Output of a command that has to succeed."""
+    done = subprocess.run(
+        [str(word) for word in command], cwd=cwd, capture_output=True, text=True, timeout=seconds, check=False
+    )
+    if done.returncode:
+        raise KernelError(f"{' '.join(str(word) for word in command)}: {done.stderr.strip()[-400:]}")
+    return done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is needed
+
+
+def install_tools() -> None:
+    """qemu and its helpers by apt, where they are missing."""
+    missing = [package for tool, package in TOOLS.items() if shutil.which(tool) is None]
+    if not missing:
+        return
+    if os.geteuid() != 0:
+        raise KernelError(f"not root, and {' '.join(missing)} missing")
+    print(f"test-kernels: apt-get install {' '.join(missing)}", flush=True)
+    run("apt-get", "-qq", "update")
+    run("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing)
+
+
+def find_package(version: str, names: Sequence[str]) -> str:
+    """The newest of Debian's plain kernels of that version among the packages' names; KernelError if there is none."""
+    plain = re.compile(rf"linux-image-{re.escape(version)}\.\d+(-\d+)?(\+deb\d+)?-amd64")
+    found = [name for name in names if plain.fullmatch(name)]
+    if not found:
+        raise KernelError(f"apt knows no linux-image-{version}.*-amd64")
+    return max(found, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+
+
+def fetch_kernel(version: str, cache: Path) -> Path:
+    """The unpacked package: ``boot/vmlinuz-*`` and ``lib/modules/*``. Fetched once, then found."""
+    names = run("apt-cache", "pkgnames", f"linux-image-{version}.").split()
+    package = find_package(version, names)
+    folder = cache / package
+    if folder.is_dir():
+        return folder
+    print(f"test-kernels: fetching {package}", flush=True)
+    beside = cache / f"{package}.new"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    run("apt-get", "-qq", "download", package, cwd=beside)
+    (archive,) = beside.glob("*.deb")
+    run("dpkg", "-x", archive, beside)
+    archive.unlink()
+    run("depmod", "-b", beside, read_release(beside))
+    beside.rename(folder)
+    return folder
+
+
+def read_release(folder: Path) -> str:
+    """What uname says on the kernel unpacked there."""
+    (modules,) = (folder / "lib" / "modules").iterdir()
+    return modules.name
+
+
+@contextmanager
+def linked_modules(folder: Path) -> Iterator[None]:
+    """The kernel's modules where its guest looks for them; gone afterwards if they were not there before."""
+    release = read_release(folder)
+    place = Path("/lib/modules") / release
+    if place.exists():
+        yield
+        return
+    made = not place.parent.exists()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)  # a link to a cache that is gone
+    place.symlink_to(folder / "lib" / "modules" / release)
+    try:
+        yield
+    finally:
+        place.unlink()
+        if made:
+            place.parent.rmdir()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Booting
+
+
+def boot(folder: Path, script: str, *, kvm: bool, seconds: float) -> None:
+    """Run a script in a guest over this file system, writable in ``RESULTS`` alone; returns when it is off or late."""
+    image = folder / "boot" / f"vmlinuz-{read_release(folder)}"
+    command = [str(Path(sys.prefix) / "bin" / "vng"), "-r", str(image), "--user", "root", "--cpus", "2"]
+    command += ["--memory", "3G", "--force-9p", f"--rwdir={RESULTS}", "--", f"bash -c {shlex.quote(script)}"]
+    if not kvm:
+        command.insert(1, "--disable-kvm")
+    path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
+    with (
+        (RESULTS / "console").open("wb") as console,
+        subprocess.Popen(
+            command,
+            env={**os.environ, "PATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+
+
+def has_kvm(folder: Path) -> bool:
+    """Whether a guest comes up under KVM: the device alone says little where this machine is a guest itself."""
+    if os.environ.get("YETT_KVM") == "0" or not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    said = RESULTS / "probe"
+    said.unlink(missing_ok=True)
+    boot(folder, f"uname -r > {said}", kvm=True, seconds=PROBE_SECONDS)
+    return said.exists()
+
+
+def read_junit(path: Path) -> tuple[int, int, int]:
+    """(tests, failed, skipped)."""
+    suites = ElementTree.parse(path).getroot().iter("testsuite")
+    counts = [[int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")] for suite in suites]
+    tests, failures, errors, skipped = (sum(column) for column in zip(*counts, strict=True))
+    return tests, failures + errors, skipped
+
+
+def run_ring(version: str, folder: Path, tests: Sequence[str], *, kvm: bool) -> Outcome:
+    """The kernel ring on one kernel."""
+    results = RESULTS / version
+    shutil.rmtree(results, ignore_errors=True)
+    results.mkdir(parents=True)
+    guest = {"YETT_RING": "kernel", "YETT_REQUIRE": "kernel", "PYTHONDONTWRITEBYTECODE": "1"}
+    guest |= {"HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis", "TMPDIR": "/tmp"}
+    if not kvm:
+        guest |= {"YETT_LEARNER_MESSAGES": str(LEARNER_MESSAGES), "YETT_LOADER_SECONDS": "1200"}
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in guest.items())
+    script = exports + GUEST.format(
+        results=results,
+        root=ROOT,
+        python=Path(sys.prefix) / "bin" / "python",
+        ring=shlex.quote(RING),
+        seconds=RING_SECONDS,
+        tests=" ".join(shlex.quote(test) for test in tests),
+    )
+    started = time.monotonic()
+    boot(folder, script, kvm=kvm, seconds=RING_SECONDS + BOOT_SECONDS)
+    seconds = time.monotonic() - started
+    release = (results / "release").read_text().strip() if (results / "release").exists() else ""
+    machine = "kvm" if kvm else "emulated"
+    if not (results / "junit.xml").exists():
+        return Outcome(version, release, machine, seconds)
+    return Outcome(version, release, machine, seconds, *read_junit(results / "junit.xml"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def show(outcomes: Sequence[Outcome]) -> None:
+    """The table, and the last words of a ring that is not green."""
+    for outcome in outcomes:
+        said = RESULTS / outcome.version / "output"
+        if not outcome.is_green and said.exists():
+            print(f"\n=== {outcome.version}: {said}\n" + "\n".join(said.read_text().splitlines()[-40:]))
+    print(f"\n{'kernel':32} {'machine':9} {'seconds':>8} {'passed':>7} {'failed':>7} {'skipped':>8}")
+    for one in outcomes:
+        passed = one.tests - one.failed - one.skipped
+        name = f"{one.version} ({one.release or 'did not come up'})"
+        print(f"{name:32} {one.machine:9} {one.seconds:8.0f} {passed:7} {one.failed:7} {one.skipped:8}", flush=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Versions and, after ``--``, what pytest shall run instead of everything."""
+    versions = [word for word in arguments if re.fullmatch(r"\d+\.\d+", word)] or list(KERNELS)
+    tests = [word for word in arguments if word not in versions and word != "--"]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yett" / "kernels"
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    outcomes = []
+    try:
+        install_tools()
+        for version in versions:
+            folder = fetch_kernel(version, cache)
+            with linked_modules(folder):
+                kvm = has_kvm(folder)
+                print(f"test-kernels: {read_release(folder)}, {'KVM' if kvm else 'emulated processor'}", flush=True)
+                outcomes.append(run_ring(version, folder, tests, kvm=kvm))
+    except KernelError as error:
+        print(f"test-kernels: {error}", file=sys.stderr)
+        return 1
+    show(outcomes)
+    return 0 if all(outcome.is_green for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
