@@ -93,22 +93,21 @@ static INLINE int read_name(struct scratch *s)
     return 0;
 }
 
-// Header and question of the message that starts at the payload. 0, or a reason: then it is no DNS for us.
-static INLINE int read_question(struct __sk_buff *skb, struct scratch *s, __u32 mask)
+// Header and question of the message of ``length`` bytes ``at`` this offset. 0, or a reason: then it is no DNS for us.
+static INLINE int read_question(struct __sk_buff *skb, struct scratch *s, __u32 at, __u32 length, __u32 mask)
 {
     struct dns *d = &s->dns;
     struct flow_key *key = &s->key;
-    __u32 length = s->packet.end - s->packet.payload;
     __u64 size;
     int reason;
 
-    if (s->packet.end < s->packet.payload + DNS_HEADER + 5)
+    if (length < DNS_HEADER + 5)
         return REASON_LEARN_MALFORMED;
     d->truncated = length > mask;
     size = length > mask ? mask : length;
     FORGET(size);
     size &= mask;
-    if (size < DNS_HEADER + 5 || bpf_skb_load_bytes(skb, s->packet.payload, s->event.message, size))
+    if (size < DNS_HEADER + 5 || bpf_skb_load_bytes(skb, at, s->event.message, size))
         return REASON_LEARN_MALFORMED;
     d->length = size;
     if (read_u16(s->event.message, 4) != 1 || s->event.message[2] & 0x78) // one question, opcode QUERY
@@ -189,34 +188,61 @@ static INLINE int was_asked(struct scratch *s, struct endpoint *ep)
     return found;
 }
 
+// The parts of a matched answer that make it one to learn from; a reason, or 0. 255: not of a kind that teaches.
+#define NOTHING_TO_LEARN 255
+static INLINE int check_answer(struct scratch *s)
+{
+    struct dns *d = &s->dns;
+
+    if (s->event.message[3] & 15)
+        return REASON_LEARN_RCODE;
+    if (d->class != CLASS_IN || (d->type != TYPE_A && d->type != TYPE_AAAA))
+        return NOTHING_TO_LEARN;
+    if (d->bad_name)
+        return REASON_LEARN_BAD_NAME;
+    d->left = read_u16(s->event.message, 6);
+    return d->left ? 0 : NOTHING_TO_LEARN;
+}
+
+// From the pod's own interface it came through a Service: whoever stands behind that one wrote it.
+static INLINE int is_misled(struct __sk_buff *skb, __u32 flags)
+{
+    if (!(flags & RESOLVER_NODE_LOCAL && skb->ingress_ifindex) && skb->ingress_ifindex != skb->ifindex)
+        return 0;
+    count_reason(INGRESS, REASON_LEARN_UNTRUSTED, skb->len);
+    return 1;
+}
+
 // DNS between the endpoint and a trusted resolver shares one flow (own port 0): a query makes it, and an answer is
 // admitted by the query that it matches. All else that such a resolver sends or is sent is an ordinary flow.
 static INLINE void read_dns(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
 {
     struct packet *p = &s->packet;
-    __u32 flags;
+    __u32 flags, at = p->payload, length = p->end - p->payload;
 
+    if (p->protocol == PROTOCOL_TCP && direction == INGRESS && p->fragment == FRAGMENT_WHOLE &&
+        is_resolver_port(p->source_port_be))
+        s->job.dns = DNS_STREAM;
     if (p->protocol != PROTOCOL_UDP)
         return;
     if (p->fragment == FRAGMENT_LATER) {
         if (p->shares_flow)
             s->key.own_port_be = 0;
+        if (p->shares_flow == SHARES_ANSWER && direction == INGRESS)
+            s->job.dns = DNS_FRAGMENT;
         return;
     }
     flags = find_resolver(s, &s->key.peer, s->key.peer_port_be);
-    if (!flags)
+    if (!flags || p->end < at)
         return;
     if (direction == EGRESS) {
-        if (read_question(skb, s, DNS_QUERY_MASK) || s->dns.response)
+        if (read_question(skb, s, at, length, DNS_QUERY_MASK) || s->dns.response)
             return;
         s->job.dns = DNS_QUERY;
     } else {
-        // From the pod's own interface it came through a Service: whoever stands behind that one wrote it.
-        if ((flags & RESOLVER_NODE_LOCAL && skb->ingress_ifindex) || skb->ingress_ifindex == skb->ifindex) {
-            count_reason(direction, REASON_LEARN_UNTRUSTED, skb->len);
+        if (is_misled(skb, flags))
             return;
-        }
-        if (read_question(skb, s, DNS_MASK) || !s->dns.response || !was_asked(s, ep)) {
+        if (read_question(skb, s, at, length, DNS_MASK) || !s->dns.response || !was_asked(s, ep)) {
             count_reason(direction, REASON_LEARN_UNASKED, skb->len);
             return;
         }
@@ -225,25 +251,85 @@ static INLINE void read_dns(struct __sk_buff *skb, struct scratch *s, struct end
         s->dns.started = 0;
     }
     s->key.own_port_be = 0;
-    p->shares_flow = 1;
+    p->shares_flow = direction == INGRESS && !check_answer(s) ? SHARES_ANSWER : SHARES_DNS;
+}
+
+// What came in more than one packet, or is too long to be read here, goes to the recorder in pieces.
+static INLINE void hand_over_datagram(struct __sk_buff *skb, struct scratch *s)
+{
+    struct packet *p = &s->packet;
+    struct dns *d = &s->dns;
+
+    d->piece = PIECE_DATAGRAM;
+    d->piece_begin = p->fragment == FRAGMENT_LATER ? p->transport : p->payload;
+    d->piece_place = p->fragment == FRAGMENT_LATER ? p->fragment_offset - 8 : 0; // without the UDP header
+    d->piece_whole = p->fragment == FRAGMENT_LATER ? 0 : (bpf_ntohl(s->l4.sequence_be) >> 16) - 8;
+    d->piece_id = p->fragment == FRAGMENT_WHOLE ? d->id | 0x80000000 : p->fragment_id;
+    d->piece_at = d->piece_begin;
+    tails.call(skb, TAIL_LEARN_PIECES);
 }
 
 // After the packet was let through: remember the query, or learn from the answer before it is released.
 static INLINE void finish_dns(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep)
 {
-    if (s->job.dns == DNS_QUERY)
+    struct packet *p = &s->packet;
+
+    if (s->job.dns == DNS_QUERY) {
         record_query(s, ep);
-    else if (s->job.dns == DNS_ANSWER)
-        tails.call(skb, TAIL_LEARN_WALK);
+    } else if (s->job.dns == DNS_STREAM) {
+        s->dns.stream_at = p->payload;
+        s->dns.messages = 0;
+        if (p->payload < p->end || p->tcp_flags & TCP_SYN)
+            tails.call(skb, TAIL_LEARN_STREAM);
+    } else if (s->job.dns == DNS_FRAGMENT) {
+        hand_over_datagram(skb, s);
+    } else if (s->job.dns == DNS_ANSWER) {
+        if (p->fragment == FRAGMENT_WHOLE && !s->dns.truncated)
+            tails.call(skb, TAIL_LEARN_WALK);
+        else if (!check_answer(s))
+            hand_over_datagram(skb, s);
+    }
 }
 
 // ----------------------------------------------------------------------------------------------------------------------
 // Walking the answer.
 
-static INLINE int count_learn(struct __sk_buff *skb, __u8 reason)
+// Done with a message: the next one of a stream, if this packet holds more.
+static INLINE int leave_message(struct __sk_buff *skb, struct scratch *s)
+{
+    if (s->job.dns == DNS_STREAM && s->dns.stream_at < s->packet.end)
+        tails.call(skb, TAIL_LEARN_STREAM);
+    return TC_ACT_UNSPEC;
+}
+
+static INLINE int count_learn(struct __sk_buff *skb, struct scratch *s, __u8 reason)
 {
     count_reason(INGRESS, reason, skb->len);
-    return TC_ACT_UNSPEC;
+    return leave_message(skb, s);
+}
+
+static INLINE void renew_budget(struct scratch *s, struct quota *q)
+{
+    if (q->answer_tick == s->job.ticks)
+        return;
+    q->answer_tick = s->job.ticks;
+    q->answers = q->pieces = 0;
+}
+
+// Who told whom, in every event of the learner.
+static INLINE void describe_event(struct scratch *s, struct endpoint *ep, struct quota *q)
+{
+    struct resolution_event *e = &s->event;
+
+    e->header.boottime_nanos = bpf_ktime_get_boot_ns();
+    e->header.endpoint = ep->id;
+    e->header.suppressed = q->answers_suppressed;
+    e->resolver = s->packet.source;
+    e->resolver_port_be = s->packet.source_port_be;
+    e->own_port_be = s->packet.destination_port_be;
+    e->protocol = s->packet.protocol;
+    e->resolver_flags = s->dns.flags;
+    e->pad = 0;
 }
 
 // Tell user space: the whole message, and what was made of it.
@@ -255,27 +341,20 @@ static INLINE void emit_answer(struct scratch *s, struct endpoint *ep, __u8 reas
 
     if (!q)
         return;
-    if (q->answer_tick != s->job.ticks) {
-        q->answer_tick = s->job.ticks;
-        q->answers = 0;
-    }
+    renew_budget(s, q);
     if (q->answers >= ANSWERS_PER_TICK) {
         q->answers_suppressed++;
         return;
     }
     q->answers++;
-    e->header.boottime_nanos = bpf_ktime_get_boot_ns();
-    e->header.endpoint = ep->id;
-    e->header.suppressed = q->answers_suppressed;
-    e->resolver = s->packet.source;
-    e->resolver_port_be = s->packet.source_port_be;
+    describe_event(s, ep, q);
     e->message_bytes = size;
     e->reason = reason;
     e->learned = s->dns.learned > 255 ? 255 : s->dns.learned;
     e->answers = s->dns.found > 255 ? 255 : s->dns.found;
-    e->protocol = s->packet.protocol;
     e->domain = s->dns.domain;
-    e->pad = 0;
+    e->piece = PIECE_NONE;
+    e->place = e->whole = e->id = 0;
     size = (size & DNS_MASK) + __builtin_offsetof(struct resolution_event, message);
     if (resolution_events.ringbuf_output(e, size, 0))
         q->answers_suppressed++;
@@ -346,22 +425,6 @@ static INLINE int walk_record(struct dns *d, const __u8 *message, __u16 *found_a
     return WALKED;
 }
 
-// The parts of a matched answer that make it one to learn from; a reason, or 0. 255: not of a kind that teaches.
-#define NOTHING_TO_LEARN 255
-static INLINE int check_answer(struct scratch *s)
-{
-    struct dns *d = &s->dns;
-
-    if (s->event.message[3] & 15)
-        return REASON_LEARN_RCODE;
-    if (d->class != CLASS_IN || (d->type != TYPE_A && d->type != TYPE_AAAA))
-        return NOTHING_TO_LEARN;
-    if (d->bad_name)
-        return REASON_LEARN_BAD_NAME;
-    d->left = read_u16(s->event.message, 6);
-    return d->left ? 0 : NOTHING_TO_LEARN;
-}
-
 static INLINE int start_walk(struct scratch *s, struct endpoint *ep)
 {
     struct dns *d = &s->dns;
@@ -398,9 +461,9 @@ int learn_walk(struct __sk_buff *skb)
     if (!s->dns.started) {
         checked = start_walk(s, ep);
         if (checked == NOTHING_TO_LEARN)
-            return TC_ACT_UNSPEC;
+            return leave_message(skb, s);
         if (checked)
-            return count_learn(skb, checked);
+            return count_learn(skb, s, checked);
     }
     for (int i = 0; i < WALK_BITE; i++) {
         __u32 left = *(volatile __u32 *)&s->dns.left;
@@ -413,14 +476,15 @@ int learn_walk(struct __sk_buff *skb)
         s->dns.left = left - 1;
     }
     if (walked) {
-        checked = walked == WALKED_TOO_LONG || s->dns.truncated ? REASON_LEARN_HANDED_OVER : REASON_LEARN_MALFORMED;
+        checked = walked == WALKED_TOO_LONG ? REASON_LEARN_HANDED_OVER : REASON_LEARN_MALFORMED;
         if (checked == REASON_LEARN_HANDED_OVER)
             emit_answer(s, ep, checked);
-        return count_learn(skb, checked);
+        return count_learn(skb, s, checked);
     }
     if (s->dns.left) {
         tails.call(skb, TAIL_LEARN_WALK);
-        return count_learn(skb, REASON_LEARN_HANDED_OVER);
+        emit_answer(s, ep, REASON_LEARN_HANDED_OVER);
+        return count_learn(skb, s, REASON_LEARN_HANDED_OVER);
     }
     if (s->dns.alias)
         tails.call(skb, TAIL_LEARN_ALIAS);
@@ -811,8 +875,10 @@ int learn_write(struct __sk_buff *skb)
     struct scratch *s = find_scratch();
     struct endpoint *ep = find_endpoint(skb->ifindex);
 
-    if (!s || !ep || !s->dns.found)
+    if (!s || !ep)
         return TC_ACT_UNSPEC;
+    if (!s->dns.found)
+        return leave_message(skb, s);
     if (s->dns.started == 1) {
         s->dns.started = 2;
         s->dns.domain = find_domain_row(s);
@@ -835,8 +901,158 @@ int learn_write(struct __sk_buff *skb)
     }
     if (s->dns.placing || s->dns.applied < s->dns.found) {
         tails.call(skb, TAIL_LEARN_WRITE);
-        return count_learn(skb, REASON_LEARN_HANDED_OVER);
+        emit_answer(s, ep, REASON_LEARN_HANDED_OVER);
+        return count_learn(skb, s, REASON_LEARN_HANDED_OVER);
     }
     finish_learning(skb, s, ep);
+    return leave_message(skb, s);
+}
+
+// ----------------------------------------------------------------------------------------------------------------------
+// DNS over TCP. The place of the next message is known from the resolver's SYN on; a segment that merely looks like a
+// message is none. A message that is whole in its segment is learned; of all else the recorder gets the bytes. Where a
+// message begins in the midst of what is handed over, or one is missing, the rest of the connection is the recorder's.
+
+#define STREAM_MESSAGES 6 // of one packet: each takes three of 33 tail calls
+#define PIECES_PER_TICK 512 // of one endpoint, 4,095 bytes each
+
+static INLINE int hand_over_stream(struct __sk_buff *skb, struct scratch *s, __u8 piece, __u32 begins)
+{
+    struct dns *d = &s->dns;
+
+    d->piece = piece;
+    d->piece_begin = d->piece_at = d->stream_at;
+    d->piece_place = s->packet.tcp_sequence + d->stream_at - s->packet.payload;
+    d->piece_whole = begins;
+    d->piece_id = 0;
+    d->stream_at = s->packet.end;
+    tails.call(skb, TAIL_LEARN_PIECES);
+    return TC_ACT_UNSPEC;
+}
+
+static INLINE void lose_stream(struct flow *flow)
+{
+    flow->state &= ~FLOW_DNS_SYNC;
+    flow->dns_handed_over = 1;
+}
+
+// The resolver's SYN, the first it sends on a connection that the pod opened: the first message follows it.
+static INLINE void begin_stream(struct flow *flow, const struct packet *p)
+{
+    if (!(p->tcp_flags & TCP_ACK) || flow->packets[1] != 1 || flow->dns_handed_over)
+        return;
+    flow->dns_sequence = p->tcp_sequence + 1;
+    flow->state |= FLOW_DNS_SYNC;
+}
+
+// A message begins here. Its place is left behind, whatever comes of it.
+static INLINE int read_stream(struct __sk_buff *skb, struct scratch *s, struct flow *flow, __u32 left)
+{
+    struct dns *d = &s->dns;
+    __u32 begins = flow->dns_sequence, at = d->stream_at, length;
+    __u16 length_be = 0;
+    int reason;
+
+    if (bpf_skb_load_bytes(skb, at, &length_be, sizeof(length_be)))
+        return TC_ACT_UNSPEC;
+    length = bpf_ntohs(length_be);
+    flow->dns_sequence = begins + 2 + length;
+    if (length > DNS_MASK || left < 2 + length || d->messages >= STREAM_MESSAGES) {
+        if (left > 2 + length)
+            lose_stream(flow);
+        return hand_over_stream(skb, s, PIECE_BEGIN, begins);
+    }
+    d->messages++;
+    d->stream_at = at + 2 + length;
+    d->started = 0;
+    reason = read_question(skb, s, at + 2, length, DNS_MASK);
+    if (reason || !d->response)
+        return count_learn(skb, s, REASON_LEARN_MALFORMED);
+    tails.call(skb, TAIL_LEARN_WALK);
+    return TC_ACT_UNSPEC;
+}
+
+int learn_stream(struct __sk_buff *skb)
+{
+    struct scratch *s = find_scratch();
+    struct flow *flow;
+    __u32 left;
+    __s32 ahead;
+
+    if (!s)
+        return TC_ACT_UNSPEC;
+    flow = flows.lookup(&s->key);
+    if (!flow || flow->direction != EGRESS)
+        return TC_ACT_UNSPEC;
+    s->dns.flags = find_resolver(s, &s->key.peer, s->key.peer_port_be);
+    if (!s->dns.flags || is_misled(skb, s->dns.flags))
+        return TC_ACT_UNSPEC;
+    if (s->packet.tcp_flags & TCP_SYN) {
+        begin_stream(flow, &s->packet);
+        return TC_ACT_UNSPEC;
+    }
+    left = s->packet.end - s->dns.stream_at;
+    if (flow->dns_handed_over)
+        return hand_over_stream(skb, s, PIECE_STREAM, 0);
+    if (!(flow->state & FLOW_DNS_SYNC))
+        return TC_ACT_UNSPEC;
+    ahead = s->packet.tcp_sequence + (s->dns.stream_at - s->packet.payload) - flow->dns_sequence;
+    if (ahead == 0 && left >= 2)
+        return read_stream(skb, s, flow, left);
+    if (ahead < 0 && (__u32)-ahead >= left) // the rest of what was handed over, or sent again
+        return hand_over_stream(skb, s, PIECE_STREAM, 0);
+    lose_stream(flow);
+    return hand_over_stream(skb, s, PIECE_BEGIN, flow->dns_sequence);
+}
+
+// One piece of this packet into the ring, and the next by a tail call to self.
+int learn_pieces(struct __sk_buff *skb)
+{
+    struct scratch *s = find_scratch();
+    struct endpoint *ep = find_endpoint(skb->ifindex);
+    struct resolution_event *e;
+    struct quota *q;
+    struct dns *d;
+    __u64 size;
+    __u32 left;
+
+    if (!s || !ep)
+        return TC_ACT_UNSPEC;
+    q = find_quota(ep->id);
+    d = &s->dns;
+    e = &s->event;
+    d->flags = find_resolver(s, &s->key.peer, s->key.peer_port_be);
+    if (!q || d->piece_at >= s->packet.end || !d->flags || is_misled(skb, d->flags))
+        return TC_ACT_UNSPEC;
+    if (d->piece_at == d->piece_begin)
+        count_reason(INGRESS, REASON_LEARN_HANDED_OVER, skb->len);
+    renew_budget(s, q);
+    left = s->packet.end - d->piece_at;
+    size = left > DNS_MASK ? DNS_MASK : left;
+    FORGET(size);
+    size &= DNS_MASK;
+    if (q->pieces >= PIECES_PER_TICK || !size || bpf_skb_load_bytes(skb, d->piece_at, e->message, size)) {
+        q->answers_suppressed++;
+        return TC_ACT_UNSPEC;
+    }
+    q->pieces++;
+    describe_event(s, ep, q);
+    e->message_bytes = size;
+    e->reason = REASON_LEARN_HANDED_OVER;
+    e->learned = e->answers = 0;
+    e->domain = 0;
+    e->piece = d->piece;
+    e->place = d->piece_place + (d->piece_at - d->piece_begin);
+    e->whole = d->piece_whole;
+    e->id = d->piece_id;
+    d->piece_at += size;
+    if (d->piece == PIECE_BEGIN)
+        d->piece = PIECE_STREAM;
+    size = (size & DNS_MASK) + __builtin_offsetof(struct resolution_event, message);
+    if (handovers.ringbuf_output(e, size, 0))
+        q->answers_suppressed++;
+    else
+        q->answers_suppressed = 0;
+    tails.call(skb, TAIL_LEARN_PIECES);
     return TC_ACT_UNSPEC;
 }

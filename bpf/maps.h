@@ -56,6 +56,8 @@ BPF_TABLE_PINNED("array", __u32, struct counter, rule_counters, RULE_COUNTERS, P
 RING_PINNED(verdicts, VERDICT_PAGES, PIN_FOLDER "/verdicts");
 RING_PINNED(resolution_events, RESOLUTION_PAGES, PIN_FOLDER "/resolution_events");
 
+RING_PINNED(handovers, HANDOVER_PAGES, PIN_FOLDER "/handovers");
+
 // The tail calls of one build: never shared between builds, or an upgrade would swap a learner under a running program.
 BPF_TABLE_PINNED("prog", __u32, __u32, tails, 16, TAILS_PIN, 0);
 #define TAIL_JUDGE 0
@@ -66,3 +68,5 @@ BPF_TABLE_PINNED("prog", __u32, __u32, tails, 16, TAILS_PIN, 0);
 #define TAIL_LEARN_WRITE 5
 #define TAIL_FROM_POD 6
 #define TAIL_TO_POD 7
+#define TAIL_LEARN_STREAM 8
+#define TAIL_LEARN_PIECES 9

@@ -52,8 +52,9 @@ struct packet {
     __u8 icmp_type;
     __u8 icmp_code;
     __u8 hop_limit;
-    __u8 shares_flow; // DNS with a trusted resolver
+    __u8 shares_flow; // enum shares: DNS with a trusted resolver
     __u32 fragment_id;
+    __u32 fragment_offset; // bytes
     __u32 tcp_sequence;
     __u32 network; // offset of the IP or ARP header
     __u32 transport;
@@ -275,6 +276,7 @@ static INLINE int parse_ipv4_slow(struct __sk_buff *skb, struct packet *p, struc
     p->transport = p->network + header;
     fragment = bpf_ntohs(ip->fragment_be);
     p->fragment_id = ip->id_be;
+    p->fragment_offset = (fragment & 0x1fff) * 8;
     if (header > sizeof(*ip)) {
         reason = check_options(skb, p, buffer + 32, header - sizeof(*ip));
         if (reason)
@@ -317,6 +319,7 @@ static INLINE int skip_extension(struct __sk_buff *skb, struct packet *p, struct
         if (p->fragment != FRAGMENT_WHOLE)
             return REASON_MALFORMED;
         p->fragment_id = e->id;
+        p->fragment_offset = fragment & 0xfff8;
         if (fragment & 0xfff8) {
             p->fragment = FRAGMENT_LATER;
             if (e->next == PROTOCOL_TCP && (fragment >> 3) < 3)
@@ -451,7 +454,7 @@ static INLINE void clear_packet(struct packet *p)
     p->source_port_be = p->destination_port_be = 0;
     p->protocol = p->family = p->tcp_flags = p->fragment = 0;
     p->icmp_type = p->icmp_code = p->hop_limit = p->shares_flow = 0;
-    p->fragment_id = 0;
+    p->fragment_id = p->fragment_offset = 0;
     p->tcp_sequence = 0;
     p->transport = p->payload = p->end = 0;
     p->network = ETHER_BYTES;

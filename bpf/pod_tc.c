@@ -252,7 +252,7 @@ static INLINE void make_flow(struct __sk_buff *skb, struct scratch *s, __u8 stat
     flow->verdict = s->finding.verdict;
     flow->tier = s->finding.tier;
     flow->reason = s->finding.reason;
-    flow->pad = 0;
+    flow->dns_handed_over = 0;
     flow->pad2 = 0;
     flow->expires = s->job.ticks + TIMEOUT_UNANSWERED;
     count_rule(flow->counter, skb->len);

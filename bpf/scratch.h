@@ -68,13 +68,20 @@ struct dns {
     __u8 truncated; // there was more than we read
     __u8 started;   // 1: walking, 2: writing
     __u8 quiet;     // this very answer was told before
+    __u8 messages;  // of a stream, read from this packet
+    __u8 piece;     // enum piece
+    __u8 pad[6];
+    __u32 stream_at;             // offset in the packet of the stream's next byte
+    __u32 piece_at, piece_begin; // offsets in the packet: of the next piece, and of the first
+    __u32 piece_place; // the event's ``place`` of that first one
+    __u32 piece_whole, piece_id;     // of the event
 };
 
 // What the entry program leaves for the one that judges.
 enum mode { MODE_REFUSED = 0, MODE_NEW = 1, MODE_AGAIN = 2 };
 enum step { STEP_PACKET = 0, STEP_REVERSE = 1, STEP_SHADOW = 2 }; // whose orientation, which ruleset
 enum by_frontend { FRONT_NONE = 0, FRONT_BACKENDS = 1, FRONT_NO_BACKEND = 2 };
-enum dns_mode { DNS_NONE = 0, DNS_QUERY = 1, DNS_ANSWER = 2 };
+enum dns_mode { DNS_NONE = 0, DNS_QUERY = 1, DNS_ANSWER = 2, DNS_STREAM = 3, DNS_FRAGMENT = 4 };
 struct job {
     __u64 epoch; // read before any lookup
     __u32 ticks;

@@ -287,7 +287,7 @@ struct flow {
     __u8 verdict;   // ALLOW or AUDIT
     __u8 tier;
     __u8 reason;
-    __u8 pad;
+    __u8 dns_handed_over; // the recorder reads this stream: FLOW_DNS_SYNC was lost
     __u32 place; // index in ``places``; the flow there is this one only if it says so too
     __u32 pad2;
 };
@@ -318,9 +318,11 @@ struct fragment {
     __u16 destination_port_be;
     __u32 expires; // ticks
     __u8 icmp_type;
-    __u8 shares_flow; // a DNS answer's: see flow_key.own_port_be
+    __u8 shares_flow; // enum shares
     __u8 pad[2];
 };
+
+enum shares { SHARES_NOT = 0, SHARES_DNS = 1, SHARES_ANSWER = 2 }; // see flow_key.own_port_be; an answer is handed over
 
 // quotas: array by endpoint id, written by the programs alone. ``learned`` only grows; the agent writes what expired to
 // credits (array by endpoint id) and the difference is what the endpoint holds now.
@@ -334,7 +336,7 @@ struct quota {
     __u32 icmp_tick;
     __u32 icmp;
     __u32 learned;
-    __u32 pad;
+    __u32 pieces; // handed over in ``answer_tick``
     __u64 hand[2]; // where the next place is looked for: of unanswered flows, of answered ones
 };
 
@@ -397,8 +399,10 @@ struct verdict_event {
     __u32 pad;
 };
 
-// A DNS answer that was news, or that user space must finish: the whole message follows (``message_bytes``).
+// A DNS answer that was news: the whole message follows (``message_bytes``). Or, on the ring ``handovers``, a piece of what
+// came in more than one: bytes of a TCP stream from sequence number ``place`` on, or of one datagram from offset ``place``.
 #define MESSAGE_BYTES 4096
+enum piece { PIECE_NONE = 0, PIECE_BEGIN = 1, PIECE_STREAM = 2, PIECE_DATAGRAM = 3 };
 struct resolution_event {
     struct event_header header;
     struct address resolver;
@@ -409,6 +413,12 @@ struct resolution_event {
     __u8 answers; // A and AAAA records that it accepted, covered by a pattern or not
     __u8 protocol;
     __u32 domain; // domain row of the asked name, 0: covered by no pattern
+    __u8 resolver_flags; // RESOLVER_*
+    __u8 piece;          // enum piece
+    __u16 own_port_be;   // the asker's; 0 in later fragments
+    __u32 place;
+    __u32 whole; // BEGIN: sequence number of a message's length; DATAGRAM: the message's bytes, 0: not told here
+    __u32 id;    // DATAGRAM: what its pieces have in common
     __u32 pad;
     __u8 message[MESSAGE_BYTES];
 };

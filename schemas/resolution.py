@@ -31,6 +31,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``yett.observed.<node>``: plain NATS; what one endpoint was told, covered by a pattern or not.
 
     The agent of the same node uses it to say which name a denied address was asked for.
+    ``handed_over``: the kernel could not read this answer, so the agent is to teach it all of ``addresses``.
     """
 
     endpoint_id: int
@@ -38,3 +39,4 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     addresses: tuple[str, ...]
     ttl_seconds: int = 0
     rcode: int = 0
+    handed_over: bool = False

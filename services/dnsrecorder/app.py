@@ -28,9 +28,10 @@ from services.common.messages import Message, Reset
 from services.common.metrics import Page, serve_metrics
 from services.common.settings import RecorderSettings
 from services.common.telemetry import get_tracer, inject
-from services.dnsrecorder.capture import Capture
+from services.dnsrecorder.capture import HANDOVERS, Capture
 from services.dnsrecorder.dnswire import Answer, AnswerError, parse_answer
 from services.dnsrecorder.event import ResolutionEvent, decode_event
+from services.dnsrecorder.handover import Handed, Handovers
 from services.dnsrecorder.metrics import put_recorder
 from services.dnsrecorder.outbox import Letter, Outbox
 from services.dnsrecorder.record import Publication, Recorder
@@ -56,6 +57,8 @@ class App:
         self._node = NodeName(settings.node)
         self._connection = connection
         self._capture = Capture(Path(settings.pin_root))
+        self._handover_capture = Capture(Path(settings.pin_root), HANDOVERS)
+        self._handovers = Handovers()
         self._recorder = Recorder()
         self._outbox = Outbox(connection, limit=settings.buffer)
         self._counters: Counter[str] = Counter()
@@ -70,6 +73,7 @@ class App:
             async with asyncio.TaskGroup() as group:
                 group.create_task(_share_failure(sending))
                 group.create_task(self._read_ring())
+                group.create_task(self._read_handovers())
                 group.create_task(self._follow_patterns())
                 group.create_task(self._speak())
                 group.create_task(self._save())
@@ -107,7 +111,9 @@ class App:
             "dns answer", kind=SpanKind.INTERNAL, attributes=_describe(event, answer), start_time=_unix_nanos(event)
         ):
             await self._observe(event, answer)
-            if event.learned or event.reason not in _NOT_BELIEVED:
+            if event.is_from_outside:
+                self._counters["from_outside"] += 1  # it serves the asker alone
+            elif event.learned or event.reason not in _NOT_BELIEVED:
                 self._publish(self._recorder.note(answer, str(event.endpoint), boottime_seconds()), event)
 
     def _compare(self, event: ResolutionEvent, answer: Answer) -> None:
@@ -115,13 +121,59 @@ class App:
             self._counters["mismatch"] += 1
             _log.warning("kernel and parser disagree", name=answer.name, kernel=event.answers, ours=len(answer.records))
 
-    async def _observe(self, event: ResolutionEvent, answer: Answer) -> None:
+    # -- what the kernel could not read
+
+    async def _read_handovers(self) -> None:
+        async for batch in self._handover_capture.batches():
+            for record in batch:
+                await self._take_piece(record)
+            await asyncio.sleep(0)
+
+    async def _take_piece(self, record: bytes) -> None:
+        try:
+            event = decode_event(record)
+        except ValueError as error:
+            self._refuse("event_malformed", error)
+            return
+        self._counters["suppressed"] += event.suppressed
+        for handed in self._handovers.take(event, boottime_seconds()):
+            await self._take_handed(handed)
+
+    async def _take_handed(self, handed: Handed) -> None:
+        try:
+            answer = parse_answer(handed.message, self._recorder.config.search_suffixes)
+        except AnswerError as error:
+            self._refuse(error.reason.name.lower(), error)
+            return
+        if answer.rcode or not answer.records:
+            return
+        event = handed.last
+        is_believed = not event.is_from_outside
+        with _tracer.start_as_current_span(
+            "dns answer", kind=SpanKind.INTERNAL, attributes=_describe(event, answer), start_time=_unix_nanos(event)
+        ):
+            await self._observe(event, answer, handed_over=is_believed)
+            self._counters["handover_learned" if is_believed else "from_outside"] += 1
+            if is_believed:
+                self._publish(self._recorder.note(answer, str(event.endpoint), boottime_seconds()), event)
+        self._time_handover(handed)
+
+    def _time_handover(self, handed: Handed) -> None:
+        """How late: from the release of an answer's last piece until it was sent on."""
+        micros = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - handed.done_nanos) // 1_000
+        self._counters["handover_delay_micros_total"] += micros
+        self._counters["handover_delay_micros_max"] = max(self._counters["handover_delay_micros_max"], micros)
+
+    # -- to the agent of this node
+
+    async def _observe(self, event: ResolutionEvent, answer: Answer, *, handed_over: bool = False) -> None:
         observed = Observed(
             endpoint_id=event.endpoint,
             name=answer.name,
             addresses=answer.addresses,
             ttl_seconds=answer.ttl_seconds,
             rcode=answer.rcode,
+            handed_over=handed_over,
         )
         if not self._connection.is_connected:
             self._counters["observed_dropped"] += 1
@@ -218,11 +270,14 @@ class App:
         return {
             **self._counters,
             **self._recorder.counters,
+            **self._handovers.counters,
+            "handover_waiting": len(self._handovers),
             "remembered": len(self._recorder),
             "published": self._outbox.published,
             "dropped": self._outbox.dropped,
             "ring_waiting_bytes": self._capture.count_waiting_bytes(),
             "ring_moves": self._capture.moves,
+            "handover_ring_waiting_bytes": self._handover_capture.count_waiting_bytes(),
         }
 
     def _refuse(self, kind: str, error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""The ring buffer that the learner writes to, wherever the agent has pinned it, for as long as it is the current one.
+"""A ring buffer that the learner writes to, wherever the agent has pinned it, for as long as it is the current one.
 
 The agent pins it below ``pin_root`` in a folder named by the layout's hash; a new layout means a new folder, and the
 capture moves on once the old ring is empty. Until there is one it waits.
@@ -14,6 +14,8 @@ from services.common.bpf import BpfError, RingBuffer
 from services.common.log import get_logger
 
 RING = "resolution_events"
+HANDOVERS = "handovers"
+"""Pieces of what the kernel could not read: a ring of their own, so that they cannot crowd out the news."""
 BATCH = 256
 """Records taken at a wake-up, so that the loop goes round."""
 LOOK_SECONDS = 0.5
@@ -22,18 +24,19 @@ LOOK_SECONDS = 0.5
 _log = get_logger("capture")
 
 
-def find_ring(pin_root: Path) -> Path | None:
+def find_ring(pin_root: Path, ring: str = RING) -> Path | None:
     """The ring pinned last; None if there is none yet."""
-    found = [path for path in pin_root.glob(f"*/**/{RING}") if path.exists()]
-    direct = pin_root / RING
+    found = [path for path in pin_root.glob(f"*/**/{ring}") if path.exists()]
+    direct = pin_root / ring
     return max([*found, *([direct] if direct.exists() else [])], key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 class Capture:
     """Batches of records, as ``async for``. ``moves``: how often it went on to another ring."""
 
-    def __init__(self, pin_root: Path) -> None:
+    def __init__(self, pin_root: Path, ring: str = RING) -> None:
         self._pin_root = pin_root
+        self._name = ring
         self._path: Path | None = None
         self._inode = 0
         self._ring: RingBuffer | None = None
@@ -76,7 +79,7 @@ class Capture:
 
     def _open_current(self) -> bool:
         try:
-            path = find_ring(self._pin_root)
+            path = find_ring(self._pin_root, self._name)
             if path is None:
                 return self._ring is not None
             inode = path.stat().st_ino

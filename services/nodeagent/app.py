@@ -22,10 +22,12 @@ from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from schemas import wire
+from schemas.resolution import Observed
 from schemas.status import AgentStatus, Problem
 from schemas.terms import NodeName, RevisionNumber
 from services.common import nats as bus
@@ -518,9 +520,21 @@ class App:
                 self._datapath.learn(lesson.address, lesson.row, lesson.expires)
                 self._storyteller.note_lesson(lesson, trace)
 
+    async def _hear_own(self, message: Msg) -> None:
+        try:
+            observed = wire.decode(message.subject, message.data)
+        except wire.WireError:  # counted where all observations are read
+            return
+        if not isinstance(observed, Observed):
+            return
+        for lesson in self._names.hear_own(observed, self._node, now=boottime_seconds()):
+            self._datapath.learn(lesson.address, lesson.row, lesson.expires)
+            self._storyteller.note_lesson(lesson, (message.headers or {}).get(wire.HEADER_TRACE, ""))
+
     async def _follow_names(self, connection: Client) -> None:
         """Subscriptions follow the patterns; after a reconnection what was published meanwhile is read."""
         name_bus = NameBus(connection, self._hear)
+        await connection.subscribe(wire.subject_observed(self._node), cb=self._hear_own)
         reconnects = connection.stats["reconnects"]
         while True:
             patterns = self._patterns

@@ -61,6 +61,8 @@ TAIL_PROGRAMS: Mapping[str, int] = {
     "learn_walk": 3,
     "learn_alias": 4,
     "learn_write": 5,
+    "learn_stream": 8,
+    "learn_pieces": 9,
     "handle_from_pod": 6,
     "handle_to_pod": 7,
 }
@@ -87,9 +89,12 @@ DEFAULT_SIZES: Mapping[str, int] = {
     "RULE_COUNTERS": 65_536,
     "VERDICT_PAGES": 512,  # power of two; 2 MiB
     "RESOLUTION_PAGES": 1_024,  # power of two; 4 MiB
+    "HANDOVER_PAGES": 1_024,  # power of two; 4 MiB
 }
 """Entries a map; each is a setting. Sparse hashes and tries cost memory for what they hold only."""
-POWERS_OF_TWO = frozenset({"ENDPOINT_SLOTS", "QUERY_SETS", "FLOWS", "VERDICT_PAGES", "RESOLUTION_PAGES"})
+POWERS_OF_TWO = frozenset(
+    {"ENDPOINT_SLOTS", "QUERY_SETS", "FLOWS", "VERDICT_PAGES", "RESOLUTION_PAGES", "HANDOVER_PAGES"}
+)
 
 _COMPILER_FLAGS = ("-O2", "-Wno-unused-function", "-Wno-macro-redefined", "-Wno-address-of-packed-member")
 _LOAD_SECONDS = 120

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from schemas import wire
 from schemas.policy import Config
-from schemas.resolution import Resolution
+from schemas.resolution import Observed, Resolution
 from schemas.selectors import parse_network
 from services.common.bucket import Buckets
 from services.nodeagent.patterns import find_node
@@ -29,6 +29,8 @@ NODE_BURST = 50_000.0
 """Resolutions a second, and at once, that one node may teach this one."""
 MAX_KNOWN = 200_000
 """(name, address) pairs remembered; beyond it those heard of longest ago are forgotten (the kernel keeps its own)."""
+MAX_HANDED_OVER = 1_024
+"""Addresses taken of one answer that this node's own recorder finished, whatever the limit for names from elsewhere."""
 
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -110,6 +112,19 @@ class BusNames:
             return self._refuse("expired")
         made = (self._learn(resolution, address, row, expires, node) for address in resolution.addresses)
         return [lesson for lesson in made if lesson is not None]
+
+    def hear_own(self, observed: Observed, node: str, *, now: float) -> list[Lesson]:
+        """What an answer teaches that the kernel handed over to this node's own recorder; nothing of any other."""
+        if not observed.handed_over or observed.rcode:
+            return []
+        row = self._rows.get(find_node(observed.name, self._rows.keys()), 0)
+        if not row:
+            return self._refuse("uncovered")
+        expires = int(now) + self._keep_seconds(observed.ttl_seconds)
+        allowed = [address for address in observed.addresses[:MAX_HANDED_OVER] if self._may_have(address)]
+        self.counters["refused_address"] += len(observed.addresses) - len(allowed)
+        self.counters["handed_over"] += len(allowed)
+        return [Lesson(address, row, expires, observed.name, node) for address in allowed]
 
     def forget(self) -> None:
         """The kernel may have lost what was taught: everything is news again."""

@@ -32,6 +32,7 @@ SIZES = {
     "RULE_COUNTERS": 4096,
     "VERDICT_PAGES": 64,
     "RESOLUTION_PAGES": 256,
+    "HANDOVER_PAGES": 256,
 }
 REASONS = 128
 _AGENT_MAPS = (
@@ -69,10 +70,11 @@ class Kernel:
         self.maps = {
             name: bpf.BpfMap(path)
             for name, path in self.loaded.maps.items()
-            if name not in ("verdicts", "resolution_events")
+            if name not in ("verdicts", "resolution_events", "handovers")
         }
         self.verdicts = bpf.RingBuffer(self.loaded.maps["verdicts"])
         self.resolutions = bpf.RingBuffer(self.loaded.maps["resolution_events"])
+        self.handovers = bpf.RingBuffer(self.loaded.maps["handovers"])
         self._programs = {name: bpf.open_object(path) for name, path in self.loaded.programs.items()}
         self._wanted: dict[str, dict[bytes, bytes]] = {}
         self._regions: dict[int, Region] = {}
@@ -82,6 +84,7 @@ class Kernel:
             one.close()
         self.verdicts.close()
         self.resolutions.close()
+        self.handovers.close()
         shutil.rmtree(self.root)
 
     # -- state
@@ -156,8 +159,9 @@ class Kernel:
         return done.nanos
 
     def drain(self) -> list[bytes]:
-        """Resolution events that wait; verdict events are dropped."""
+        """Resolution events that wait; verdict events and pieces are dropped."""
         self.verdicts.consume(1 << 20)
+        self.handovers.consume(1 << 20)
         return self.resolutions.consume(1 << 20)
 
     def count_reason(self, direction: Direction, reason: Reason) -> int:

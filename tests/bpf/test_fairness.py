@@ -6,6 +6,7 @@ the maps hold in all.
 
 from __future__ import annotations
 
+import time
 import os
 import socket
 import subprocess
@@ -197,12 +198,15 @@ def resolving(kernel: Kernel, interface: int) -> Pods:
 
 
 def test_a_dns_flood_answers_none_of_a_neighbours_queries_away(resolving: Pods) -> None:
-    """500 queries that are out are still known after a neighbour asked for 20,000 other names."""
+    """500 queries that are out are still known after a neighbour asked for 20,000 other names, or for ten seconds."""
     for number in range(500):
         assert ask(resolving, f"n{number}.example.com", number * 7, 30_000 + number).passed
     before = resolving.flows_of(IFINDEX)
-    for number in range(20_000):
-        ask(resolving, f"n{number}.flood.test", number & 0xFFFF, 1024 + number % 60_000, flooder=True)
+    until, asked = time.monotonic() + 10, 0  # a query is valid for 15 seconds, and emulated processors are slow
+    while asked < 20_000 and time.monotonic() < until:
+        ask(resolving, f"n{asked}.flood.test", asked & 0xFFFF, 1024 + asked % 60_000, flooder=True)
+        asked += 1
+    assert asked > 2_000
     assert resolving.flows_of(IFINDEX) == before
     told = [
         tell(resolving, answer(f"n{number}.example.com", "198.51.100.7", identifier=number * 7), 30_000 + number)

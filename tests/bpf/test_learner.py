@@ -31,7 +31,7 @@ ROW, WILD_ROW, APEX_ROW = 7, 8, 9
 WEB = "198.51.100.7"
 RULE = 1 << NETWORK_POLICY
 PORT = 40000
-EVENT_HEADER = 48
+EVENT_HEADER = 64
 
 
 def tables(flags: int = TRUSTED) -> Tables:

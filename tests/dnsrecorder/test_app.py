@@ -27,7 +27,7 @@ from tests.nats_server import NatsServer
 
 pytestmark = pytest.mark.nats
 WAIT_SECONDS = 20.0
-LAYOUT = struct.Struct("=QII16s2sHBBBBII")
+LAYOUT = struct.Struct("=QII16s2sHBBBBIBB2sIIII")
 RESOLVER = wire.pack_address("10.100.0.10")
 
 
@@ -45,9 +45,22 @@ class StandInRing:
     def count_waiting_bytes(self) -> int:
         return 0
 
-    def tell(self, message: bytes, *, answers: int = 1, endpoint: int = 7) -> None:
+    def tell(
+        self,
+        message: bytes,
+        *,
+        answers: int = 1,
+        endpoint: int = 7,
+        flags: int = 1,
+        piece: int = 0,
+        place: int = 0,
+        whole: int = 0,
+    ) -> None:
         port = (53).to_bytes(2, "big")
-        header = LAYOUT.pack(1, endpoint, 0, RESOLVER, port, len(message), 0, answers, answers, 17, 1, 0)
+        header = LAYOUT.pack(
+            *(1, endpoint, 0, RESOLVER, port, len(message), 0, answers, answers, 17, 1),
+            *(flags, piece, bytes(2), place, whole, 0, 0),
+        )
         self.queue.put_nowait(header + message)
 
 
@@ -56,6 +69,8 @@ class Scene:
 
     def __init__(self, connection: Client, ring: StandInRing, app: App, server: NatsServer) -> None:
         self.connection, self.ring, self.app, self.server = connection, ring, app, server
+        self.pieces = StandInRing()
+        app._handover_capture = self.pieces  # type: ignore[assignment]  # the same seam for the ring of pieces
         self.heard: list[Msg] = []
         self._arrived = asyncio.Event()
 
@@ -191,5 +206,49 @@ def test_a_record_that_is_no_event_is_counted_and_skipped(nats_server: NatsServe
             scene.ring.tell(make_answer("x.test.", ("x.test.", "A", "192.0.2.1")))
             await scene.wait_for(lambda message: message.subject.startswith("yett.observed"))
             assert scene.app._counters["event_malformed"] == 1
+
+    asyncio.run(scene())
+
+
+def test_an_answer_in_pieces_is_taught_and_published_with_its_delay(nats_server: NatsServer, tmp_path: Path) -> None:
+    """What the kernel could not read: all addresses to the own node's agent, the name to the cluster, the time counted."""
+
+    async def scene() -> None:
+        async with running(nats_server, tmp_path) as scene:
+            await scene.add_pattern("long.test")
+            records = [("long.test.", "A", f"198.18.{n // 250}.{n % 250 + 1}") for n in range(400)]
+            message = make_answer("long.test.", *records)
+            stream = len(message).to_bytes(2, "big") + message
+            scene.pieces.tell(stream[:1000], piece=1, place=500, whole=500)
+            scene.pieces.tell(stream[1000:], piece=2, place=1500)
+            told = await scene.wait_for(is_resolution_of("long.test"))
+            assert len(wire.decode(told.subject, told.data).addresses) == 100  # type: ignore[attr-defined]
+            (seen,) = [wire.decode(m.subject, m.data) for m in scene.heard if m.subject == "yett.observed.node_a"]
+            assert isinstance(seen, Observed)
+            assert seen.handed_over and len(seen.addresses) == 400
+            counted = scene.app._count()
+            assert (counted["handover_messages"], counted["handover_learned"], counted["handover_pieces"]) == (1, 1, 2)
+            assert counted["handover_delay_micros_max"] == counted["handover_delay_micros_total"] > 0
+
+    asyncio.run(scene())
+
+
+def test_what_a_resolver_outside_says_is_not_published(nats_server: NatsServer, tmp_path: Path) -> None:
+    """It serves the pod that asked: neither a whole message nor one in pieces becomes a fact of the cluster's."""
+
+    async def scene() -> None:
+        async with running(nats_server, tmp_path) as scene:
+            await scene.add_pattern("*.test")
+            outside = make_answer("a.test.", ("a.test.", "A", "192.0.2.1"))
+            scene.ring.tell(outside, flags=5)
+            scene.pieces.tell(outside, flags=5, piece=3, whole=len(outside))
+            scene.ring.tell(make_answer("b.test.", ("b.test.", "A", "192.0.2.2")))
+            await scene.wait_for(is_resolution_of("b.test"))
+            async with asyncio.timeout(WAIT_SECONDS):
+                while scene.app._counters["from_outside"] < 2:  # noqa: ASYNC110 - counted, not told
+                    await asyncio.sleep(0.01)
+            assert not any(is_resolution_of("a.test")(message) for message in scene.heard)
+            observed = [wire.decode(m.subject, m.data) for m in scene.heard if m.subject == "yett.observed.node_a"]
+            assert not any(one.handed_over for one in observed if isinstance(one, Observed))
 
     asyncio.run(scene())

@@ -205,9 +205,10 @@ def test_shared_names_leave_room_for_local_ones(datapath) -> None:
     assert datapath.counters["names_full_map"] == 32
 
 
-def test_old_names_go_and_are_credited(datapath) -> None:
+def test_old_names_go_and_are_credited(datapath, monkeypatch) -> None:
     """What expired long ago is removed and credited to the endpoint that had learned it; the live stays."""
-    now = boottime_seconds()
+    now = 100_000  # of a machine that is up for longer than expired names are kept
+    monkeypatch.setattr("services.nodeagent.datapath.boottime_seconds", lambda: now)
     resolutions = datapath._maps["resolutions"]
     old = mapcodec.NamesPage(((5, 1), (6, 2)) + ((0, 0),) * 6, (3,) * 8, False)
     live = mapcodec.NamesPage(((7, now + 60),) + ((0, 0),) * 7, (3,) * 8, False)

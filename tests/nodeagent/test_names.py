@@ -9,7 +9,7 @@ import pytest
 
 from schemas import wire
 from schemas.policy import Config
-from schemas.resolution import Resolution
+from schemas.resolution import Observed, Resolution
 from schemas.terms import NodeName
 from services.common import nats as bus
 from services.common.jetstream import JetStream
@@ -127,6 +127,31 @@ def test_a_name_has_at_most_its_limit_of_addresses_until_some_are_over() -> None
     assert names.counters["over_addresses_per_name"] == 1
     names.drop_expired(5000.0)
     assert [lesson[0] for lesson in hear(names, resolution("example.com", "192.0.2.3"), now=5000.0)] == ["192.0.2.3"]
+
+
+def test_an_answer_that_was_handed_over_is_taught_in_full() -> None:
+    """The limit of addresses a name is for what others say; this node's own pod was told 400, so it may use 400."""
+    names = make_names()
+    many = tuple(f"203.0.{n // 250}.{n % 250}" for n in range(400))
+    told = Observed(endpoint_id=3, name="a.example.com", addresses=many, ttl_seconds=100, handed_over=True)
+    lessons = names.hear_own(told, "node-a", now=1000.0)
+    assert {lesson.address for lesson in lessons} == set(many)
+    assert {lesson.expires for lesson in lessons} == {1160}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        Observed(endpoint_id=3, name="a.example.com", addresses=("203.0.113.1",)),
+        Observed(endpoint_id=3, name="a.example.com", addresses=("203.0.113.1",), handed_over=True, rcode=3),
+        Observed(endpoint_id=3, name="un.covered", addresses=("203.0.113.1",), handed_over=True),
+        Observed(endpoint_id=3, name="a.example.com", addresses=("169.254.169.254",), handed_over=True),
+    ],
+    ids=["learned by the kernel", "an error", "covered by nothing", "refused by the guard"],
+)
+def test_other_observations_teach_nothing(told: Observed) -> None:
+    """What pods are told is for people, unless the kernel handed it over and a local pattern covers it."""
+    assert make_names().hear_own(told, "node-a", now=1000.0) == []
 
 
 def test_filters_are_prefix_free_and_bounded() -> None:

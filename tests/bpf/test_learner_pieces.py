@@ -1,0 +1,420 @@
+"""Answers over TCP, in fragments, and too long for the kernel: what it learns of them, and what it hands over."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from dataclasses import replace
+
+import pytest
+
+from schemas.terms import Direction, Reason
+from services.dnsrecorder.event import Piece, ResolutionEvent, decode_event
+from services.dnsrecorder.handover import Handed, Handovers
+from services.nodeagent.tables import Tables
+from tests.bpf import packets
+from tests.bpf.messages import A, answer, query
+from tests.bpf.packets import ACK, FIN, PSH, SYN
+from tests.bpf.prog_run import IFINDEX, Kernel
+from tests.bpf.worlds import (
+    NETWORK_POLICY,
+    NODE_LOCAL,
+    OUTSIDE,
+    POD4,
+    POD_ID,
+    RESOLVER,
+    TRUSTED,
+    add_pattern,
+    make_tables,
+    with_dns,
+)
+
+pytestmark = pytest.mark.kernel
+NAME, OTHER = "www.example.com", "a.wild.example"
+ROW, WILD_ROW = 7, 8
+WEB, WEB2 = "198.51.100.7", "198.51.100.8"
+PORT = 40000
+RULE = 1 << NETWORK_POLICY
+MANY = tuple(f"198.18.{n // 250}.{n % 250 + 1}" for n in range(1000))
+
+
+def tables(flags: int = TRUSTED) -> Tables:
+    made = with_dns(make_tables(egress={"isolated": True}, ingress={"isolated": True}), flags)
+    add_pattern(made, NAME, ROW, RULE)
+    add_pattern(made, "*.wild.example", WILD_ROW, RULE)
+    return made
+
+
+@pytest.fixture
+def dns(kernel: Kernel) -> Kernel:
+    kernel.fill(tables())
+    return kernel
+
+
+def prefixed(message: bytes) -> bytes:
+    """As TCP carries it: RFC 1035 4.2.2."""
+    return struct.pack("!H", len(message)) + message
+
+
+class Connection:
+    """A TCP connection of the pod to a resolver, packet by packet. ``sent``: the resolver's next sequence number."""
+
+    def __init__(self, kernel: Kernel, *, initial: int = 1000, port: int = PORT, ingress: int = 77) -> None:
+        self.kernel, self.port, self.ingress = kernel, port, ingress
+        self.sent = (initial + 1) % (1 << 32)
+        assert self.from_pod(SYN)
+        assert self.to_pod(SYN | ACK, sequence=initial)
+        assert self.from_pod(ACK)
+
+    def from_pod(self, flags: int, payload: bytes = b"") -> bool:
+        body = packets.tcp(self.port, 53, flags, payload=payload)
+        return self.kernel.from_pod(packets.ip(POD4, RESOLVER, packets.TCP, body)).passed
+
+    def to_pod(self, flags: int, payload: bytes = b"", *, sequence: int) -> bool:
+        body = packets.tcp(53, self.port, flags, payload=payload, sequence=sequence)
+        return self.kernel.to_pod(packets.ip(RESOLVER, POD4, packets.TCP, body), ingress=self.ingress).passed
+
+    def ask(self, name: str = NAME) -> None:
+        assert self.from_pod(PSH | ACK, prefixed(query(name, A)))
+
+    def tell(self, payload: bytes) -> None:
+        """The resolver's next segment: it passes, whatever is in it."""
+        assert self.to_pod(PSH | ACK, payload, sequence=self.sent)
+        self.sent = (self.sent + len(payload)) % (1 << 32)
+
+
+def take_pieces(kernel: Kernel) -> list[ResolutionEvent]:
+    return [decode_event(record) for record in kernel.handovers.consume(1 << 20)]
+
+
+def assemble(kernel: Kernel) -> list[Handed]:
+    """What the recorder makes of the pieces that wait."""
+    handovers = Handovers()
+    return [handed for piece in take_pieces(kernel) for handed in handovers.take(piece, 1.0)]
+
+
+def count(kernel: Kernel, reason: Reason) -> int:
+    return kernel.count_reason(Direction.INGRESS, reason)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TCP, in the kernel
+
+
+def test_an_answer_in_one_segment_is_learned(dns: Kernel) -> None:
+    """A message that is whole in its segment is learned before the segment is released; nothing is handed over."""
+    connection = Connection(dns)
+    connection.ask()
+    connection.tell(prefixed(answer(NAME, WEB)))
+    assert set(dns.names_of(WEB)) == {ROW}
+    assert take_pieces(dns) == []
+
+
+@pytest.mark.parametrize("initial", [(1 << 32) - 1, (1 << 32) - 2, (1 << 32) - 30, (1 << 31) - 1])
+def test_sequence_numbers_wrap(dns: Kernel, initial: int) -> None:
+    """Wherever the resolver's numbers begin, the second answer is found as the first was."""
+    connection = Connection(dns, initial=initial)
+    connection.tell(prefixed(answer(NAME, WEB)))
+    connection.tell(prefixed(answer(OTHER, WEB2)))
+    assert set(dns.names_of(WEB)) == {ROW} and set(dns.names_of(WEB2)) == {WILD_ROW}
+
+
+def test_pipelined_answers_in_one_segment_are_all_learned(dns: Kernel) -> None:
+    """Six answers in one segment, in whatever order they were asked."""
+    connection = Connection(dns)
+    names = [f"n{n}.wild.example" for n in range(6)]
+    connection.tell(b"".join(prefixed(answer(name, f"198.51.100.{n}")) for n, name in enumerate(names, 1)))
+    assert all(set(dns.names_of(f"198.51.100.{n}")) == {WILD_ROW} for n in range(1, 7))
+    connection.tell(prefixed(answer(NAME, WEB2)))
+    assert ROW in dns.names_of(WEB2)
+
+
+def test_what_does_not_teach_keeps_the_place(dns: Kernel) -> None:
+    """An error, a malformed message and one of another type: the answer behind them is still found."""
+    connection = Connection(dns)
+    others = (answer(NAME, rcode=3), answer(NAME, kind=16), b"", b"junk", answer(NAME, WEB2)[:-1], query(NAME))
+    connection.tell(b"".join(prefixed(one) for one in others[:3]))
+    connection.tell(b"".join(prefixed(one) for one in others[3:]))
+    connection.tell(prefixed(answer(NAME, WEB)))
+    assert set(dns.names_of(WEB)) == {ROW} and dns.names_of(WEB2) == {}
+
+
+def test_a_segment_that_merely_looks_like_a_message_is_none(dns: Kernel) -> None:
+    """In the midst of a message there stands what would be another: its bytes are data."""
+    connection = Connection(dns)
+    inner = prefixed(answer(NAME, WEB))
+    outer = answer(OTHER, WEB2) + inner
+    connection.tell(prefixed(outer)[: -len(inner)])
+    connection.tell(inner)
+    assert dns.names_of(WEB) == {}
+
+
+@pytest.mark.parametrize("offset", [1, 2, -1, 1000, 1 << 31])
+def test_a_segment_elsewhere_in_the_stream_teaches_nothing(dns: Kernel, offset: int) -> None:
+    """A message out of place was not sent by the resolver, or not yet."""
+    connection = Connection(dns)
+    connection.sent = (connection.sent + offset) % (1 << 32)
+    connection.tell(prefixed(answer(NAME, WEB)))
+    assert dns.names_of(WEB) == {}
+
+
+def test_without_the_resolvers_syn_nothing_is_learned(dns: Kernel) -> None:
+    """A connection adopted in its midst: where a message begins is not known."""
+    body = packets.tcp(PORT, 53, ACK)
+    assert dns.from_pod(packets.ip(POD4, RESOLVER, packets.TCP, body)).passed
+    body = packets.tcp(53, PORT, PSH | ACK, payload=prefixed(answer(NAME, WEB)), sequence=5000)
+    assert dns.to_pod(packets.ip(RESOLVER, POD4, packets.TCP, body)).passed
+    assert dns.names_of(WEB) == {} and take_pieces(dns) == []
+
+
+def test_a_second_syn_moves_nothing(dns: Kernel) -> None:
+    """A resolver's SYN that comes later, with other numbers, is not where the stream began."""
+    connection = Connection(dns)
+    connection.to_pod(SYN | ACK, sequence=9000)
+    connection.to_pod(PSH | ACK, prefixed(answer(NAME, WEB)), sequence=9001)
+    assert dns.names_of(WEB) == {}
+
+
+def test_a_connection_that_the_resolver_opens_teaches_nothing(dns: Kernel) -> None:
+    """Whoever may connect to the pod from a resolver's address and port does not answer a question."""
+    opened = tables()
+    opened.rulesets[2] = replace(opened.rulesets[2], any=RULE)
+    dns.fill(opened)
+
+    def from_resolver(flags: int, payload: bytes = b"", sequence: int = 1000) -> None:
+        body = packets.tcp(53, PORT, flags, payload=payload, sequence=sequence)
+        assert dns.to_pod(packets.ip(RESOLVER, POD4, packets.TCP, body)).passed
+
+    from_resolver(SYN)
+    assert dns.from_pod(packets.ip(POD4, RESOLVER, packets.TCP, packets.tcp(PORT, 53, SYN | ACK))).passed
+    from_resolver(SYN | ACK)
+    from_resolver(PSH | ACK, prefixed(answer(NAME, WEB)), 1001)
+    assert dns.names_of(WEB) == {}
+
+
+def test_a_stream_of_the_nodes_resolver_comes_from_this_node(dns: Kernel) -> None:
+    """A segment in its name that came in over an interface teaches nothing."""
+    dns.fill(tables(TRUSTED | NODE_LOCAL))
+    Connection(dns, ingress=77).tell(prefixed(answer(NAME, WEB)))
+    assert dns.names_of(WEB) == {} and count(dns, Reason.LEARN_UNTRUSTED) > 0
+    Connection(dns, ingress=0, port=PORT + 1).tell(prefixed(answer(NAME, WEB)))
+    assert set(dns.names_of(WEB)) == {ROW}
+
+
+def test_a_stream_through_the_pods_own_service_teaches_nothing(dns: Kernel) -> None:
+    """What comes out of the pod's own interface was written by whoever stands behind its Service."""
+    connection = Connection(dns)
+    connection.ingress = IFINDEX
+    connection.tell(prefixed(answer(NAME, WEB)))
+    assert dns.names_of(WEB) == {} and take_pieces(dns) == []
+
+
+def test_a_stream_from_outside_teaches_the_asker_alone(dns: Kernel) -> None:
+    """A resolver outside the cluster is believed over TCP as over UDP: in the endpoint's own scope."""
+    dns.fill(tables(TRUSTED | OUTSIDE))
+    connection = Connection(dns)
+    connection.tell(prefixed(answer(NAME, WEB)))
+    assert dns.names_of(WEB) == {} and set(dns.names_of(WEB, POD_ID)) == {ROW}
+    (event,) = dns.drain()
+    assert decode_event(event).is_from_outside
+
+
+def test_a_stream_goes_on_after_a_change_of_policy(dns: Kernel) -> None:
+    """A flow that is judged again keeps its place in the stream."""
+    connection = Connection(dns)
+    dns.bump()
+    connection.tell(prefixed(answer(NAME, WEB)))
+    assert set(dns.names_of(WEB)) == {ROW}
+
+
+def test_truncated_over_udp_then_whole_over_tcp(dns: Kernel) -> None:
+    """The TC bit with no records teaches nothing; the same question over TCP is learned."""
+    udp = packets.udp(PORT, 53, query(NAME))
+    assert dns.from_pod(packets.ip(POD4, RESOLVER, packets.UDP, udp)).passed
+    cut = answer(NAME)
+    cut = cut[:2] + bytes([cut[2] | 2]) + cut[3:]
+    assert dns.to_pod(packets.ip(RESOLVER, POD4, packets.UDP, packets.udp(53, PORT, cut))).passed
+    assert dns.names_of(WEB) == {}
+    connection = Connection(dns)
+    connection.ask()
+    connection.tell(prefixed(answer(NAME, WEB)))
+    assert set(dns.names_of(WEB)) == {ROW}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TCP, handed over
+
+
+def segments_of(stream: bytes, *first: int, size: int = 2896) -> list[bytes]:
+    """Cut at these places, then every ``size`` bytes: BPF_PROG_TEST_RUN takes frames of a page at most."""
+    cuts = sorted({0, *first, *range((first or (0,))[-1] + size, len(stream), size), len(stream)})
+    return [stream[begin:end] for begin, end in itertools.pairwise(cuts)]
+
+
+@pytest.mark.parametrize("first", [(), (1,), (2,), (3,), (2, 14), (1400,), (1448, 2896)])
+def test_a_message_over_several_segments_is_handed_over_whole(dns: Kernel, first: tuple[int, ...]) -> None:
+    """1,000 addresses, wherever the segments are cut: the recorder has the message, and each segment passed at once."""
+    message = answer(NAME, *MANY)
+    connection = Connection(dns)
+    for segment in segments_of(prefixed(message), *first):
+        connection.tell(segment)
+    (handed,) = assemble(dns)
+    assert handed.message == message
+    assert (handed.last.endpoint, handed.last.resolver, handed.last.own_port) == (POD_ID, RESOLVER, PORT)
+    assert handed.begun_nanos <= handed.done_nanos
+    assert count(dns, Reason.LEARN_HANDED_OVER) > 0
+
+
+def test_the_first_piece_says_where_the_message_begins(dns: Kernel) -> None:
+    """The pieces in order are the stream, each with the place of its first byte."""
+    connection = Connection(dns, initial=(1 << 32) - 100)
+    stream = prefixed(answer(NAME, *MANY[:300]))
+    for segment in segments_of(stream):
+        connection.tell(segment)
+    pieces = take_pieces(dns)
+    assert [piece.piece for piece in pieces] == [Piece.BEGIN, Piece.STREAM]
+    assert (pieces[0].whole, pieces[0].place, pieces[1].place) == ((1 << 32) - 99,) * 2 + (2896 - 99,)
+    assert b"".join(piece.message for piece in pieces) == stream
+
+
+def test_after_a_message_in_pieces_the_kernel_learns_again(dns: Kernel) -> None:
+    """Where the pieces end with their message, the next one is learned as if nothing had been."""
+    stream = prefixed(answer(OTHER, *MANY[:200]))
+    connection = Connection(dns)
+    connection.tell(stream[:1000])
+    connection.tell(stream[1000:])
+    connection.tell(prefixed(answer(NAME, WEB)))
+    assert set(dns.names_of(WEB)) == {ROW}
+    assert len(assemble(dns)) == 1
+
+
+def test_messages_that_run_into_one_another_are_all_handed_over(dns: Kernel) -> None:
+    """Segments cut without regard for messages: none is lost, learned here or there, none twice under a wrong name."""
+    names = [f"n{n}.wild.example" for n in range(30)]
+    stream = b"".join(prefixed(answer(name, f"198.18.9.{n}")) for n, name in enumerate(names, 1))
+    connection = Connection(dns)
+    for at in range(0, len(stream), 100):
+        connection.tell(stream[at : at + 100])
+    handed = {one.message for one in assemble(dns)}
+    for n, name in enumerate(names, 1):
+        assert answer(name, f"198.18.9.{n}") in handed or set(dns.names_of(f"198.18.9.{n}")) == {WILD_ROW}
+
+
+def test_segments_out_of_order_are_handed_over(dns: Kernel) -> None:
+    """A segment that overtakes another: the recorder has both, whatever their order."""
+    connection = Connection(dns)
+    first, second = prefixed(answer(OTHER, WEB2)), prefixed(answer(NAME, WEB))
+    begin = connection.sent
+    connection.to_pod(PSH | ACK, second, sequence=begin + len(first))
+    connection.to_pod(PSH | ACK, first, sequence=begin)
+    assert [one.message for one in assemble(dns)] == [first[2:], second[2:]]
+
+
+def test_a_segment_sent_again_changes_nothing(dns: Kernel) -> None:
+    """Retransmissions of what was learned, or of a piece, teach nothing twice and lose no place."""
+    connection = Connection(dns)
+    whole = prefixed(answer(NAME, WEB))
+    begin = connection.sent
+    connection.tell(whole)
+    connection.to_pod(PSH | ACK, whole, sequence=begin)
+    long = prefixed(answer(OTHER, *MANY[:200]))
+    begin = connection.sent
+    connection.tell(long[:1000])
+    connection.to_pod(PSH | ACK, long[:1000], sequence=begin)
+    connection.tell(long[1000:])
+    assert [one.message for one in assemble(dns)] == [long[2:]]
+    connection.tell(prefixed(answer(OTHER, WEB2)))
+    assert set(dns.names_of(WEB2)) == {WILD_ROW}
+
+
+def test_more_messages_than_one_packet_may_teach_are_handed_over(dns: Kernel) -> None:
+    """Of twenty answers in one segment six are learned here, the others by the recorder; so is what follows."""
+    names = [f"n{n}.wild.example" for n in range(20)]
+    connection = Connection(dns)
+    connection.tell(b"".join(prefixed(answer(name, f"198.18.9.{n}")) for n, name in enumerate(names, 1)))
+    connection.tell(prefixed(answer(NAME, WEB)))
+    learned = [n for n in range(1, 21) if set(dns.names_of(f"198.18.9.{n}")) == {WILD_ROW}]
+    handed = [one.message for one in assemble(dns)]
+    assert learned == list(range(1, 7))
+    assert handed == [answer(names[n - 1], f"198.18.9.{n}") for n in range(7, 21)] + [answer(NAME, WEB)]
+
+
+def test_a_noisy_pod_hands_over_no_more_than_its_share(dns: Kernel) -> None:
+    """Beyond 512 pieces in a second the rest is counted as suppressed; every segment still passes."""
+    connection = Connection(dns)
+    segments = segments_of(prefixed(answer(NAME, *MANY)), size=500)
+    pieces = []
+    while not any(one.suppressed for one in pieces):
+        for segment in segments:
+            connection.tell(segment)
+        pieces += take_pieces(dns)
+    assert len(pieces) <= 512 * (2 + (pieces[-1].boottime_nanos - pieces[0].boottime_nanos) // 1_000_000_000)
+
+
+def test_the_end_of_a_connection_is_no_message(dns: Kernel) -> None:
+    """A FIN with the last answer: it is learned."""
+    connection = Connection(dns)
+    connection.to_pod(PSH | ACK | FIN, prefixed(answer(NAME, WEB)), sequence=connection.sent)
+    assert set(dns.names_of(WEB)) == {ROW}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Datagrams
+
+
+def ask_udp(kernel: Kernel, name: str = NAME) -> None:
+    body = packets.udp(PORT, 53, query(name))
+    assert kernel.from_pod(packets.ip(POD4, RESOLVER, packets.UDP, body)).passed
+
+
+def fragments_of(message: bytes, *, size: int = 1480, identifier: int = 9) -> list[bytes]:
+    body = packets.udp(53, PORT, message)
+    frames = []
+    for at in range(0, len(body), size):
+        more = at + size < len(body)
+        header = packets.ipv4(
+            RESOLVER,
+            POD4,
+            packets.UDP,
+            body[at : at + size],
+            fragment=at // 8,
+            more=more,
+            identifier=identifier,
+        )
+        frames.append(packets.ethernet(packets.IPV4, header))
+    return frames
+
+
+@pytest.mark.parametrize("size", [1480, 256])
+def test_an_answer_in_fragments_is_handed_over(dns: Kernel, size: int) -> None:
+    """Every fragment passes, and the recorder has the message."""
+    message = answer(NAME, *MANY[:200])
+    ask_udp(dns)
+    assert all(dns.to_pod(frame).passed for frame in fragments_of(message, size=size))
+    (handed,) = assemble(dns)
+    assert handed.message == message
+
+
+def test_fragments_in_another_order_are_denied_but_for_what_follows_the_first(dns: Kernel) -> None:
+    """A later fragment without its first does not pass, so it is not handed over either."""
+    first, *others = fragments_of(answer(NAME, *MANY[:200]))
+    ask_udp(dns)
+    assert not dns.to_pod(others[0]).passed
+    assert dns.to_pod(first).passed
+    assert len(take_pieces(dns)) == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(answer(OTHER, *MANY[:400]), id="not asked"),
+        pytest.param(answer(NAME, *MANY[:400], rcode=3), id="an error"),
+        pytest.param(answer(NAME, *MANY[:400], kind=16), id="another type"),
+    ],
+)
+def test_what_would_not_be_learned_is_not_handed_over(dns: Kernel, message: bytes) -> None:
+    """The conditions on the question hold for long answers too."""
+    ask_udp(dns)
+    for frame in fragments_of(message, size=1480):
+        dns.to_pod(frame)
+    assert take_pieces(dns) == []
