@@ -8,7 +8,7 @@ STAMP := .venv/.yett-setup
 APT := python3-bpfcc bpftool linux-libc-dev libbpf1 python3-venv \
        knot unbound knot-dnsutils bind9-dnsutils nftables iproute2 curl procps prometheus openssl
 
-.PHONY: help setup packages demo test test-fast soak test-kube kube-assets check bench detach clean requirements
+.PHONY: help setup packages demo test test-fast test-kernels soak test-kube kube-assets check bench detach clean requirements
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ demo: setup ## Two nodes, real packets, the ten steps (root)
 
 test: setup kube-assets ## Every ring: pure, kernel, nats, e2e, kube; prints seconds per ring
 	@$(PYTHON) tests/run_rings.py pure kernel nats e2e kube
+
+test-kernels: setup ## The kernel ring on Debian's 6.1 and 6.12 in qemu (root); ONLY=6.1
+	@$(PYTHON) tests/run_kernels.py $(ONLY)
 
 test-fast: setup check ## check, then the pure and kernel rings; at most 3 minutes
 	@YETT_TWIN_CLUSTERS=200 $(PYTHON) tests/run_rings.py pure kernel

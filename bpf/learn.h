@@ -8,6 +8,9 @@
 // makes the many ways through a message meet again. A record list of any length is walked in bites, by tail calls to
 // self, and nothing is written before the whole message was found well formed.
 //
+// Over TCP a message is learned where it is whole in its segment and its place in the stream is known. Of what comes in
+// more than one packet, or is longer than 4,095 bytes, the recorder gets the pieces; no packet waits for that.
+//
 // Deliberately absent: following compression pointers. Whose name a record bears is the resolver's affair; the answer's
 // addresses belong to the name that was asked.
 // Sources: RFC 1035 4.1, RFC 2181 8 (TTL), RFC 6891.

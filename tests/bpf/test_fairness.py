@@ -6,10 +6,10 @@ the maps hold in all.
 
 from __future__ import annotations
 
-import time
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest

@@ -211,7 +211,7 @@ def test_a_record_that_is_no_event_is_counted_and_skipped(nats_server: NatsServe
 
 
 def test_an_answer_in_pieces_is_taught_and_published_with_its_delay(nats_server: NatsServer, tmp_path: Path) -> None:
-    """What the kernel could not read: all addresses to the own node's agent, the name to the cluster, the time counted."""
+    """What the kernel could not read: all addresses to the own agent, the name to the cluster, the time counted."""
 
     async def scene() -> None:
         async with running(nats_server, tmp_path) as scene:
