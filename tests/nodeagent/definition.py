@@ -66,12 +66,14 @@ def _behind(
 
 
 def _all_of(found: list[Conclusion]) -> Conclusion:
-    denied = [one for one in found if one.verdict is Verdict.DENY]
-    if not denied:
-        return next((one for one in found if one.verdict is Verdict.AUDIT), found[0])
-    if len(denied) == len(found):
-        return denied[0]
-    return Conclusion(Verdict.DENY, Reason.MIXED_BACKENDS, denied[0].tier, denied[0].bit)
+    """Decision D16: a denial by one denies; of those that say the same, the one that is judged first tells why."""
+    for verdict in (Verdict.DENY, Verdict.AUDIT, Verdict.ALLOW):
+        said = sorted((one for one in found if one.verdict is verdict), key=lambda one: (one.tier, one.bit))
+        if said and verdict is Verdict.DENY and len(said) < len(found):
+            return Conclusion(Verdict.DENY, Reason.MIXED_BACKENDS, said[0].tier, said[0].bit)
+        if said:
+            return said[0]
+    raise ValueError("no backend says allow, audit or deny")
 
 
 def _no_backend(found: Conclusion) -> Conclusion:

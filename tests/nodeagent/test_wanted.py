@@ -7,8 +7,21 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.policy import AddressRow, FrontendRow, Ruleset
-from schemas.terms import AddressKind, Direction, FrontendKind, IdentityId
+from schemas.policy import (
+    AddressRow,
+    AnyPeer,
+    Backend,
+    FrontendRow,
+    IdentityRow,
+    NamespaceRow,
+    Peer,
+    PodPeer,
+    PortRange,
+    Ruleset,
+    RulesetRule,
+    RuleSource,
+)
+from schemas.terms import Action, AddressKind, Default, Direction, FrontendKind, IdentityId
 from services.nodeagent.fronts import FrontKey
 from services.nodeagent.judge import Conclusion, Packet, judge
 from services.nodeagent.numbers import make_spaces
@@ -26,6 +39,7 @@ from tests.nodeagent.worlds import (
     RESOLVER,
     SERVICE,
     facts,
+    make_state,
     rulesets,
     with_rulesets,
 )
@@ -75,6 +89,37 @@ def test_tables_equal_the_definition(state, egress, ingress, names) -> None:
     """For any facts, rulesets and packet, the tables' verdict, reason, tier and rule are those of the rows."""
     state = with_rulesets(state, egress, ingress)
     assert_equal_everywhere(make_wanted(state), state, egress, ingress, names)
+
+
+def test_of_two_backends_that_are_allowed_the_rule_judged_first_is_told() -> None:
+    """Which of a Service's backends stands first in its row changes nothing in the story of a verdict."""
+    unknown, pod = IdentityId(256), IdentityId(257)
+    source = RuleSource(kind="NetworkPolicy", namespace="red", name="p", rule="egress[0]")
+    ports = (PortRange(protocol=6, first=0, last=100),)
+
+    def allow(peer: Peer) -> RulesetRule:
+        return RulesetRule(action=Action.ACCEPT, peers=(peer,), ports=ports, sources=(source,))
+
+    egress = Ruleset(
+        direction=Direction.EGRESS, default=Default.DENY, network_policy=(allow(PodPeer()), allow(AnyPeer()))
+    )
+    ingress = Ruleset(direction=Direction.INGRESS, default=Default.DENY)
+    told = set()
+    for order in ((unknown, pod), (pod, unknown)):
+        front = FrontendRow(
+            address=SERVICE, protocol=6, port=80, backends=tuple(Backend(identity=one, port=80) for one in order)
+        )
+        state = make_state(
+            namespaces={"red": NamespaceRow(name="red", labels={})},
+            identities={pod: IdentityRow(id=pod, kind=AddressKind.POD, namespace="red", labels={})},
+            frontends={(SERVICE, 6, 80): front},
+        )
+        state = with_rulesets(state, egress, ingress)
+        wanted = make_wanted(state)
+        expected = evaluate(state, egress, SERVICE, 6, 80)
+        assert judge_by_tables(wanted, Packet(Direction.EGRESS, SERVICE, 6, 80), frozenset()) == expected
+        told.add(expected.bit)
+    assert told == {192}
 
 
 def test_a_node_port_is_judged_on_the_pods_gateways_too() -> None:
