@@ -15,11 +15,12 @@ from services.common.run import run
 from services.common.settings import ControllerSettings, SettingsError, default_controller_name, load_settings
 from services.common.streams import StreamError
 from services.common.telemetry import setup_telemetry
-from services.controller.app import Controller, Watch
+from services.controller.app import Controller, Reporter, Watch
 from services.controller.election import Election
 from services.controller.kube import Cluster
 from services.controller.kube_api import Api
 from services.controller.kube_lease import LeaseElection
+from services.controller.kube_status import StatusWriter
 from services.controller.kube_watch import Pace
 from services.controller.manifests import watch
 from services.controller.world import State
@@ -29,10 +30,10 @@ UNUSABLE = (SettingsError, nats.ServerTooOldError, StreamError, FileNotFoundErro
 
 async def serve(settings: ControllerSettings) -> None:
     """Until cancelled. SettingsError if there is no folder of manifests and no API server."""
-    async with _objects(settings) as (objects, election):
+    async with _objects(settings) as (objects, election, reporter):
         connection = await nats.connect(settings, "yett-controller")
         try:
-            controller = Controller(settings, connection, objects, State, election)
+            controller = Controller(settings, connection, objects, State, election, reporter)
             end_metrics = serve_metrics(settings, controller.put_metrics)
             try:
                 await controller.run()
@@ -43,20 +44,21 @@ async def serve(settings: ControllerSettings) -> None:
 
 
 @asynccontextmanager
-async def _objects(settings: ControllerSettings) -> AsyncIterator[tuple[Watch, Election | None]]:
-    """Where objects come from, and who may lead: the folder that the settings name, else the cluster and its Lease."""
+async def _objects(settings: ControllerSettings) -> AsyncIterator[tuple[Watch, Election | None, Reporter | None]]:
+    """Where objects come from, who may lead, who is told: the folder that the settings name, else the cluster."""
     if settings.manifests:
         folder = Path(settings.manifests)
         if not folder.is_dir():
             raise SettingsError("YETT_MANIFESTS", f"{folder}: no such folder")
-        yield (lambda: watch(folder)), None
+        yield (lambda: watch(folder)), None, None
         return
     api = await Api.open(settings.kube_config)
     try:
         pace = Pace(page=settings.kube_page, watch_seconds=settings.kube_watch_seconds)
         name = settings.controller_name or default_controller_name()
         cluster = Cluster(api, settings.kube_namespace, pace)
-        yield cluster.watch, LeaseElection(api, settings.kube_namespace, name)
+        namespace = settings.kube_namespace
+        yield cluster.watch, LeaseElection(api, namespace, name), StatusWriter(api, namespace)
     finally:
         await api.close()
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import nats.errors
 from nats.aio.client import Client
@@ -39,6 +40,7 @@ from services.controller.manifests import ManifestEvent
 from services.controller.metrics import put_controller
 from services.controller.policy.diff import diff
 from services.controller.policy.parse import identify
+from services.controller.policy_status import Published, Told, tell
 from services.controller.publisher import Publisher
 
 ANNOUNCE_SECONDS = 1.0
@@ -61,6 +63,14 @@ STATUS_HEADERS = wire.headers_for(ControllerStatus(holder=""))
 Watch = Callable[[], AsyncIterator[list[ManifestEvent]]]
 """Objects from a folder or a cluster: first everything there is, at once; then what changes."""
 
+
+class Reporter(Protocol):
+    """Tells the policies' owners what is true of them."""
+
+    async def run(self, changed: asyncio.Event, read: Callable[[], list[Told]]) -> None:
+        """While leading: look whenever something has ``changed``. Until cancelled."""
+
+
 _log = get_logger("controller")
 
 
@@ -82,13 +92,22 @@ class Controller:
         watch: Watch,
         make_state: Callable[[int], State],
         election: Election | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
-        """``election``: who may try to lead; without one, whoever hears no leader on the bus."""
+        """``election``: who may try to lead; without one, whoever hears no leader on the bus. ``reporter``: tells the
+        policies' owners what is true of them."""
         self._settings = settings
         self._connection = connection
         self._watch = watch
         self._make_state = make_state
         self._election = election
+        self._reporter = reporter
+        self._state: State | None = None
+        self._published = Published()
+        self._report = asyncio.Event()
+        self._reporter = reporter
+        self._published = Published()
+        self._report = asyncio.Event()
         self._jetstream = JetStream(connection)
         self._holder = settings.controller_name or default_controller_name()
         self._tracer = telemetry.get_tracer("controller")
@@ -198,8 +217,11 @@ class Controller:
                     group.create_task(self._publish_term(term))
                     if self._election is not None:
                         group.create_task(self._election.hold())
+                    if self._reporter is not None:
+                        group.create_task(self._reporter.run(self._report, self._tell_policies))
             finally:
                 self._is_leading = False
+                self._state = None
 
     def _streams(self) -> list[streams.Config]:
         settings = self._settings
@@ -228,6 +250,7 @@ class Controller:
         state = self._make_state(term.parity)
         self._inventory.fill(state, snapshot.remembered)
         batches, self._batches = self._batches, []
+        present = self._inventory.policies()
         ledger = Ledger(snapshot, epoch=term.epoch, least_number=0 if snapshot.revision else term.fence - 1)
         async with Window(self._connection) as window:
             publisher = Publisher(window, term, ledger)
@@ -239,6 +262,12 @@ class Controller:
             while True:
                 started = self._now()
                 await self._publish(publisher, ledger, state, changes, batches)
+                if self._state is None:
+                    self._published.begin(present, ledger.number)
+                    self._state = state
+                else:
+                    self._published.follow([event for batch in batches for event in batch.events], ledger.number)
+                self._report.set()
                 await asyncio.sleep(started + self._settings.revision_interval_millis / 1000 - self._now())
                 batches = await self._next_batches()
                 changes = self._compile(state, batches)
@@ -253,6 +282,13 @@ class Controller:
             changes = list(state.changes())
             span.set_attribute("yett.rows", len(changes))
         return changes
+
+    def _tell_policies(self) -> list[Told]:
+        """What is true of every policy that has been published in this term; nothing before the first publication."""
+        if self._state is None:
+            return []
+        standings = self._state.standings(self._published.objects)
+        return tell(self._published, standings, self._board.acknowledged(self._now()))
 
     async def _next_batches(self) -> list[Batch]:
         while not self._batches:
@@ -327,6 +363,7 @@ class Controller:
             return
         if isinstance(status, AgentStatus) and self._board.note_agent(status, self._now()):
             self._speak.set()
+            self._report.set()
         elif isinstance(status, ControllerStatus) and status.holder != self._holder:
             self._leader_heard = self._now()
 

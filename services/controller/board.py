@@ -70,7 +70,7 @@ class Board:
 
     def status(self, now_seconds: float, *, shown: int = PROBLEMS_SHOWN[0]) -> ControllerStatus:
         """The status now, with at most ``shown`` problems."""
-        nodes = self._nodes(now_seconds)
+        nodes = self.acknowledged(now_seconds)
         counters = dict(self.counters)
         if len(self.problems) > shown:
             counters["problems_not_shown"] = len(self.problems) - shown
@@ -86,13 +86,14 @@ class Board:
             pid=self._pid,
         )
 
-    def _nodes(self, now_seconds: float) -> dict[str, RevisionNumber]:
+    def acknowledged(self, now_seconds: float) -> dict[str, RevisionNumber]:
+        """The revision that every node has come to."""
         for node, heard in list(self._agents.items()):
             if node not in self._governed and now_seconds - heard.at_seconds > AGENT_SECONDS:
                 del self._agents[node]
-        return {node: self._acknowledged(node) for node in sorted(self._governed | self._agents.keys())}
+        return {node: self._acknowledged_by(node) for node in sorted(self._governed | self._agents.keys())}
 
-    def _acknowledged(self, node: NodeName) -> RevisionNumber:
+    def _acknowledged_by(self, node: NodeName) -> RevisionNumber:
         heard = self._agents.get(node)
         if heard is None or heard.status.epoch != self.epoch:
             return RevisionNumber(0)

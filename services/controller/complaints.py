@@ -38,6 +38,10 @@ class Complaints:
         self._of_object.pop(key, None)
         self._files.pop(key, None)
 
+    def of_object(self, key: PolicyKey) -> tuple[Problem, ...]:
+        """What is wrong with one object's present version."""
+        return tuple(self._of_object.get(key, ()))
+
     def list(self) -> list[Problem]:
         """Of files, then of objects."""
         of_files = [problem for file in sorted(self._of_file) for problem in self._of_file[file]]

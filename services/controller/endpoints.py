@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from schemas import wire
 from schemas.policy import DomainRow, EndpointRow
-from schemas.terms import Default, RulesetHash
+from schemas.terms import Default, NodeName, RulesetHash
 from services.controller.facts import Facts
 from services.controller.policy.compile import Compiled
 from services.controller.policy.defaults import default_of
@@ -72,6 +72,16 @@ class Endpoints:
     def left_out(self) -> list[PolicyKey]:
         """The policies that did not fit the NetworkPolicy tier of some ruleset in use, in order."""
         return sorted(self._left_out)
+
+    def nodes_by_policy(self) -> dict[PolicyKey, set[NodeName]]:
+        """The nodes that hold a ruleset of each policy that governs a pod."""
+        found: dict[PolicyKey, set[NodeName]] = {}
+        pods = self._facts.world.pods
+        for group in self._groups.values():
+            nodes = {pods[key].node for key, subject in group.subjects.items() if subject}
+            for policy in self._rulings.selection.policies_for(group.profile):
+                found.setdefault(policy, set()).update(nodes)
+        return found
 
     def write_rows(self, settings: Settings) -> None:
         """Bring the rows of everything stale up to date. The facts' rows must be."""

@@ -13,6 +13,8 @@ from services.controller.ledger import RowChange, Rows
 from services.controller.manifests import ManifestEvent
 from services.controller.policy.model import PolicyKey
 from services.controller.policy.parse import identify
+from services.controller.policy_status import Standing
+from services.controller.sources import POLICY_KINDS
 
 
 class State(Protocol):
@@ -25,6 +27,7 @@ class State(Protocol):
     def problems(self) -> list[Problem]: ...
     def restore(self, rows: Rows) -> None: ...
     def adopt_unseen(self) -> list[PolicyKey]: ...
+    def standings(self, keys: Iterable[PolicyKey]) -> dict[PolicyKey, Standing]: ...
 
 
 class Inventory:
@@ -49,6 +52,11 @@ class Inventory:
     def problems(self) -> list[Problem]:
         """What is wrong with whole files."""
         return [problem for file in sorted(self._file_problems) for problem in self._file_problems[file]]
+
+    def policies(self) -> dict[PolicyKey, dict[str, Any]]:
+        """The present policies."""
+        found = ((key, event.obj) for key, event in self._objects.items() if key[0] in POLICY_KINDS)
+        return {key: obj for key, obj in found if obj is not None}
 
     @property
     def is_partial(self) -> bool:

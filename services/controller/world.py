@@ -40,9 +40,12 @@ from services.controller.policy.model import (
     World,
 )
 from services.controller.policy.parse import Parsed, identify, parse_isolation, parse_object
+from services.controller.policy_status import Standing
 from services.controller.rows import RowStore
 from services.controller.rulings import Rulings
 from services.controller.sources import POLICY_KINDS, SETTINGS_KIND, Accepted, Sources
+
+LEFT_OUT, REFUSED_FOR_ALL = "left out of some pods' rules; they stay isolated", "refused for all pods"
 
 
 class State:
@@ -93,9 +96,24 @@ class State:
         """What is wrong with present objects, and which policies do not fit."""
         self._write()
         left_out, refused = self._endpoints.left_out, sorted(self._rulings.refused)
-        found = [self._word_overflow(key, "left out of some pods' rules; they stay isolated") for key in left_out]
-        found += [self._word_overflow(key, "refused for all pods") for key in refused]
+        found = [self._word_overflow(key, LEFT_OUT) for key in left_out]
+        found += [self._word_overflow(key, REFUSED_FOR_ALL) for key in refused]
         return self._complaints.list() + found
+
+    def standings(self, keys: Iterable[PolicyKey]) -> dict[PolicyKey, Standing]:
+        """What became of these policies."""
+        self._write()
+        nodes, left_out = self._endpoints.nodes_by_policy(), set(self._endpoints.left_out)
+        found = {}
+        for key in keys:
+            policy, problems = self._rulings.policies.get(key), self._complaints.of_object(key)
+            if key in left_out:
+                problems += (self._word_overflow(key, LEFT_OUT),)
+            if key in self._rulings.refused:
+                problems += (self._word_overflow(key, REFUSED_FOR_ALL),)
+            generation = policy.generation if policy is not None else None
+            found[key] = Standing(problems, generation, frozenset(nodes.get(key, ())))
+        return found
 
     # -- events -------------------------------------------------------------------------------------------------------
 

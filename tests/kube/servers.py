@@ -156,12 +156,17 @@ class KubeServer:
     def forget_all_but(self, namespaces: set[str]) -> None:
         """Delete every other namespace and every definition, with what is in them; returns when they are gone."""
         definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-        self.admin.call("DELETE", definitions)
+        # Objects first: a definition that is made anew too soon may find those of its predecessor.
         for name in self._names("/api/v1/namespaces") - namespaces - KEPT_NAMESPACES:
             self.admin.call("DELETE", f"/api/v1/namespaces/{name}")
+        for each in self.admin.call("GET", definitions)["items"]:
+            group, version, plural = each["spec"]["group"], each["spec"]["versions"][0]["name"], each["spec"]["names"]
+            for place in ("namespaces/default/", "") if each["spec"]["scope"] == "Namespaced" else ("",):
+                self.admin.request("DELETE", f"/apis/{group}/{version}/{place}{plural['plural']}")
         self.admin.call("DELETE", "/api/v1/nodes")
-        self.until(lambda: not self._names(definitions), 60)
         self.until(lambda: self._names("/api/v1/namespaces") <= namespaces | KEPT_NAMESPACES, 60)
+        self.admin.call("DELETE", definitions)
+        self.until(lambda: not self._names(definitions), 60)
 
     def _names(self, path: str) -> set[str]:
         return {each["metadata"]["name"] for each in self.admin.call("GET", path)["items"]}
