@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from schemas.status import Problem
 from schemas.terms import NodeName, PolicyKind, RevisionNumber
-from services.controller.manifests import ManifestEvent
 from services.controller.policy.model import PolicyKey
 from services.controller.policy.parse import POLICY_KIND_NAMES, identify
 
@@ -47,6 +46,15 @@ class PolicyObject:
     revision: RevisionNumber
 
 
+class Change(Protocol):
+    """A ``manifests.ManifestEvent``."""
+
+    @property
+    def obj(self) -> Obj | None: ...
+    @property
+    def gone(self) -> PolicyKey | None: ...
+
+
 class Published:
     """The policies whose present versions have been published, refused ones included."""
 
@@ -57,7 +65,7 @@ class Published:
         """A term begins with these objects; all are published by ``revision``."""
         self.objects = {key: _read_object(key, obj, revision) for key, obj in objects.items()}
 
-    def follow(self, events: Iterable[ManifestEvent], revision: RevisionNumber) -> None:
+    def follow(self, events: Iterable[Change], revision: RevisionNumber) -> None:
         """Objects of any kind that came, changed or went; in force since ``revision``."""
         for event in events:
             if event.gone is not None:
