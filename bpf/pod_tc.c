@@ -302,9 +302,11 @@ static INLINE void readmit(struct __sk_buff *skb, struct scratch *s, struct endp
         touch_flow(skb, s, flow, direction, ep, s->job.ticks);
 }
 
+// A TCP flow that policy admits no more stays, at its old epoch: each packet is judged again by who opened it. Without it
+// the next one would be in the middle of an unknown connection, and adopted if the other side might have opened it.
 static INLINE int deny(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
 {
-    if (s->job.mode == MODE_AGAIN)
+    if (s->job.mode == MODE_AGAIN && s->key.protocol != PROTOCOL_TCP)
         flows.delete(&s->key);
     count_reason(direction, s->finding.reason, skb->len);
     count_rule(find_counter(s), skb->len);

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import select
+import selectors
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from typing import Any
 import uvloop
 
 from schemas.status import AgentStatus
-from services.demo import objects, servers, topology
+from services.demo import objects, servers
 from services.demo.app import owned_run
 from services.demo.bus import Bus
 from services.demo.convergence import START_SECONDS, read_revision, wait_enforced
@@ -269,6 +270,57 @@ def allow_egress(name: str, *cidrs: str, namespace: str = "t", ports: Iterable[M
     )
 
 
-def fabric_address() -> str:
-    """An address of the fabric that is in nobody's rule."""
-    return topology.FABRIC_DNS
+@contextlib.contextmanager
+def echo_server(namespace: str, kind: int = socket.SOCK_STREAM, port: int = 0) -> Iterator[int]:
+    """Sends back what it is sent, over TCP or UDP, on every address of a namespace; its port."""
+    opened = open_socket(namespace, socket.AF_INET, kind)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    opened.bind(("0.0.0.0", port))
+    over = threading.Event()
+    if kind == socket.SOCK_STREAM:
+        opened.listen(4096)
+    work = _echo_streams if kind == socket.SOCK_STREAM else _echo_datagrams
+    thread = threading.Thread(target=work, args=(opened, over), daemon=True)
+    thread.start()
+    try:
+        yield opened.getsockname()[1]
+    finally:
+        over.set()
+        thread.join()
+        opened.close()
+
+
+def _echo_datagrams(opened: socket.socket, over: threading.Event) -> None:
+    while not over.is_set():
+        if select.select([opened], [], [], 0.1)[0]:
+            data, source = opened.recvfrom(2048)
+            opened.sendto(data, source)
+
+
+def _echo_streams(listener: socket.socket, over: threading.Event) -> None:
+    with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
+        selector.register(listener, selectors.EVENT_READ)
+        while not over.is_set():
+            for key, _ in selector.select(0.1):
+                if key.fileobj is listener:
+                    selector.register(stack.enter_context(listener.accept()[0]), selectors.EVENT_READ)
+                    continue
+                assert isinstance(key.fileobj, socket.socket)
+                try:
+                    data = key.fileobj.recv(64)
+                    key.fileobj.sendall(data)
+                except OSError:
+                    data = b""
+                if not data:
+                    selector.unregister(key.fileobj)
+                    key.fileobj.close()
+
+
+def is_live(connection: socket.socket, seconds: float = 5.0) -> bool:
+    """Whether a line comes back."""
+    connection.settimeout(seconds)
+    try:
+        connection.sendall(b"x\n")
+        return connection.recv(8) == b"x\n"
+    except OSError:
+        return False

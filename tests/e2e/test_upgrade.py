@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import shutil
 import signal
 import socket
@@ -16,17 +15,27 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
 from services.common import bpf
 from services.demo.lab import in_namespace
-from services.demo.netns import open_socket
 from services.demo.topology import NODE_A
 from services.nodeagent.loader import find_sources
-from tests.e2e.onenode import ALLOWED, DENIED, PORT, OneNode, allow_egress, make_pod, one_node, until
+from tests.e2e.onenode import (
+    ALLOWED,
+    DENIED,
+    PORT,
+    OneNode,
+    allow_egress,
+    echo_server,
+    is_live,
+    make_pod,
+    one_node,
+    until,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -203,7 +212,7 @@ def test_a_changed_layout_is_filled_beside_the_old_one(node: OneNode, tmp_path: 
     """Live connections go on and stay judged, nothing denied passes, no datagram is lost, and no old pin stays."""
     before = read_layouts(node)
     with ExitStack() as stack:
-        echo = stack.enter_context(echo_server(node))
+        echo = stack.enter_context(echo_server(node.lab.fabric))
         live = [stack.enter_context(closing(node.open(PODS[n % len(PODS)], socket.SOCK_STREAM))) for n in range(LIVE)]
         for connection in live:
             connection.settimeout(5)
@@ -239,48 +248,3 @@ def change_structs(folder: Path) -> str:
     head, rest = text.split("struct flow {\n", 1)
     (changed / "types.h").write_text(f"{head}struct flow {{\n    __u64 added;\n{rest}")
     return str(changed)
-
-
-@contextmanager
-def echo_server(node: OneNode) -> Iterator[int]:
-    """Answers every line in the fabric; its port."""
-    listener = open_socket(node.lab.fabric, socket.AF_INET, socket.SOCK_STREAM)
-    listener.bind(("0.0.0.0", 0))
-    listener.listen(1024)
-    over = threading.Event()
-
-    def work() -> None:
-        connections = [listener]
-        while not over.is_set():
-            for ready in select.select(connections, [], [], 0.1)[0]:
-                if ready is listener:
-                    connections.append(listener.accept()[0])
-                    continue
-                try:
-                    data = ready.recv(64)
-                    ready.sendall(data)
-                except OSError:
-                    data = b""
-                if not data:
-                    connections.remove(ready)
-                    ready.close()
-        for one in connections:
-            one.close()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        over.set()
-        thread.join()
-
-
-def is_live(connection: socket.socket, seconds: float = 5.0) -> bool:
-    """Whether a line comes back."""
-    connection.settimeout(seconds)
-    try:
-        connection.sendall(b"x\n")
-        return connection.recv(8) == b"x\n"
-    except OSError:
-        return False
