@@ -251,7 +251,7 @@ def test_a_policy_change_cuts_live_flows(outward: Kernel) -> None:
 
 
 def test_a_flow_that_was_cut_is_not_taken_for_one_that_the_peer_opened(kernel: Kernel) -> None:
-    """Where anybody may connect to the pod, the packets of its own denied connection stay denied; a SYN of the peer's is
+    """Where anybody may connect to the pod, packets of its own denied connection stay denied; a SYN of the peer's is
     another flow; and a policy that admits the connection again lets it go on."""
     open_inside = {"default": Default.ALLOW}
     allowed = make_tables(egress={"isolated": True}, ingress=open_inside)
