@@ -32,6 +32,14 @@ class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Standard mode: from the link's appearance to programs attached and endpoint in place; -1 unknown."""
 
 
+class LearnedName(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A name that another node told of, and how long it admits new flows yet, grace included."""
+
+    name: str
+    address: str
+    seconds: int
+
+
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``yett.status.<node>``: plain message, newest revision only; KV when endpoints or errors change."""
 
@@ -43,6 +51,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     default: Default = Default.DENY
     endpoints: tuple[EndpointStatus, ...] = ()
     names: int = 0
+    learned: tuple[LearnedName, ...] = ()
+    """Those heard of last, a hundred at most."""
     problems: tuple[Problem, ...] = ()
     counters: dict[str, int] = {}
     trace: str = ""

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from schemas import policy, resolution, status, verdict
+from schemas import flowlog, policy, resolution, status, verdict
 from schemas.terms import IdentityId, NodeName, RulesetHash, Verdict
 
 STREAM_POLICY = "YETT_POLICY"
@@ -325,19 +325,22 @@ def hash_body(body: bytes) -> str:
     return blake2b(body, digest_size=16).hexdigest()
 
 
+def _published_types() -> list[type[msgspec.Struct]]:
+    """Every body's type once, and the line of a flow log."""
+    return [*dict.fromkeys(entry.type for entry in TABLE), flowlog.FlowLog]
+
+
 def export_json_schema() -> dict[str, Any]:
     """JSON Schema of every body, by type name."""
-    _, components = msgspec.json.schema_components([entry.type for entry in TABLE], ref_template="#/$defs/{name}")
+    _, components = msgspec.json.schema_components(_published_types(), ref_template="#/$defs/{name}")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": components}
 
 
 def export_asyncapi() -> dict[str, Any]:
     """AsyncAPI 3.0 of every subject: what integrations are promised."""
-    _, components = msgspec.json.schema_components(
-        [entry.type for entry in TABLE], ref_template="#/components/schemas/{name}"
-    )
+    _, components = msgspec.json.schema_components(_published_types(), ref_template="#/components/schemas/{name}")
     channels = {
-        entry.kind: {
+        entry.prefix.rstrip("."): {
             "address": entry.prefix + (">" if entry.prefix.endswith(".") else ""),
             "messages": {entry.kind: {"$ref": f"#/components/messages/{entry.kind}"}},
         }

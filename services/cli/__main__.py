@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import check, demo, detach, diff, explain, flows, status, test
+from services.cli import check, demo, detach, diff, explain, flows, schemas, status, test
 
 app = typer.Typer(
     help="Kubernetes network policy by name.",
@@ -19,6 +19,7 @@ app.command("test")(test.command)
 app.command("explain")(explain.command)
 app.command("check")(check.command)
 app.command("diff")(diff.command)
+app.command("schemas")(schemas.command)
 app.command("detach")(detach.command)
 
 

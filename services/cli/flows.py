@@ -1,16 +1,24 @@
-"""``yett flows``: verdicts as they fall, a line each."""
+"""``yett flows``: verdicts as they fall, or back from the stream of denials; a line each."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fnmatch
+import re
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
+import nats.errors
 import typer
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import Error as JetStreamError
 from rich.console import Console
 from rich.markup import escape
 
@@ -21,6 +29,34 @@ from services.cli.connection import WAIT_SECONDS, Unreachable, WaitOption, open_
 from services.cli.output import NatsOption, Output, OutputOption, fail, find_nats_url
 
 COLOURS = {Verdict.ALLOW: "green", Verdict.DENY: "red", Verdict.AUDIT: "yellow"}
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+FETCH = 500
+FETCH_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which flows. Empty strings are all; ``name`` may hold ``*``, ``policy`` is a name or ``namespace/name``."""
+
+    namespace: str = ""
+    pod: str = ""
+    verdict: str = ""
+    name: str = ""
+    policy: str = ""
+
+    def subject(self, prefix: str) -> str:
+        """The subscription below ``prefix``, for what a subject can tell."""
+        where = [wire.encode_name(name) if name else "*" for name in (self.namespace, self.pod)]
+        return ".".join([f"{prefix}*", *where, self.verdict.lower() or "*"])
+
+    def takes(self, event: VerdictEvent) -> bool:
+        """The rest."""
+        if self.name and not fnmatch.fnmatchcase(event.name, self.name.lower().rstrip(".")):
+            return False
+        source = event.policy
+        return not self.policy or (
+            source is not None and self.policy in (source.name, f"{source.namespace}/{source.name}")
+        )
 
 
 def command(
@@ -29,37 +65,91 @@ def command(
     namespace: Annotated[str, typer.Option("--namespace", "-n", help="Only pods of this namespace.")] = "",
     pod: Annotated[str, typer.Option("--pod", help="Only this pod.")] = "",
     verdict: Annotated[str, typer.Option("--verdict", help="Only allow, deny or audit.")] = "",
+    name: Annotated[str, typer.Option("--name", help="Only this domain name; * stands for anything.")] = "",
+    policy: Annotated[str, typer.Option("--policy", help="Only by this policy, NAME or NAMESPACE/NAME.")] = "",
+    since: Annotated[str, typer.Option("--since", help="Denials of the last 90s, 10m, 2h, 1d, then end.")] = "",
+    follow: Annotated[bool, typer.Option("--follow", help="With --since: go on with new verdicts.")] = False,
     wait: WaitOption = WAIT_SECONDS,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Follow verdicts until Ctrl-C."""
+    """Follow verdicts until Ctrl-C, or query denials back with --since; allowed flows are not kept."""
     if verdict and verdict.upper() not in Verdict.__members__:
         fail(f"--verdict {verdict}: there are allow, deny and audit")
-    where = [wire.encode_name(name) if name else "*" for name in (namespace, pod)]
-    subject = ".".join(["yett.verdict.*", *where, verdict.lower() or "*"])
+    seconds = parse_duration(since) if since else 0.0
+    if seconds is None:
+        fail(f"--since {since}: a number and s, m, h or d, as in 10m")
+    asked = Asked(find_nats_url(nats), wait, Wanted(namespace, pod, verdict, name, policy))
     show = _print_json if output is Output.JSON else _print_line
-    url = find_nats_url(nats)
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(_follow(url, subject, wait, show))
+            asyncio.run(_show(asked, show, since_seconds=seconds, follow=follow or not since))
     except Unreachable as error:
         fail(str(error))
 
 
-async def _follow(url: str, subject: str, wait_seconds: float, show: Callable[[VerdictEvent], None]) -> None:
-    async for event in read_verdicts(url, subject, wait_seconds):
-        show(event)
+def parse_duration(text: str) -> float | None:
+    """Seconds of ``10m`` and the like; None if it is nothing of the kind."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    return float(found[1]) * UNITS[found[2]] if found else None
 
 
-async def read_verdicts(url: str, subject: str, wait_seconds: float) -> AsyncIterator[VerdictEvent]:
-    """Verdicts on a subject for ever; ``Unreachable`` if there is no server. What does not decode is left out."""
-    async with open_connection(url, "yett flows", wait_seconds) as client:
-        subscription = await client.subscribe(subject)
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Where, how long to wait for a server, and for which flows."""
+
+    url: str
+    wait_seconds: float
+    wanted: Wanted
+
+
+async def _show(asked: Asked, show: Callable[[VerdictEvent], None], *, since_seconds: float, follow: bool) -> None:
+    if since_seconds:
+        async for event in read_denials(asked, since_seconds):
+            show(event)
+    if follow:
+        async for event in read_verdicts(asked):
+            show(event)
+
+
+async def read_denials(asked: Asked, since_seconds: float) -> AsyncIterator[VerdictEvent]:
+    """What the stream holds of the last seconds, oldest first. ``Unreachable`` if it cannot be read."""
+    since = datetime.fromtimestamp(time.time() - since_seconds, UTC).isoformat().replace("+00:00", "Z")
+    config = ConsumerConfig(
+        deliver_policy=DeliverPolicy.BY_START_TIME,
+        opt_start_time=since,  # sent as it stands; the server wants RFC 3339
+        ack_policy=AckPolicy.NONE,
+        inactive_threshold=30.0,
+    )
+    subject = asked.wanted.subject(wire.DENIED_PREFIX)
+    async with open_connection(asked.url, "yett flows", asked.wait_seconds) as client:
+        try:
+            reading = await client.jetstream().pull_subscribe(subject, stream=wire.STREAM_VERDICT, config=config)
+            left = (await reading.consumer_info()).num_pending or 0
+            while left > 0:
+                for message in await reading.fetch(min(FETCH, left), timeout=FETCH_SECONDS):
+                    left -= 1
+                    if (event := _decode(message, asked.wanted)) is not None:
+                        yield event
+        except (nats.errors.Error, JetStreamError) as error:
+            raise Unreachable(f"stream {wire.STREAM_VERDICT}: {str(error) or type(error).__name__}") from error
+
+
+async def read_verdicts(asked: Asked) -> AsyncIterator[VerdictEvent]:
+    """Verdicts as they fall, for ever; ``Unreachable`` if there is no server."""
+    async with open_connection(asked.url, "yett flows", asked.wait_seconds) as client:
+        subscription = await client.subscribe(asked.wanted.subject("yett.verdict."))
         async for message in subscription.messages:
-            with contextlib.suppress(wire.WireError):
-                event = wire.decode(message.subject, message.data)
-                if isinstance(event, VerdictEvent):
-                    yield event
+            if (event := _decode(message, asked.wanted)) is not None:
+                yield event
+
+
+def _decode(message: Msg, wanted: Wanted) -> VerdictEvent | None:
+    """None for what does not decode, and for what is not wanted."""
+    try:
+        event = wire.decode(message.subject, message.data)
+    except wire.WireError:
+        return None
+    return event if isinstance(event, VerdictEvent) and wanted.takes(event) else None
 
 
 def describe_flow(event: VerdictEvent) -> str:

@@ -102,10 +102,17 @@ def _print(
         )
     for name in sorted(agents):
         status = agents[name]
-        title = f"{name}: revision {status.revision}, {status.mode} mode, {status.names} names"
+        lag = max(0, controller.revision - status.revision) if controller else 0
+        behind = f" ({lag} behind)" if lag else ""
+        title = f"{name}: revision {status.revision}{behind}, {status.mode} mode, {status.names} names"
         table = make_table(title, ("pod", "interface", "state", "open for", "addresses"))
         for endpoint in status.endpoints:
             window = f"{endpoint.window_millis:.0f} ms" if endpoint.window_millis >= 0 else ""
             table.add_row(endpoint.pod, endpoint.interface, endpoint.state, window, ", ".join(endpoint.addresses))
         console.print(table)
+        if status.learned:
+            names = make_table(f"{name}: names that other nodes resolved", ("name", "address", "seconds left"))
+            for learned in status.learned:
+                names.add_row(learned.name, learned.address, str(learned.seconds))
+            console.print(names)
     print_problems(console, problems)

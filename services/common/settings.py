@@ -94,6 +94,13 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     """A denial is told at once, those like it as a count every so many seconds."""
     allow_ratio: Annotated[float, Meta(ge=0, le=1)] = 1.0
     """Share of the allowed flows that are told."""
+    flow_log: str = ""
+    """Where flow logs go: ``stdout``, a file, or nowhere."""
+    flow_log_format: Literal["json", "emf"] = "json"
+    flow_log_namespaces: tuple[str, ...] = ()
+    """Pods of these namespaces alone; empty: all."""
+    flow_log_max_bytes: Count = 100 * 1024 * 1024
+    flow_log_files: Count = 5
     span_allow_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Share of the allowed flows told that become spans too; denials all do."""
     map_flows: Count = 262_144

@@ -42,6 +42,7 @@ from services.nodeagent import carry, loader, metrics, replica, strict
 from services.nodeagent import links as interfaces
 from services.nodeagent.datapath import Datapath, boottime_seconds
 from services.nodeagent.enforcer import Enforcer, Place
+from services.nodeagent.flowlog import FlowLog
 from services.nodeagent.links import Links, Snapshot
 from services.nodeagent.memory import MemoryFile, take_over
 from services.nodeagent.metrics import VerdictCounts
@@ -208,6 +209,9 @@ class App:
         self._storyteller = Storyteller(self._node)
         shares = Shares(settings.denial_seconds, settings.allow_ratio)
         self._verdicts = VerdictBus(self._node, self._storyteller, shares)
+        self._flow_log = FlowLog(settings) if settings.flow_log else None
+        if self._flow_log:
+            self._verdicts.sinks.append(self._flow_log)
         self._verdict_counts = VerdictCounts()
         self._verdicts.sinks.append(self._verdict_counts)
         self._programming = make_histogram(metrics.PROGRAMMING, metrics.PROGRAMMING_BUCKETS)
@@ -256,11 +260,15 @@ class App:
                 group.create_task(self._collect())
                 group.create_task(self._save())
                 group.create_task(self._verdicts.tick())
+                if self._flow_log:
+                    group.create_task(self._flow_log.run())
                 group.create_task(self._watch_gate())
                 group.create_task(self._live_on_bus())
                 group.create_task(self._tidy_pins(loaded))
         finally:
             await asyncio.to_thread(end_metrics)
+            if self._flow_log:
+                self._flow_log.close()
             self._verdicts.detach(ring)
             ring.close()
             self._write_state()
@@ -570,6 +578,7 @@ class App:
             default=state.config.node_defaults.get(self._node, state.config.default),
             endpoints=self._enforcer.endpoints(),
             names=self._datapath.count_names(),
+            learned=self._names.list_learned(boottime_seconds()),
             problems=self._problems(),
             counters=self._count(),
             trace=self._trace,
@@ -594,6 +603,7 @@ class App:
             self._datapath.counters,
             self._datapath.read_reasons(),
             self._verdicts.counters,
+            self._flow_log.counters if self._flow_log else {},
             {f"names_{name}": count for name, count in self._names.counters.items()},
             {f"undecodable_{name}": count for name, count in self._replica.undecodable.items()},
         ]

@@ -13,6 +13,7 @@ Pure. Deliberately absent: subscriptions (``namebus``), the map's slots (``datap
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from schemas import wire
 from schemas.policy import Config
 from schemas.resolution import Observed, Resolution
 from schemas.selectors import parse_network
+from schemas.status import LearnedName
 from services.common.bucket import Buckets
 from services.nodeagent.patterns import find_node
 
@@ -37,6 +39,10 @@ NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 """RFC 6052."""
 COMPATIBLE = ipaddress.IPv6Network("::/96")
 """RFC 4291 2.5.5.1."""
+
+
+MAX_LISTED = 100
+"""Names that a status lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +131,15 @@ class BusNames:
         self.counters["refused_address"] += len(observed.addresses) - len(allowed)
         self.counters["handed_over"] += len(allowed)
         return [Lesson(address, row, expires, observed.name, node) for address in allowed]
+
+    def list_learned(self, now: float) -> tuple[LearnedName, ...]:
+        """Those heard of last, at most ``MAX_LISTED``, with the seconds they have left."""
+        newest = itertools.islice(reversed(self._known.items()), MAX_LISTED)
+        return tuple(
+            LearnedName(name=name, address=address, seconds=int(expires - now))
+            for (name, address, _), expires in newest
+            if expires > now
+        )
 
     def forget(self) -> None:
         """The kernel may have lost what was taught: everything is news again."""

@@ -1,0 +1,124 @@
+"""Denials queried back from the stream, and the pages' examples of subscribing, against a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from schemas import wire
+from schemas.policy import RuleSource
+from schemas.resolution import Resolution
+from schemas.terms import NodeName, Verdict
+from schemas.verdict import VerdictEvent
+from services.cli.flows import Wanted, parse_duration
+from services.common import nats as bus
+from services.common.jetstream import JetStream
+from services.common.settings import CommonSettings
+from services.common.streams import ensure_stream, verdict_stream
+from tests.bus.harness import run
+from tests.cli.test_flows import DENIED
+from tests.nats_server import NatsServer
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "flows.md").read_text()
+
+
+def test_durations_are_a_number_and_a_unit() -> None:
+    """And nothing else."""
+    assert [parse_duration(text) for text in ("90s", "10m", "1.5h", "2d")] == [90, 600, 5400, 172800]
+    assert [parse_duration(text) for text in ("", "10", "m", "-1m", "10 m")] == [None] * 5
+
+
+def test_names_and_policies_are_matched_here_and_the_rest_by_the_subject() -> None:
+    """A star in a name stands for anything; a policy may be given with its namespace."""
+    assert Wanted("app", "", "deny").subject("yett.denied.") == "yett.denied.*.app.*.deny"
+    source = RuleSource(kind="NetworkPolicy", namespace="app", name="isolate", rule="")
+    event = msgspec.structs.replace(DENIED, policy=source)
+    assert all(Wanted(name=name).takes(event) for name in ("", "example.com", "*.com", "Example.com."))
+    assert not Wanted(name="*.org").takes(event)
+    assert all(Wanted(policy=policy).takes(event) for policy in ("", "isolate", "app/isolate"))
+    assert not any(Wanted(policy=policy).takes(event) for policy in ("other", "b/isolate"))
+
+
+async def fill(url: str, count: int) -> None:
+    """A stream with denials, each of a port of its own."""
+    client = await bus.connect(CommonSettings(nats_url=url), "test")
+    await ensure_stream(JetStream(client), verdict_stream(max_bytes=1 << 24, max_age_seconds=60))
+    for port in range(count):
+        namespace = "app" if port % 2 else "payments"
+        event = msgspec.structs.replace(DENIED, namespace=namespace, destination_port=port)
+        subject = wire.subject_denied(event.node, namespace, event.pod, event.verdict)
+        await client.jetstream().publish(subject, wire.encode(event))
+    await bus.close(client)
+
+
+def flows(url: str, *arguments: str) -> list[VerdictEvent]:
+    command = [sys.executable, "-m", "services.cli", "flows", "--nats", url, "--output", "json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [msgspec.json.decode(line, type=VerdictEvent) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.nats
+def test_denials_are_queried_back_from_the_stream(nats_server: NatsServer) -> None:
+    """All that it holds since then, more than one batch of them, in their order; then the command ends."""
+    run(fill(nats_server.url, 1201))
+    assert [event.destination_port for event in flows(nats_server.url, "--since", "10m")] == list(range(1201))
+    found = flows(nats_server.url, "--since", "10m", "--namespace", "payments", "--name", "*.com")
+    assert len(found) == 601 and {event.namespace for event in found} == {"payments"}
+    assert flows(nats_server.url, "--since", "10m", "--verdict", "audit") == []
+    assert flows(nats_server.url, "--since", "10m", "--name", "*.org") == []
+
+
+@pytest.mark.nats
+def test_the_pages_example_in_python_hears_a_verdict_and_a_resolution(nats_server: NatsServer) -> None:
+    """Run as it stands on the page, against a server where both are said."""
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    environment = {**os.environ, "NATS_URL": nats_server.url}
+    process = subprocess.Popen([sys.executable, "-c", example], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "listening\n"
+        run(say(nats_server.url))
+        heard = [json.loads(process.stdout.readline()) for _ in range(2)]
+        assert [one.get("pod", one["name"]) for one in heard] == [DENIED.pod, "s3.eu.amazonaws.com"]
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+async def say(url: str) -> None:
+    client = await bus.connect(CommonSettings(nats_url=url), "test")
+    event = msgspec.structs.replace(DENIED, namespace="payments")
+    node = NodeName("node-a")
+    name = "s3.eu.amazonaws.com"
+    told = Resolution(name=name, addresses=("192.0.2.1",), ttl_seconds=60, node=node)
+    await client.publish(wire.subject_verdict(node, "app", "web", Verdict.DENY), wire.encode(DENIED))
+    await client.publish(wire.subject_verdict(node, "payments", event.pod, Verdict.DENY), wire.encode(event))
+    await client.publish(wire.subject_resolution(node, name), wire.encode(told))
+    await bus.close(client)
+
+
+def test_the_pages_subjects_are_those_of_the_code() -> None:
+    """Every subject in an example is in the table, wildcards included."""
+    subjects = set(re.findall(r"yett\.(?:verdict|denied|resolution|status|controller)\.[\w.*>-]+", PAGE))
+    assert len(subjects) >= 4
+    for subject in subjects:
+        wire.find_entry(subject)
+
+
+def test_the_commands_of_the_page_are_schemas_that_parse() -> None:
+    """``yett schemas`` prints JSON Schema, ``--asyncapi`` has a channel a subject, that of denials among them."""
+    shown = [
+        json.loads(subprocess.check_output([sys.executable, "-m", "services.cli", "schemas", *options], text=True))
+        for options in ((), ("--asyncapi",))
+    ]
+    assert {"VerdictEvent", "FlowLog", "Resolution"} <= shown[0]["$defs"].keys()
+    addresses = {channel["address"] for channel in shown[1]["channels"].values()}
+    assert {entry.prefix + (">" if entry.prefix.endswith(".") else "") for entry in wire.TABLE} == addresses
