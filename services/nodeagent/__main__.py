@@ -13,8 +13,10 @@ from services.common.log import setup_logging
 from services.common.run import run
 from services.common.settings import NodeagentSettings, SettingsError, load_settings
 from services.common.telemetry import setup_telemetry
-from services.nodeagent.app import AlreadyRunning, App, detach
+from services.nodeagent.app import App
+from services.nodeagent.detach import detach
 from services.nodeagent.loader import LoaderError
+from services.nodeagent.lock import AlreadyRunning
 from services.nodeagent.strict import GateError
 
 UNUSABLE = (SettingsError, nats.ServerTooOldError, AlreadyRunning, LoaderError, GateError, BpfError, PermissionError)

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import os
 import shutil
-import socket
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -44,15 +41,15 @@ from services.nodeagent.datapath import Datapath, boottime_seconds
 from services.nodeagent.enforcer import Enforcer, Place
 from services.nodeagent.flowlog import FlowLog
 from services.nodeagent.links import Links, Snapshot
+from services.nodeagent.lock import Lock
 from services.nodeagent.memory import MemoryFile, take_over
 from services.nodeagent.metrics import VerdictCounts
 from services.nodeagent.namebus import HeardName, NameBus
 from services.nodeagent.names import BusNames
-from services.nodeagent.netlink import detach_all
 from services.nodeagent.nftwatch import NftWatch
-from services.nodeagent.numbers import Capacities
 from services.nodeagent.policystate import PolicyState
 from services.nodeagent.replica import Applied, Replica, SavedRowsError
+from services.nodeagent.sizes import make_capacities, make_sizes
 from services.nodeagent.statefile import StateFile
 from services.nodeagent.tables import Tables
 from services.nodeagent.verdictbus import Shares, VerdictBus
@@ -76,87 +73,11 @@ _log = get_logger("nodeagent")
 _tracer = get_tracer("nodeagent")
 
 
-class AlreadyRunning(RuntimeError):
-    """Another agent has this pin folder, or this node."""
-
-
-class Lock:
-    """One agent a pin folder and one a network namespace: two with folders of their own would fight over filters.
-
-    The kernel lets go of both when the process ends, however it ends.
-    """
-
-    def __init__(self, pin_root: Path) -> None:
-        """AlreadyRunning if another process holds either."""
-        pin_root.mkdir(parents=True, exist_ok=True)
-        self._handle = os.open(pin_root, os.O_RDONLY | os.O_CLOEXEC)
-        self._name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._name.bind(_NODE_NAME)
-        except BlockingIOError as error:
-            self.release()
-            raise AlreadyRunning(f"another agent has {pin_root}: end it first") from error
-        except OSError as error:
-            self.release()
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise AlreadyRunning("another agent runs in this network namespace: end it first") from error
-
-    def release(self) -> None:
-        """Another agent may start."""
-        os.close(self._handle)
-        self._name.close()
-
-
-_NODE_NAME = b"\0yett-nodeagent"
-"""An abstract socket's name belongs to a network namespace (unix(7)), as the filters do."""
-
-
 async def wait_event(event: asyncio.Event, seconds: float) -> None:
     """Until the event is set, or the time is over; unlike ``wait_for`` it never swallows a cancellation."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-
-
-_SIZES = {
-    "FLOWS": "map_flows",
-    "RESOLUTIONS": "map_resolutions",
-    "ADDRESSES": "map_ipcache",
-    "PEERS": "map_peers",
-    "FRONTENDS": "map_frontends",
-    "ENDPOINT_SLOTS": "map_endpoints",
-    "QUERY_SETS": "map_query_sets",
-    "RULESETS": "map_rulesets",
-    "PREFIXES": "map_prefixes",
-    "IDENTITIES": "map_identities",
-    "PORTS": "map_ports",
-    "MIXED": "map_mixed",
-    "DOMAINS": "map_domains",
-    "RESOLVERS": "map_resolvers",
-    "OWN_ADDRESSES": "map_own_addresses",
-    "SEEN": "map_seen",
-    "FRAGMENTS": "map_fragments",
-    "RULE_COUNTERS": "map_rule_counters",
-    "VERDICT_PAGES": "map_verdict_pages",
-    "RESOLUTION_PAGES": "map_resolution_pages",
-}
-"""The loader's name of a size -> the setting."""
-
-
-def make_sizes(settings: NodeagentSettings) -> dict[str, int]:
-    """The loader's sizes by the settings' names; rounded up where only a power of two will do."""
-    given = {name: int(getattr(settings, field)) for name, field in _SIZES.items()}
-    return {
-        name: 1 << (size - 1).bit_length() if name in loader.POWERS_OF_TWO else size for name, size in given.items()
-    }
-
-
-def make_capacities(settings: NodeagentSettings) -> Capacities:
-    """How many numbers there are: the sizes of the maps that they index."""
-    sizes = loader.complete_sizes(make_sizes(settings))
-    return Capacities(endpoint_ids=sizes["ENDPOINT_SLOTS"], handles=sizes["RULESETS"], counters=sizes["RULE_COUNTERS"])
 
 
 class Mailbox:
@@ -636,27 +557,3 @@ class App:
                 await asyncio.to_thread(shutil.rmtree, folder)
                 self._descriptions.remove(folder.name)
                 _log.info("pins of another layout removed", folder=folder.name)
-
-
-def detach(settings: NodeagentSettings) -> int:
-    """Every trace of an agent that is not running: filters, marks, gate, pins, state. How many interfaces were let go.
-
-    AlreadyRunning if an agent has them.
-    """
-    pin_root, state_dir = Path(settings.pin_root), Path(settings.state_dir)
-    lock = Lock(pin_root)
-    try:
-        count = detach_all()
-        strict.remove()
-        shutil.rmtree(pin_root)
-        for pattern in _STATE_FILES:
-            for path in state_dir.glob(pattern):
-                path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody else's files are in it, or it never was
-            state_dir.rmdir()
-        return count
-    finally:
-        lock.release()
-
-
-_STATE_FILES = ("numbers", "numbers.new", "policy-state", "policy-state.new", "layout-*")

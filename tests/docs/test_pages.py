@@ -29,6 +29,14 @@ def test_every_reason_is_explained_and_none_is_invented() -> None:
     assert sorted(explained) == sorted(reason.name for reason in Reason)
 
 
+def test_every_reason_says_what_to_look_at_and_what_to_do() -> None:
+    """Four cells a row, none empty, none a placeholder."""
+    rows = re.findall(r"^\| ([A-Z_]+) \|(.*)\|$", (DOCS / "reasons.md").read_text(), re.M)
+    cells = {name: [cell.strip() for cell in rest.split(" | ")] for name, rest in rows}
+    assert cells.keys() == {reason.name for reason in Reason}
+    assert all(len(found) == 3 and all(len(cell) > 5 for cell in found) for found in cells.values())
+
+
 def variables() -> set[str]:
     return {f"YETT_{field.name.upper()}" for kind in SERVICES for field in msgspec.structs.fields(kind)}
 

@@ -1,0 +1,36 @@
+"""Every trace of an agent that does not run any more is removed: ``yett detach``."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from services.common.settings import NodeagentSettings
+from services.nodeagent import strict
+from services.nodeagent.lock import Lock
+from services.nodeagent.netlink import detach_all
+
+
+def detach(settings: NodeagentSettings) -> int:
+    """Every trace of an agent that is not running: filters, marks, gate, pins, state. How many interfaces were let go.
+
+    AlreadyRunning if an agent has them.
+    """
+    pin_root, state_dir = Path(settings.pin_root), Path(settings.state_dir)
+    lock = Lock(pin_root)
+    try:
+        count = detach_all()
+        strict.remove()
+        shutil.rmtree(pin_root)
+        for pattern in _STATE_FILES:
+            for path in state_dir.glob(pattern):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else's files are in it, or it never was
+            state_dir.rmdir()
+        return count
+    finally:
+        lock.release()
+
+
+_STATE_FILES = ("numbers", "numbers.new", "policy-state", "policy-state.new", "layout-*")
