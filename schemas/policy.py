@@ -331,7 +331,8 @@ class Revision(Row, frozen=True, kw_only=True):
     """``revision``: the state that all rows before it make up is complete, and hashes to ``digest``.
 
     ``floor``: the oldest revision from which following the stream misses no delete.
-    ``trace``: W3C traceparent of the change. ``signature``: ed25519 over (epoch, number, floor, digest), hex, or empty.
+    ``trace``: W3C traceparent of the change. ``term``: the leader's, 0 where it was not said.
+    ``signature``: ed25519 over (epoch, number, floor, digest, term), 128 hex digits; empty: not signed.
     """
 
     epoch: str
@@ -340,3 +341,4 @@ class Revision(Row, frozen=True, kw_only=True):
     digest: str
     trace: str = ""
     signature: str = ""
+    term: int = 0

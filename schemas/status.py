@@ -48,6 +48,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     revision: RevisionNumber = RevisionNumber(0)
     torn: bool = False
     mode: str = "standard"
+    signatures: str = ""
+    """``required`` or ``off``: whether this agent believes only signed revisions; empty: an agent that does not say."""
     default: Default = Default.DENY
     endpoints: tuple[EndpointStatus, ...] = ()
     names: int = 0

@@ -115,4 +115,6 @@ def _print(
             for learned in status.learned:
                 names.add_row(learned.name, learned.address, str(learned.seconds))
             console.print(names)
+    if unsigned := [name for name in sorted(agents) if agents[name].signatures != "required"]:
+        console.print(f"[yellow]signatures off[/] on {', '.join(unsigned)}: any policy in the stream is believed there")
     print_problems(console, problems)

@@ -73,6 +73,8 @@ class ControllerSettings(CommonSettings, frozen=True, kw_only=True):
     """Its name as a leader; empty: host name and process id."""
     revision_interval_millis: Annotated[int, Meta(ge=0, le=10_000)] = 50
     """Least time between two revisions. The first change after a quiet time is published at once."""
+    signing_key: str = ""
+    """Path of the key that signs revisions; empty: they are not signed."""
     stream_replicas: Annotated[int, Meta(ge=1, le=5)] = 1
     resolution_max_bytes: Count = 256 * 1024 * 1024
     verdict_max_bytes: Count = 256 * 1024 * 1024
@@ -86,6 +88,8 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     pin_root: str = "/sys/fs/bpf/yett"
     state_dir: str = "/var/lib/yett"
     mode: Mode = "standard"
+    policy_keys: tuple[str, ...] = ()
+    """Public keys, one of which must have signed a revision; none: signatures are not asked for."""
     interfaces: tuple[str, ...] = ("veth*", "eni*", "cali*", "pod*")
     """Host-side interfaces of pods, as globs."""
     uplinks: tuple[str, ...] = ()

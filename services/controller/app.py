@@ -29,6 +29,7 @@ from services.common.jetstream import JetStream, JetStreamError
 from services.common.log import get_logger
 from services.common.metrics import Page
 from services.common.settings import ControllerSettings, default_controller_name
+from services.common.trust import read_signer
 from services.common.window import Window, WindowError
 from services.controller.board import Board
 from services.controller.election import Election
@@ -109,6 +110,7 @@ class Controller:
         self._published = Published()
         self._report = asyncio.Event()
         self._jetstream = JetStream(connection)
+        self._signer = read_signer(settings.signing_key)
         self._holder = settings.controller_name or default_controller_name()
         self._tracer = telemetry.get_tracer("controller")
         self._inventory = Inventory()
@@ -251,7 +253,13 @@ class Controller:
         self._inventory.fill(state, snapshot.remembered)
         batches, self._batches = self._batches, []
         present = self._inventory.policies()
-        ledger = Ledger(snapshot, epoch=term.epoch, least_number=0 if snapshot.revision else term.fence - 1)
+        ledger = Ledger(
+            snapshot,
+            epoch=term.epoch,
+            least_number=0 if snapshot.revision else term.fence - 1,
+            term=term.number,
+            signer=self._signer,
+        )
         async with Window(self._connection) as window:
             publisher = Publisher(window, term, ledger)
             self._board.begin_term(term.epoch, term.number, ledger.number)

@@ -20,6 +20,7 @@ from schemas.digest import Digest
 from schemas.policy import AddressRow, EndpointRow, NodeRow, Revision
 from schemas.terms import NodeName, RevisionNumber
 from services.common.messages import Message
+from services.common.signing import Signer
 
 TOMBSTONE_SECONDS = 23 * 3600
 """Removals older than this count as forgotten: an hour less than ``wire.DELETE_TTL``, for clocks that differ."""
@@ -88,13 +89,21 @@ def read_snapshot(messages: Iterable[Message]) -> Snapshot:
 class Ledger:
     """The rows of the stream under one leader. Planning updates it at once: if sending fails, it is void."""
 
-    def __init__(self, snapshot: Snapshot, *, epoch: str, least_number: int = 0) -> None:
-        """``least_number``: no revision number up to it was ever given, where the snapshot's revision is unreadable."""
+    def __init__(
+        self, snapshot: Snapshot, *, epoch: str, least_number: int = 0, term: int = 0, signer: Signer | None = None
+    ) -> None:
+        """``least_number``: no revision number up to it was ever given, where the snapshot's revision is unreadable.
+
+        ``signer``: signs every revision; one that it has not signed counts as unpublished, and is said again.
+        """
         revision = snapshot.revision if snapshot.revision and snapshot.revision.epoch == epoch else None
         self._epoch = epoch
         self.rows = dict(snapshot.rows)
         self.number = RevisionNumber(revision.number if revision else least_number)
-        self._published_digest = revision.digest if revision else ""
+        self._term = term
+        self._signer = signer
+        is_current = revision is not None and (signer is None or signer.has_signed(revision))
+        self._published_digest = revision.digest if revision and is_current else ""
         self._nodes = dict(snapshot.nodes)
         self._endpoints: dict[str, dict[str, bytes]] = {}
         self._stale_nodes: set[str] = set()
@@ -131,7 +140,11 @@ class Ledger:
         self._published_digest = digest
         self.number = RevisionNumber(self.number + 1)
         floor = self._floor.advance(self.number, now_seconds)
-        revision = Revision(epoch=self._epoch, number=self.number, floor=floor, digest=digest, trace=trace)
+        revision = Revision(
+            epoch=self._epoch, number=self.number, floor=floor, digest=digest, trace=trace, term=self._term
+        )
+        if self._signer is not None:
+            revision = self._signer.sign(revision)
         outgoing = Outgoing(wire.SUBJECT_REVISION, wire.encode(revision), wire.headers_for(revision, trace=trace))
         return revision, outgoing
 

@@ -35,6 +35,7 @@ from services.common.messages import Item, Position, Reset
 from services.common.metrics import Page, make_histogram, serve_metrics
 from services.common.settings import NodeagentSettings
 from services.common.telemetry import extract, get_tracer, links, traceparent
+from services.common.trust import read_verifier
 from services.nodeagent import carry, loader, metrics, replica, strict
 from services.nodeagent import links as interfaces
 from services.nodeagent.datapath import Datapath, boottime_seconds
@@ -121,7 +122,9 @@ class App:
         self._settings = settings
         self._node = NodeName(settings.node)
         self._started = time.time_ns()
-        self._replica = Replica(self._node)
+        verifier = read_verifier(settings.policy_keys)
+        self._replica = Replica(self._node, verifier.find_fault)
+        self._signatures = "required" if verifier.is_on else "off"
         self._state_file = StateFile(Path(settings.state_dir))
         self._links = Links(settings.interfaces, settings.uplinks, is_strict=settings.mode == "strict")
         self._gate = strict.Gate() if settings.mode == "strict" else None
@@ -496,6 +499,7 @@ class App:
             revision=RevisionNumber(state.number),
             torn=not self._replica.is_proven,
             mode=self._settings.mode,
+            signatures=self._signatures,
             default=state.config.node_defaults.get(self._node, state.config.default),
             endpoints=self._enforcer.endpoints(),
             names=self._datapath.count_names(),
@@ -526,6 +530,7 @@ class App:
             self._verdicts.counters,
             self._flow_log.counters if self._flow_log else {},
             {f"names_{name}": count for name, count in self._names.counters.items()},
+            {"revisions_refused": self._replica.revisions_refused} if self._replica.revisions_refused else {},
             {f"undecodable_{name}": count for name, count in self._replica.undecodable.items()},
         ]
         if self._gate is not None:

@@ -9,6 +9,7 @@ Rules:
   what changed: rows that did not come again are gone then, and not before.
 * A follower that lags on a stream with one message a subject may meet a revision whose rows have been replaced already:
   doubt, not damage, and the next revision usually ends it. Doubt that lasts asks for a replay, ever less often.
+* A revision that the keys do not vouch for proves nothing, whatever its digest (``services.common.signing``).
 * A message that cannot be read (malformed, of a newer schema, under a subject that is not its own) is counted, told
   once per kind, and skipped: the digest cannot match without it, so the state stays at the last good one.
 
@@ -17,7 +18,7 @@ Pure: time is passed in, in seconds of any steady clock. Deliberately absent: NA
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -38,6 +39,8 @@ DOUBT_LONGEST_SECONDS = 300.0
 
 _ENDPOINTS = "yett.policy.endpoint."
 _NODES = "yett.policy.node."
+_TRUST = "trust"
+"""Beside the kinds of row in ``_problems``: a revision that was not believed, until one is."""
 
 
 def filters(node: NodeName) -> list[str]:
@@ -60,6 +63,9 @@ class Applied:
     keys: Mapping[str, frozenset[Any]]
 
 
+FindFault = Callable[[Revision, Revision | None], str]
+
+
 class SavedRows(msgspec.Struct, frozen=True):
     """The on-disk copy: a proven state's rows, and where in which stream its revision stands."""
 
@@ -78,7 +84,10 @@ class SavedRowsError(ValueError):
 class Replica:
     """Feed it with what a follower yields; ``state`` is the last proven one."""
 
-    def __init__(self, node: NodeName) -> None:
+    def __init__(self, node: NodeName, find_fault: FindFault = lambda revision, present: "") -> None:
+        """``find_fault``: why a revision must not be believed, given the one in force; empty if it may."""
+        self._find_fault = find_fault
+        self.revisions_refused = 0
         self._own = f"{_ENDPOINTS}{wire.encode_name(node)}."
         self._node = node
         self._node_subject = wire.subject_node(node)
@@ -251,11 +260,19 @@ class Replica:
             self._start_doubt("a revision that cannot be read", now_seconds)
             return None
         assert isinstance(revision, Revision)
+        if fault := self._find_fault(revision, self.state.revision):
+            self._distrust(fault, now_seconds)
+            return None
         if self._is_proof(revision):
             return self._accept(revision, message.sequence)
         self._is_below_floor = self._before is not None and self.state.number < revision.floor
         self._start_doubt(f"revision {revision.number} does not match the rows", now_seconds)
         return None
+
+    def _distrust(self, fault: str, now_seconds: float) -> None:
+        self.revisions_refused += 1
+        self._problems[_TRUST] = Problem(object=wire.SUBJECT_REVISION, path="signature", message=fault)
+        self._start_doubt(fault, now_seconds)
 
     def _is_proof(self, revision: Revision) -> bool:
         return self._digest.hexdigest() == revision.digest and self._are_endpoints_proven()

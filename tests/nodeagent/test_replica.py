@@ -13,7 +13,8 @@ from schemas import wire
 from schemas.policy import IdentityRow, Revision
 from schemas.terms import IdentityId, NodeName
 from services.common.messages import Message
-from services.controller.ledger import Ledger, Outgoing, Snapshot
+from services.common.signing import Signer, Verifier, make_seed, public_of
+from services.controller.ledger import Ledger, Outgoing, Snapshot, read_snapshot
 from services.controller.policy.diff import diff
 from services.nodeagent.policystate import Table
 from services.nodeagent.replica import Applied, Replica, SavedRowsError, filters
@@ -348,3 +349,37 @@ def test_a_table_is_a_dict_that_never_changes(steps: list[dict[int, int | None]]
             model.pop(key, None) if value is None else model.__setitem__(key, value)
         history.append((table, dict(model)))
     assert all(dict(held) == expected and len(held) == len(expected) for held, expected in history)
+
+
+def test_revisions_that_the_keys_do_not_vouch_for_change_nothing() -> None:
+    """Unsigned or forged: the last good state stays, the status says why, a signed revision ends it."""
+    seed = make_seed()
+    log, toy = Log(), _toy()
+    replica = Replica(NODE, Verifier([public_of(seed)]).find_fault)
+    log.ledger = Ledger(Snapshot({}, {}), epoch="e" * 32, term=1, signer=Signer(seed))
+    assert len(_feed(replica, log.publish(toy.rows()))) == 1
+    good = replica.state
+
+    for signer in (None, Signer(make_seed())):
+        toy.add_pod("ns-0", NODE)
+        forger = Ledger(read_snapshot(log.replay()), epoch="e" * 32, term=1, signer=signer)
+        log.ledger = forger
+        assert _feed(replica, log.publish(toy.rows()), 1.0) == []
+        assert replica.state is good and not replica.is_proven
+        assert [problem.object for problem in replica.problems] == [wire.SUBJECT_REVISION]
+    assert replica.revisions_refused == 2
+
+    log.ledger = Ledger(read_snapshot(log.replay()), epoch="e" * 32, term=2, signer=Signer(seed))
+    (applied,) = _feed(replica, log.publish(toy.rows()), 2.0)
+    assert applied.state.number == 4 and replica.is_proven and replica.problems == ()
+
+
+def test_a_controller_that_begins_to_sign_says_the_last_revision_again() -> None:
+    """The rows are as they were, and still agents that ask for signatures would wait for ever."""
+    log, toy, seed = Log(), _toy(), make_seed()
+    log.publish(toy.rows())
+    log.ledger = Ledger(read_snapshot(log.replay()), epoch="e" * 32, term=2, signer=Signer(seed))
+    (revision,) = log.publish(toy.rows())
+    assert Signer(seed).has_signed(wire.decode(revision.subject, revision.body))
+    log.ledger = Ledger(read_snapshot(log.replay()), epoch="e" * 32, term=3, signer=Signer(seed))
+    assert log.publish(toy.rows()) == []

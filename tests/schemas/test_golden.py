@@ -194,6 +194,15 @@ def test_rows_have_their_golden_bytes(subject: str, row: msgspec.Struct, body: b
     assert decoded == row
 
 
+def test_a_signed_revision_has_its_golden_bytes_and_an_old_one_still_decodes() -> None:
+    """The term came with signatures; a revision without either is one that nobody signed, of no term."""
+    old = b'{"epoch":"00ff","number":7,"floor":1,"digest":"ab","trace":"t"}'
+    signed = old[:-1] + b',"signature":"cd","term":3}'
+    decoded = wire.decode(wire.SUBJECT_REVISION, old)
+    assert isinstance(decoded, policy.Revision) and (decoded.signature, decoded.term) == ("", 0)
+    assert wire.encode(msgspec.structs.replace(decoded, signature="cd", term=3)) == signed
+
+
 def test_every_row_of_the_policy_stream_has_golden_bytes() -> None:
     """No row type escapes."""
     rows = {entry.type for entry in wire.TABLE if entry.prefix.startswith(wire.POLICY_PREFIX)}
