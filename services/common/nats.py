@@ -55,7 +55,19 @@ async def close(client: Client, *, seconds: float = 2.0) -> None:
     except (TimeoutError, nats.errors.Error, OSError) as error:
         _log.warning("closed with messages unsent", problem=_describe(error))
     finally:
+        await _hang_up(client)
+
+
+async def _hang_up(client: Client) -> None:
+    """Close, whatever state the connection is in.
+
+    The client writes what is pending even where the server has gone, and uvloop's transports refuse that, once closed,
+    with a RuntimeError, where asyncio's drop it: https://github.com/MagicStack/uvloop/issues/506.
+    """
+    try:
         await client.close()
+    except (RuntimeError, OSError) as error:
+        _log.warning("closed with messages unsent", problem=_describe(error))
 
 
 async def _connect_once(settings: CommonSettings, name: str) -> Client:
