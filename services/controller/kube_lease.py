@@ -66,6 +66,7 @@ class LeaseElection:
     # -- seeing
 
     async def follow(self) -> None:
+        is_new = True
         while True:
             try:
                 await self._read()
@@ -74,8 +75,10 @@ class LeaseElection:
                 self._is_seeing.set()
                 await self._watch()
             except KubeError as error:
+                if is_new or self._is_seeing.is_set():
+                    _log.warning("the lease cannot be seen", reason=str(error))
+                is_new = False
                 self._is_seeing.clear()
-                _log.debug("the lease cannot be seen", reason=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _read(self) -> None:

@@ -60,7 +60,7 @@ class ControllerProcess:
 
     async def until_said(self, event: str, times: int = 1) -> dict[str, Any]:
         """Wait for the n-th line of a kind."""
-        await eventually(lambda: len(self.said(event)) >= times, 15)
+        await eventually(lambda: len(self.said(event)) >= times, 60)
         return self.said(event)[times - 1]
 
     def signal(self, number: signal.Signals) -> None:

@@ -74,3 +74,23 @@ def is_kept(expression: str, value: Any) -> bool:
         return bool(program.evaluate({"self": celpy.json_to_cel(value)}))
     except celpy.CELEvalError:
         return False
+
+
+def open_definition(group: str, version: str, kind: str, plural: str, *, scope: str) -> dict[str, Any]:
+    """A definition that takes anything: of kinds that others define."""
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    return {
+        "metadata": {
+            "name": f"{plural}.{group}",
+            # Groups under k8s.io are the project's own; a server wants to be told who approved a definition of one.
+            "annotations": {"api-approved.kubernetes.io": "unapproved, for a test"},
+        },
+        "spec": {
+            "group": group,
+            "scope": scope,
+            "names": {"plural": plural, "kind": kind, "listKind": f"{kind}List", "singular": kind.lower()},
+            "versions": [
+                {"name": version, "served": True, "storage": True, "schema": schema, "subresources": {"status": {}}}
+            ],
+        },
+    }

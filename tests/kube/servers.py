@@ -32,6 +32,7 @@ ADMIN_TOKEN, READER_TOKEN = "admin-token", "reader-token"
 """An administrator's, and one of a user who may do nothing until a test lets it."""
 KEPT_NAMESPACES = frozenset({"default", "kube-system", "kube-public", "kube-node-lease"})
 """The server makes these again when they are missing, some time after it started."""
+CONTROLLER_TOKEN, CONTROLLER_USER = "controller-token", "system:serviceaccount:yett-system:yett-controller"
 SERVICE_RANGE = "10.96.0.0/16"
 
 AUDIT_POLICY = {
@@ -94,6 +95,7 @@ class KubeServer:
         self.tokens: dict[str, tuple[str, tuple[str, ...]]] = {
             ADMIN_TOKEN: ("admin", ("system:masters",)),
             READER_TOKEN: ("reader", ()),
+            CONTROLLER_TOKEN: (CONTROLLER_USER, ("system:serviceaccounts", "system:serviceaccounts:yett-system")),
         }
         self._assets = assets
         make_certificates(folder)

@@ -46,7 +46,7 @@ def reading(
 ) -> AbstractAsyncContextManager[ControllerProcess]:
     """A controller that reads the cluster."""
     config = str(kube.kubeconfig("admin", ADMIN_TOKEN))
-    return controller(nats, Path(), name, YETT_MANIFESTS="", YETT_KUBE_CONFIG=config, **more)
+    return controller(nats, Path(), name, **({"YETT_MANIFESTS": "", "YETT_KUBE_CONFIG": config} | more))
 
 
 @asynccontextmanager
@@ -148,8 +148,11 @@ def test_a_leader_paused_in_mid_publication_changes_nothing_after(nats_server: N
                 kube.admin.create(POLICIES, {"metadata": {"name": "split"}, "spec": spec})
                 await eventually(lambda: wire.is_hushed, 20)
                 one.signal(signal.SIGSTOP)
-                halfway = await stored(client, jetstream)
-                assert read_revision(halfway).number == 1 and 2 < len(moved(start, halfway)) < 90
+                # What has passed the wire is stored when the server comes to it.
+                async with asyncio.timeout(30):
+                    while len(moved(start, halfway := await stored(client, jetstream))) < 3:  # noqa: ASYNC110  a server
+                        await asyncio.sleep(0.05)
+                assert read_revision(halfway).number == 1 and len(moved(start, halfway)) < 90
                 await other.until_said("leading")
                 await other.until_said("published")
                 before = await stored(client, jetstream)

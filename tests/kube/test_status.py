@@ -46,7 +46,7 @@ def fill(kube: KubeServer) -> None:
 
 async def until_conditions(kube: KubeServer, is_true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The policy's conditions by type, once they are as wanted."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             obj = kube.admin.call("GET", f"{PATH}/p")
             found = {each["type"]: each for each in obj.get("status", {}).get("conditions", ())}
@@ -124,7 +124,7 @@ def test_the_status_follows_the_nodes(nats_server: NatsServer, kube: KubeServer)
             await agent.come_to_the_present()
             await until_conditions(kube, lambda found: found["Programmed"]["status"] == "True")
 
-    run(scenario(), 120)
+    run(scenario(), 240)
 
 
 def test_a_refusal_is_in_the_status_and_an_event(nats_server: NatsServer, kube: KubeServer) -> None:
@@ -139,14 +139,14 @@ def test_a_refusal_is_in_the_status_and_an_event(nats_server: NatsServer, kube: 
             found = await until_conditions(kube, lambda found: found["Accepted"]["status"] == "False")
             assert found["Accepted"]["message"].startswith("spec.podSelectr: unknown field")
             assert (found["Programmed"]["status"], found["Programmed"]["reason"]) == ("False", "LastGoodVersion")
-            await eventually(lambda: bool(kube.admin.call("GET", "/api/v1/namespaces/shop/events")["items"]), 10)
+            await eventually(lambda: bool(kube.admin.call("GET", "/api/v1/namespaces/shop/events")["items"]), 30)
             [event] = kube.admin.call("GET", "/api/v1/namespaces/shop/events")["items"]
             assert (event["type"], event["reason"], event["involvedObject"]["name"]) == ("Warning", "Refused", "p")
             assert event["message"] == found["Accepted"]["message"]
             kube.admin.call("PATCH", f"{PATH}/p", {"spec": {"podSelectr": None}}, content_type=MERGE)
             await until_conditions(kube, lambda found: found["Accepted"]["status"] == "True")
 
-    run(scenario(), 120)
+    run(scenario(), 240)
 
 
 def test_nothing_is_written_twice(nats_server: NatsServer, kube: KubeServer) -> None:
@@ -173,15 +173,15 @@ def test_nothing_is_written_twice(nats_server: NatsServer, kube: KubeServer) -> 
                 looked = looks(kube)
                 one.signal(signal.SIGTERM)
                 await other.until_said("leading")
-                await eventually(lambda: looks(kube) > looked, 20)
+                await eventually(lambda: looks(kube) > looked, 60)
                 # An object that is new to it, so that what it might have written before is written.
                 kube.admin.create(PATH, {**POLICY, "metadata": {"name": "later"}})
-                await eventually(lambda: bool(kube.admin.call("GET", f"{PATH}/later").get("status")), 20)
+                await eventually(lambda: bool(kube.admin.call("GET", f"{PATH}/later").get("status")), 60)
                 await agent.come_to_the_present()
                 assert writes(kube, "p") == before
                 assert await until_conditions(kube, lambda found: "Foreign" in found) == found
 
-    run(scenario(), 120)
+    run(scenario(), 240)
 
 
 def test_seeds_applied_with_kubectl_say_what_became_of_them(nats_server: NatsServer, kube: KubeServer) -> None:
@@ -210,11 +210,11 @@ def test_seeds_applied_with_kubectl_say_what_became_of_them(nats_server: NatsSer
             wanted.add(f"{root}/default/applicationnetworkpolicies/access-to-s3")
             wanted.add(f"{root}/cart-services/applicationnetworkpolicies/access-to-dynamodb")
             wanted.add(f"{root}/app/applicationnetworkpolicies/allow-example-com-only")
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 for path in sorted(wanted):
                     while not (status := kube.admin.call("GET", path).get("status")):  # noqa: ASYNC110  a server's deed
                         await asyncio.sleep(0.1)
                     assert {each["type"]: each["status"] for each in status["conditions"]}["Accepted"] == "True", path
             assert [problem for problem in (await ask(agent.client)).problems if problem.severity == "error"] == []
 
-    run(scenario(), 120)
+    run(scenario(), 240)
