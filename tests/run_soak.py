@@ -37,7 +37,7 @@ PARTS = (
     Part(
         "learner",
         ("tests/bpf/test_learner_differential.py",),
-        {"YETT_LEARNER_MESSAGES": "100000"},
+        {"YETT_LEARNER_MESSAGES": "2000000"},
     ),
     Part("ports", ("tests/bpf/test_port_tables.py",), {"YETT_PORT_TABLES": "60"}),
 )

@@ -1,0 +1,114 @@
+"""An answer that the kernel cannot read in one piece: the recorder finishes it, and the pod connects."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dns.message
+import dns.query
+import dns.rdatatype
+import pytest
+
+from schemas.status import RecorderStatus
+from services.demo import topology
+from services.demo.netns import open_socket
+from services.demo.topology import FRESH_ZONE, NODE_A
+from tests.e2e.conftest import Running
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+POD = "figures/prober"
+NAMES = {
+    f"long-{number}": [f"198.19.{200 + 4 * number + n // 250}.{n % 250 + 1}" for n in range(1000)]
+    for number in range(3)
+}
+"""Name below the zone -> its addresses, which no other name has."""
+DEADLINE_SECONDS = 10.0
+
+
+@pytest.fixture(scope="module")
+def prober(running: Running) -> topology.Pod:
+    """A pod that may use any name of the zone; three names have 1,000 addresses each."""
+    running.apply("figures.yaml")
+    control = str(running.demo.run.folder / "knot" / "knot.sock")
+    changes = [
+        f"zone-set {FRESH_ZONE} {name} 60 A {address}" for name, addresses in NAMES.items() for address in addresses
+    ]
+    script = "\n".join([f"zone-begin {FRESH_ZONE}", *changes, f"zone-commit {FRESH_ZONE}", "exit", ""])
+    subprocess.run(["knotc", "-s", control], input=script, text=True, check=True, capture_output=True, timeout=60)
+    return topology.find_pod(POD)
+
+
+@contextmanager
+def resolver_connection(running: Running, pod: topology.Pod) -> Iterator[socket.socket]:
+    """The pod's TCP connection to the cluster's DNS."""
+    with open_socket(running.demo.lab.pod_namespace(pod), socket.AF_INET, socket.SOCK_STREAM) as connection:
+        connection.settimeout(DEADLINE_SECONDS)
+        connection.connect((topology.DNS_SERVICE, 53))
+        yield connection
+
+
+def ask(connection: socket.socket, name: str) -> list[str]:
+    """The addresses that one question over TCP brings."""
+    until = time.time() + DEADLINE_SECONDS
+    dns.query.send_tcp(connection, dns.message.make_query(f"{name}.{FRESH_ZONE}", "A"), until)
+    answer, _ = dns.query.receive_tcp(connection, until)
+    return [rdata.address for rrset in answer.answer for rdata in rrset if rrset.rdtype == dns.rdatatype.A]
+
+
+def connect(running: Running, pod: topology.Pod, address: str) -> bool:
+    with open_socket(running.demo.lab.pod_namespace(pod), socket.AF_INET, socket.SOCK_STREAM) as connection:
+        connection.settimeout(0.02)
+        try:
+            connection.connect((address, 80))
+        except TimeoutError:
+            return False
+    return True
+
+
+def await_connection(running: Running, pod: topology.Pod, address: str) -> float:
+    """Seconds until a new connection is let through."""
+    began = time.monotonic()
+    while not connect(running, pod, address):
+        assert time.monotonic() - began < DEADLINE_SECONDS, f"{address} stays shut"
+    return time.monotonic() - began
+
+
+def read_counters(running: Running) -> dict[str, int]:
+    status = running.demo.bus.recorders[NODE_A]
+    assert isinstance(status, RecorderStatus)
+    return status.counters
+
+
+async def _await_status(running: Running, count: int) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while read_counters(running).get("handover_learned", 0) < count:  # noqa: ASYNC110 - sent once a second
+            await asyncio.sleep(0.1)
+
+
+def test_a_thousand_addresses_over_tcp_open_after_the_recorder_read_them(
+    running: Running, prober: topology.Pod, record_property
+) -> None:
+    """Shut before; the answer itself is not held up; then each of the thousand opens, and status says how late."""
+    delays = []
+    with resolver_connection(running, prober) as resolver:
+        for name, addresses in NAMES.items():
+            assert not connect(running, prober, addresses[-1])
+            assert sorted(ask(resolver, name)) == sorted(addresses)
+            delays.append(await_connection(running, prober, addresses[-1]))
+            assert all(connect(running, prober, address) for address in addresses[::97])
+    running.run(_await_status(running, len(NAMES)))
+    counted = read_counters(running)
+    assert counted["handover_messages"] == len(NAMES) and counted.get("handover_abandoned", 0) == 0
+    assert 0 < counted["handover_delay_micros_max"] < DEADLINE_SECONDS * 1e6
+    for number, seconds in enumerate(delays):
+        record_property(f"open_after_ms_{number}", round(seconds * 1000, 1))
+    record_property("recorder_delay_ms_max", counted["handover_delay_micros_max"] / 1000)
+    print(
+        f"open after {[round(one * 1000, 1) for one in delays]} ms; recorder {counted['handover_delay_micros_max']} us"
+    )
