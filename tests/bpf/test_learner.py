@@ -298,6 +298,10 @@ def test_an_error_teaches_nothing(dns: Kernel, rcode: int) -> None:
         pytest.param([address(WEB, owner=b"\xff\xff")], id="pointer beyond the end"),
         pytest.param([address(WEB, owner=b"\xc0\x04")], id="pointer into the header"),
         pytest.param([address(WEB), address(WEB, owner=b"\xc0\x31")], id="pointer to itself"),
+        pytest.param(
+            [address(WEB, owner=b"\xc0\x40"), address("198.51.100.8")], id="pointer forward, to a later record"
+        ),
+        pytest.param([address(WEB, owner=b"\xc0\x31"), address(WEB, owner=b"\xc0\x21")], id="two pointers in a loop"),
         pytest.param([address(WEB, owner=b"\x40" + bytes(64) + b"\0")], id="a label of 64"),
         pytest.param([address(WEB, owner=b"\x80\0")], id="a label of a kind that does not exist"),
     ],
@@ -363,6 +367,27 @@ def test_a_name_over_255_bytes_is_no_name(dns: Kernel) -> None:
     ask(dns, name)
     tell(dns, answer(name, WEB))
     assert learned_nothing(dns)
+
+
+def test_a_label_of_64_in_the_question_is_no_label(dns: Kernel) -> None:
+    """63 bytes is the longest label (RFC 1035 2.3.4): a 64 is neither a length nor a pointer."""
+    ask(dns, "a" * 64 + ".wild.example")
+    tell(dns, answer("a" * 64 + ".wild.example", WEB))
+    assert learned_nothing(dns)
+    ask(dns, "a" * 63 + ".wild.example")
+    tell(dns, answer("a" * 63 + ".wild.example", WEB))
+    assert set(dns.names_of(WEB)) == {WILD_ROW}
+
+
+@pytest.mark.parametrize("asked", [64, 65])
+def test_hints_in_service_bindings_teach_nothing(dns: Kernel, asked: int) -> None:
+    """SVCB and HTTPS records carry addresses as hints (RFC 9460 7.3): no answer to a question for addresses."""
+    binding = Record(asked, b"\0\1\0" + struct.pack("!HH", 4, 4) + packets.pack(WEB))
+    ask(dns, kind=asked)
+    assert tell(dns, answer(NAME, binding, kind=asked)).passed
+    ask(dns)
+    assert tell(dns, answer(NAME, binding, kind=A)).passed
+    assert learned_nothing(dns) and dns.drain() == []
 
 
 def test_a_compressed_question_is_no_question(dns: Kernel) -> None:

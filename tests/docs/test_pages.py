@@ -13,6 +13,7 @@ from services.controller.policy.parse_settings import SETTINGS
 from services.scenario.explain import MARKS
 from services.scenario.lint import LINTS
 from services.scenario.model import PROBE_FIELDS, SCENARIO_FIELDS
+from tests import run_kernels
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -68,3 +69,12 @@ def test_every_lint_and_every_field_of_a_scenario_is_on_the_page() -> None:
     commands = {f"yett {name}" for name in ("test", "explain", "check", "diff")}
     known = LINTS.keys() | set(SCENARIO_FIELDS) | set(PROBE_FIELDS) | heads | marks | commands
     assert {field.strip("` ") for field in fields} <= known
+
+
+def test_the_kernels_on_the_page_are_those_that_are_run() -> None:
+    """docs/kernels.md claims what ``make test-kernels`` runs, and nothing else; no other page claims a kernel."""
+    claimed = [cell for cell in first_cells("kernels.md") if cell != "kernel"]
+    assert tuple(claimed) == run_kernels.KERNELS
+    pages = [*DOCS.glob("*.md"), DOCS.parent / "README.md"]
+    named = {version for page in pages for version in re.findall(r"(?:[Kk]ernels?|Linux) (\d+\.\d+)", page.read_text())}
+    assert named <= set(run_kernels.KERNELS)
