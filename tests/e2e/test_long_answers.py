@@ -17,6 +17,7 @@ import pytest
 from services.demo import topology
 from services.demo.netns import open_socket
 from services.demo.topology import FRESH_ZONE, NODE_A
+from services.demo.zones import render_zone
 from tests.e2e.conftest import Running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
@@ -34,12 +35,12 @@ DEADLINE_SECONDS = 10.0
 def prober(running: Running) -> topology.Pod:
     """A pod that may use any name of the zone; three names have 1,000 addresses each."""
     running.apply("figures.yaml")
-    control = str(running.demo.run.folder / "knot" / "knot.sock")
-    changes = [
-        f"zone-set {FRESH_ZONE} {name} 60 A {address}" for name, addresses in NAMES.items() for address in addresses
-    ]
-    script = "\n".join([f"zone-begin {FRESH_ZONE}", *changes, f"zone-commit {FRESH_ZONE}", "exit", ""])
-    subprocess.run(["knotc", "-s", control], input=script, text=True, check=True, capture_output=True, timeout=60)
+    folder = running.demo.run.folder / "knot"
+    records = [f"{name} 60 A {address}" for name, addresses in NAMES.items() for address in addresses]
+    zone = folder / f"{FRESH_ZONE}.zone"
+    zone.write_text("\n".join([render_zone(FRESH_ZONE, {}).replace("hostmaster 1 ", "hostmaster 2 "), *records, ""]))
+    reload = ["knotc", "-b", "-s", str(folder / "knot.sock"), "zone-reload", FRESH_ZONE]
+    subprocess.run(reload, check=True, capture_output=True, timeout=60)
     return topology.find_pod(POD)
 
 
