@@ -1031,10 +1031,10 @@ int learn_pieces(struct __sk_buff *skb)
         count_reason(INGRESS, REASON_LEARN_HANDED_OVER, skb->len);
     renew_budget(s, q);
     left = s->packet.end - d->piece_at;
-    size = left > DNS_MASK ? DNS_MASK : left;
+    size = (left > DNS_MASK ? DNS_MASK : left) - 1;
     FORGET(size);
-    size &= DNS_MASK;
-    if (q->pieces >= PIECES_PER_TICK || !size || bpf_skb_load_bytes(skb, d->piece_at, e->message, size)) {
+    size = (size & DNS_MASK) + 1; // kernel 6.1 does not take "is not zero" for a bound
+    if (q->pieces >= PIECES_PER_TICK || bpf_skb_load_bytes(skb, d->piece_at, e->message, size)) {
         q->answers_suppressed++;
         return TC_ACT_UNSPEC;
     }
