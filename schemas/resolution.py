@@ -40,3 +40,5 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ttl_seconds: int = 0
     rcode: int = 0
     handed_over: bool = False
+    reason: int = 0
+    """Why the kernel did not learn it, or not in full: a ``LEARN_*`` reason, 0 if it did."""

@@ -49,3 +49,18 @@ class VerdictEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     varies: bool = False
     applied_trace: str = ""
     learned_trace: str = ""
+
+
+class NameRefused(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``yett.name_refused.<node>.<ns>.<pod>``: the gate is open, DNS said no.
+
+    A pattern in force on the node covers ``name``, and the resolver told this pod ``addresses`` of which at least one
+    is of those that no name may have: a sinkhole, as a DNS firewall answers with, or an attempt at rebinding.
+    """
+
+    node: NodeName
+    namespace: str
+    pod: str
+    name: str
+    addresses: tuple[str, ...] = ()
+    unix_nanos: int = 0

@@ -209,6 +209,10 @@ def subject_verdict(node: NodeName, namespace: str, pod: str, conclusion: Verdic
     return f"yett.verdict.{encode_name(node)}.{encode_name(namespace)}.{encode_name(pod)}.{conclusion.name.lower()}"
 
 
+def subject_name_refused(node: NodeName, namespace: str, pod: str) -> str:
+    return f"yett.name_refused.{encode_name(node)}.{encode_name(namespace)}.{encode_name(pod)}"
+
+
 @lru_cache(maxsize=65536)
 def subject_denied(node: NodeName, namespace: str, pod: str, conclusion: Verdict) -> str:
     """Where the stream of aggregated denials keeps one."""
@@ -265,6 +269,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("yett.observed.", resolution.Observed),
     Entry("yett.verdict.", verdict.VerdictEvent),
     Entry(DENIED_PREFIX, verdict.VerdictEvent),
+    Entry("yett.name_refused.", verdict.NameRefused),
     Entry(SUBJECT_STATUS_CONTROLLER, status.ControllerStatus),
     Entry("yett.status.recorder.", status.RecorderStatus),
     Entry("yett.status.", status.AgentStatus),

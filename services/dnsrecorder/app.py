@@ -174,6 +174,7 @@ class App:
             ttl_seconds=answer.ttl_seconds,
             rcode=answer.rcode,
             handed_over=handed_over,
+            reason=event.reason,
         )
         if not self._connection.is_connected:
             self._counters["observed_dropped"] += 1

@@ -26,6 +26,7 @@ from schemas.resolution import Observed
 from schemas.terms import NodeName, Verdict
 from schemas.verdict import VerdictEvent
 from services.common.bpf import RingBuffer
+from services.common.bucket import Buckets
 from services.common.log import get_logger
 from services.nodeagent.aggregate import Aggregator, Told
 from services.nodeagent.events import RECORD_BYTES, VerdictRecord, decode_verdict, is_allow
@@ -40,6 +41,8 @@ MILLION = 1_000_000
 """Shares are added up in millionths, so that a tenth of a thousand is a hundred."""
 WAITING = 2_000
 BATCH = 512
+REFUSAL_SECONDS = 30.0
+"""A name that DNS refuses an endpoint again and again is told of once in so long."""
 TICK_SECONDS = 0.1
 """How often windows that are over are looked for."""
 _TURN = 256
@@ -74,6 +77,7 @@ class VerdictBus:
         self._allow_millionths = round(self._shares.allow_ratio * MILLION)
         self._allowed = 0
         self._ring: RingBuffer | None = None
+        self._refusals = Buckets(rate=1 / REFUSAL_SECONDS, burst=1)
         self.sinks: list[Sink] = []
         self.counters: Counter[str] = Counter()
 
@@ -181,7 +185,11 @@ class VerdictBus:
 
     async def run(self, connection: Client) -> None:
         """Publish for ever. While NATS is away the newest ``QUEUE`` are kept."""
-        await connection.subscribe(wire.subject_observed(self._node), cb=self._on_observed)
+
+        async def on_observed(message: Msg) -> None:
+            await self._on_observed(connection, message)
+
+        await connection.subscribe(wire.subject_observed(self._node), cb=on_observed)
         while True:
             await self._ready.wait()
             self._ready.clear()
@@ -212,7 +220,7 @@ class VerdictBus:
             self.counters["verdicts_dropped"] += event.count
             _log.debug("verdict not published", problem=str(error) or type(error).__name__)
 
-    async def _on_observed(self, message: Msg) -> None:
+    async def _on_observed(self, connection: Client, message: Msg) -> None:
         try:
             observed = wire.decode(message.subject, message.data)
         except wire.WireError as error:
@@ -220,7 +228,22 @@ class VerdictBus:
             _log.debug("observation refused", problem=str(error))
             return
         if isinstance(observed, Observed):
-            self._storyteller.note_observed(observed, (message.headers or {}).get(wire.HEADER_TRACE, ""))
+            trace = (message.headers or {}).get(wire.HEADER_TRACE, "")
+            self._storyteller.note_observed(observed, trace)
+            await self._tell_refused(connection, observed, trace)
+
+    async def _tell_refused(self, connection: Client, observed: Observed, trace: str) -> None:
+        """The gate is open and DNS said no; once a while for each endpoint and name."""
+        refused = self._storyteller.tell_refused(observed, unix_nanos=time.time_ns())
+        key = f"{observed.endpoint_id} {observed.name}"
+        if refused is None or not self._refusals.take(key, asyncio.get_running_loop().time()):
+            return
+        self.counters["names_refused_by_dns"] += 1
+        subject = wire.subject_name_refused(refused.node, refused.namespace, refused.pod)
+        try:
+            await connection.publish(subject, wire.encode(refused), headers=wire.headers_for(refused, trace=trace))
+        except (nats.errors.Error, OSError) as error:
+            _log.debug("refused name not told", problem=str(error) or type(error).__name__)
 
 
 _HEADERS = {wire.HEADER_SCHEMA: f"{VerdictEvent.__name__}/{wire.SCHEMA_VERSION}"}

@@ -22,7 +22,7 @@ from schemas.policy import AddressRow, Ruleset, RuleSource
 from schemas.resolution import Observed
 from schemas.selectors import pattern_covers
 from schemas.terms import Direction, NodeName, Reason, RevisionNumber, Tier, Verdict
-from schemas.verdict import VerdictEvent
+from schemas.verdict import NameRefused, VerdictEvent
 from services.nodeagent.events import NO_BIT, VerdictRecord
 from services.nodeagent.names import Lesson
 from services.nodeagent.rules import find_source
@@ -109,6 +109,22 @@ class Storyteller:
     def note_applied(self, revision: int, trace: str) -> None:
         """Which span made a revision the one in force."""
         self._applied.remember(revision & 0xFFFFFFFF, trace)
+
+    def tell_refused(self, observed: Observed, *, unix_nanos: int) -> NameRefused | None:
+        """That DNS gave a name which a pattern in force covers what no name may have; None if it did not."""
+        pod = self._pods.get(observed.endpoint_id)
+        if pod is None or observed.reason != Reason.LEARN_REFUSED_ADDRESS:
+            return None
+        if not any(pattern_covers(pattern, observed.name) for pattern in self._patterns.values()):
+            return None
+        return NameRefused(
+            node=self._node,
+            namespace=pod.namespace,
+            pod=pod.pod,
+            name=observed.name,
+            addresses=observed.addresses,
+            unix_nanos=unix_nanos,
+        )
 
     def lacks_name(self, record: VerdictRecord) -> bool:
         """Whether the name of a denied address may still arrive: worth a short wait."""

@@ -5,6 +5,7 @@ Three kinds of processes on two nodes, and a receiver of OTLP that is not ours.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -12,9 +13,12 @@ import sys
 import time
 from collections.abc import Iterator
 
+import nats
 import pytest
 
+from schemas import wire
 from schemas.terms import Verdict
+from schemas.verdict import NameRefused
 from services.common.metrics import Family
 from services.demo import servers, topology
 from services.demo.bus import wait_for
@@ -218,3 +222,27 @@ def test_every_alert_can_be_evaluated(prometheus: Prometheus) -> None:
     rules = prometheus.list_rules()
     assert len(rules) == 11
     assert {rule["name"]: rule["state"] for rule in rules if rule["health"] == "err" or rule["state"] == "firing"} == {}
+
+
+def test_an_allowed_name_with_a_sinkholes_address_is_an_event_of_its_own(traced: Running) -> None:
+    """Policy allows the name, the resolver answers with an address that no name may have: the bus says which it was."""
+    before = traced.revision()
+    traced.demo.folder.write_config({"never-learn": "198.19.200.0/24"})
+    traced.settle(before)
+    name = f"n198-19-200-1.{topology.FRESH_ZONE}"
+
+    async def hear() -> NameRefused:
+        client = await nats.connect(traced.demo.run.state.nats_url)
+        heard = await client.subscribe("yett.name_refused.>")
+        await client.flush()
+        await asyncio.to_thread(resolve, traced, ASKER, name)
+        message = await heard.next_msg(timeout=20)
+        await client.close()
+        refused = wire.decode(message.subject, message.data)
+        assert isinstance(refused, NameRefused)
+        return refused
+
+    refused = traced.run(hear())
+    assert (f"{refused.namespace}/{refused.pod}", refused.name) == (ASKER.key, name)
+    assert refused.addresses == ("198.19.200.1",)
+    assert not connect(traced, ASKER, "198.19.200.1", name)

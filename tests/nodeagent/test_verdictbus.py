@@ -12,8 +12,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from schemas import wire
-from schemas.terms import NodeName, Verdict
-from schemas.verdict import VerdictEvent
+from schemas.resolution import Observed
+from schemas.terms import NodeName, Reason, Verdict
+from schemas.verdict import NameRefused, VerdictEvent
 from services.common import nats as bus
 from services.common.jetstream import JetStream
 from services.common.settings import CommonSettings
@@ -40,7 +41,9 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
 
 def make_storyteller() -> Storyteller:
     told = Storyteller(NODE)
-    told.set_state(pods={4: PodName("app", "web"), 5: PodName("app", "db")}, rulesets={}, patterns={}, owners={})
+    told.set_state(
+        pods={4: PodName("app", "web"), 5: PodName("app", "db")}, rulesets={}, patterns={9: "*.example.com"}, owners={}
+    )
     told.note_applied(17, TRACE)
     return told
 
@@ -74,6 +77,8 @@ async def scene(server: NatsServer, shares: Shares | None = None) -> AsyncIterat
     await client.subscribe("yett.verdict.>", cb=made.on_message)
     await client.subscribe("yett.denied.>", cb=made.on_message)
     tasks = [asyncio.create_task(made.verdicts.run(client)), asyncio.create_task(made.verdicts.tick())]
+    for _ in range(2):  # once for the task to subscribe, once for the server to know
+        await client.flush()
     try:
         yield made
     finally:
@@ -157,5 +162,32 @@ def test_at_the_end_counts_are_told_though_their_window_is_open(nats_server: Nat
                 one.take(make_record())
             await one.verdicts.drain(one.client)
             await eventually(lambda: sum(event.count for event in one.on("yett.verdict.")) == 3)
+
+    run(scenario())
+
+
+def test_a_name_that_dns_refuses_is_told_once_in_a_while(nats_server: NatsServer) -> None:
+    """With the trace of the answer; not at every question of a pod that tries again and again."""
+
+    async def scenario() -> None:
+        async with scene(nats_server) as one:
+            heard: list[Msg] = []
+
+            async def on_refused(message: Msg) -> None:
+                heard.append(message)
+
+            await one.client.subscribe("yett.name_refused.node-a.>", cb=on_refused)
+            reason = int(Reason.LEARN_REFUSED_ADDRESS)
+            for name in ("a.example.com", "a.example.com", "b.example.com"):
+                observed = Observed(endpoint_id=4, name=name, addresses=("0.0.0.0",), reason=reason)
+                headers = wire.headers_for(observed, trace=TRACE)
+                await one.client.publish(wire.subject_observed(NODE), wire.encode(observed), headers=headers)
+            await eventually(lambda: len(heard) == 2)
+            refused = [wire.decode(message.subject, message.data) for message in heard]
+            assert [event.name for event in refused if isinstance(event, NameRefused)] == [
+                "a.example.com",
+                "b.example.com",
+            ]
+            assert {(message.headers or {})[wire.HEADER_TRACE] for message in heard} == {TRACE}
 
     run(scenario())

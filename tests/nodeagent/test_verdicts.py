@@ -178,3 +178,19 @@ def test_a_verdict_names_the_spans_that_explain_it() -> None:
     event = told.tell(replace(RECORD, verdict=int(Verdict.ALLOW), reason=int(Reason.RULE), domain=9), unix_nanos=5)
     assert event is not None
     assert (event.applied_trace, event.learned_trace) == ("seventeen", "newer")
+
+
+def test_a_sinkhole_for_a_name_that_is_allowed_is_a_story_of_its_own() -> None:
+    """The gate is open, DNS said no: told for a covered name of a known pod, and for nothing else."""
+    told = storyteller()
+    refusal = int(Reason.LEARN_REFUSED_ADDRESS)
+    observed = Observed(endpoint_id=4, name="a.example.com", addresses=("127.0.0.1",), reason=refusal)
+    refused = told.tell_refused(observed, unix_nanos=5)
+    assert refused is not None
+    assert (refused.namespace, refused.pod, refused.name) == ("app", "web", "a.example.com")
+    for other in (
+        Observed(endpoint_id=4, name="a.example.com", addresses=("192.0.2.1",)),
+        Observed(endpoint_id=4, name="a.example.org", addresses=("127.0.0.1",), reason=refusal),
+        Observed(endpoint_id=99, name="a.example.com", addresses=("127.0.0.1",), reason=refusal),
+    ):
+        assert told.tell_refused(other, unix_nanos=5) is None

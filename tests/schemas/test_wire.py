@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from schemas import policy, resolution, wire
 from schemas.terms import Direction, IdentityId, NodeName, RulesetHash, Verdict
-from schemas.verdict import VerdictEvent
+from schemas.verdict import NameRefused, VerdictEvent
 
 LEGAL_TOKEN = re.compile(r"[^\s.*>\x00-\x1f\x7f]+\Z")
 kubernetes_names = st.from_regex(r"\A[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?\Z")
@@ -111,6 +111,7 @@ def test_every_subject_finds_its_own_type() -> None:
         wire.subject_source("NetworkPolicy", "", "x"): policy.SourceRow,
         wire.subject_resolution(node, "a.b"): resolution.Resolution,
         wire.subject_verdict(node, "app", "web.1", Verdict.ALLOW): VerdictEvent,
+        wire.subject_name_refused(node, "app", "web.1"): NameRefused,
         wire.subject_denied(node, "app", "web.1", Verdict.AUDIT): VerdictEvent,
     }
     for subject, kind in expected.items():
