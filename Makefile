@@ -7,6 +7,7 @@ PYTHON := .venv/bin/python
 STAMP := .venv/.yett-setup
 APT := python3-bpfcc bpftool linux-libc-dev libbpf1 python3-venv \
        knot unbound knot-dnsutils bind9-dnsutils nftables iproute2 curl procps prometheus openssl
+APT_BENCH := iperf3 sockperf dnsperf dnsdist
 
 .PHONY: help setup packages demo test test-fast test-kernels soak test-kube kube-assets check bench detach clean requirements
 
@@ -68,7 +69,8 @@ check: setup ## ruff, mypy --strict, import contracts
 		.venv/bin/$$each || failed="$$failed, $$each"; done; \
 	[ -z "$$failed" ] || { echo "check: failed: $${failed#, }"; exit 1; }
 
-bench: setup ## The figures, as ratios in one run (root); ONLY=core|scenarios|pipeline|datapath|verdicts|spans
+bench: setup ## The figures, as ratios in one run (root); ONLY=core|scenarios|pipeline|datapath|traffic|dns|verdicts|spans
+	@$(MAKE) --no-print-directory packages APT="$(APT_BENCH)"
 	@$(PYTHON) -m bench $(ONLY)
 
 detach: setup ## Remove what a demo left behind: processes, namespaces, pinned maps

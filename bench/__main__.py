@@ -1,6 +1,8 @@
 """``python -m bench [PART...]``: every figure beside its bound, measured in one run.
 
-``pipeline``: on the demo's lab, from manifest or answer to packets. ``datapath``: one packet's cost in the kernel.
+``pipeline``: on the demo's lab, from manifest or answer to packets, and the services' memory after it.
+``datapath``: one packet's cost in the kernel, and prefixes into it.
+``traffic``, ``dns``: what enforcement leaves of both.
 ``verdicts``: from the ring to NATS. ``spans``: what tracing costs. ``core``: from objects to rows, at four sizes.
 ``scenarios``: ``yett test`` by both engines.
 Without a part, all of them. Prints a table, writes ``build/bench.json``, ends with status 1 if a bound is missed.
@@ -19,7 +21,11 @@ from rich.table import Table
 
 from bench import core, datapath, scenarios
 from bench.bounds import Measured, judge_core, judge_pipeline, judge_scenarios
+from bench.dns import measure_dns
+from bench.memory import measure_memory
+from bench.prefixes import measure_prefixes
 from bench.spans import measure_spans
+from bench.traffic import measure_traffic
 from bench.verdicts import measure_verdicts
 from services.demo import figures
 from services.demo.app import owned_run, until_signalled
@@ -30,10 +36,10 @@ OUTPUT = Path("build/bench.json")
 DATAPATH_TURNS = 15
 
 
-def measure_pipeline(console: Console) -> dict[str, object]:
-    """Every figure of ``figures``, with as many samples as its tails need."""
+def measure_pipeline(console: Console) -> list[Measured]:
+    """The demo's ten steps, every figure of ``figures`` with as many samples as its tails need, then the memory."""
     check_machine()
-    found: dict[str, object] = {}
+    rows: list[Measured] = []
     with owned_run() as run:
         demo = Demo(run, console, Options())
 
@@ -41,12 +47,14 @@ def measure_pipeline(console: Console) -> dict[str, object]:
             try:
                 await demo.build()
                 await demo.start_services()
-                found.update(await figures.measure(demo, figures.LONG))
+                await demo.play()
+                rows.extend(judge_pipeline(await figures.measure(demo, figures.LONG)))
+                rows.extend(measure_memory(demo))
             finally:
                 await demo.close()
 
         uvloop.run(until_signalled(work()))
-    return found
+    return rows
 
 
 def measure_datapath() -> list[Measured]:
@@ -64,7 +72,13 @@ def print_rows(console: Console, rows: list[Measured]) -> None:
     table = Table(*("what", "value", "bound", "spread", ""), title="Bench", title_justify="left", title_style="bold")
     for row in rows:
         outcome = "[green]met[/]" if row.met else "[red]missed[/]"
-        table.add_row(row.what, f"{row.value:.4g} {row.unit}", f"{row.bound:g} {row.unit}", row.spread, outcome)
+        table.add_row(
+            row.what,
+            f"{row.value:.4g} {row.unit}",
+            f"{'at least' if row.at_least else 'at most'} {row.bound:g}",
+            row.spread,
+            outcome,
+        )
     console.print(table)
 
 
@@ -74,10 +88,12 @@ def main(asked: list[str]) -> int:
     parts: dict[str, Callable[[], list[Measured]]] = {
         "core": lambda: judge_core(core.measure()),
         "scenarios": lambda: judge_scenarios(scenarios.measure()),
-        "datapath": measure_datapath,
+        "datapath": lambda: [*measure_datapath(), *measure_prefixes()],
+        "traffic": measure_traffic,
+        "dns": measure_dns,
         "verdicts": measure_verdicts,
         "spans": measure_spans,
-        "pipeline": lambda: judge_pipeline(measure_pipeline(console)),
+        "pipeline": lambda: measure_pipeline(console),
     }
     unknown = [part for part in asked if part not in parts]
     if unknown:

@@ -19,26 +19,35 @@ GROWTH_MAX = 10.0
 SCENARIOS, PROBES = 1_000, 250_000
 EVALUATE_SECONDS, KERNEL_SECONDS = 120.0, 300.0
 """For so many scenarios with so many probes in all."""
+TRAFFIC_RATIO = 0.97
+"""What enforcement leaves of the traffic between two pods."""
+DNS_STEADY_RATIO, DNS_LIMIT_RATIO, FORWARDER_RATIO = 0.97, 0.92, 1.0
+"""What it leaves of the answers at a steady rate, and at the resolver's limit; what a forwarder may do of ours."""
+PREFIXES_SECONDS = 1.0
+AGENT_MEGABYTES, RECORDER_MEGABYTES, CONTROLLER_MEGABYTES = 100.0, 80.0, 120.0
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One figure and what was promised of it; ``value`` at most ``bound``."""
+    """One figure and what was promised of it: ``value`` at most ``bound``, or at least where ``at_least``."""
 
     what: str
     value: float
     unit: str
     bound: float
     spread: str = ""
+    at_least: bool = False
 
     @property
     def met(self) -> bool:
         """Whether the promise is kept."""
-        return self.value <= self.bound
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
 
     def to_json(self) -> dict[str, object]:
         """As ``build/bench.json`` has it."""
-        return {**asdict(self), "met": self.met}
+        shown = {**asdict(self), "met": self.met}
+        del shown["at_least"]
+        return shown
 
 
 def judge_pipeline(found: dict[str, Any]) -> list[Measured]:
