@@ -5,10 +5,10 @@
 // pass ``handle`` too, which parses again whatever is not let through here: this file can only say "established".
 // It keeps the working memory of nothing but the clock: the key is on the stack.
 
-static INLINE int read_plain_transport(const struct l4_header *l4, void *end, __u32 room, int direction,
-                                       struct flow_key *key)
+static INLINE int read_plain_transport(const struct l4_header *l4, void *end, __u32 room, __u8 protocol, int direction,
+                                       __u32 ifindex, struct flow_key *key)
 {
-    if (key->protocol == PROTOCOL_TCP) {
+    if (protocol == PROTOCOL_TCP) {
         __u32 header;
 
         if ((void *)l4 + sizeof(*l4) > end)
@@ -16,7 +16,7 @@ static INLINE int read_plain_transport(const struct l4_header *l4, void *end, __
         header = (l4->data_offset >> 4) * 4;
         if (header < sizeof(*l4) || header > room || l4->flags & (TCP_SYN | TCP_FIN | TCP_RST))
             return 0;
-    } else if (key->protocol == PROTOCOL_UDP) {
+    } else if (protocol == PROTOCOL_UDP) {
         __u32 length;
 
         if ((void *)l4 + 8 > end)
@@ -27,8 +27,10 @@ static INLINE int read_plain_transport(const struct l4_header *l4, void *end, __
     } else {
         return 0;
     }
-    key->own_port_be = direction == EGRESS ? l4->source_be : l4->destination_be;
-    key->peer_port_be = direction == EGRESS ? l4->destination_be : l4->source_be;
+    if (direction == EGRESS)
+        fill_key(key, ifindex, l4->source_be, l4->destination_be, protocol, 0);
+    else
+        fill_key(key, ifindex, l4->destination_be, l4->source_be, protocol, 0);
     return 1;
 }
 
@@ -45,8 +47,7 @@ static INLINE int read_plain4(struct __sk_buff *skb, struct endpoint *ep, int di
     if (length < sizeof(*ip) || ETHER_BYTES + length > skb->len || !own || own != ep->address4)
         return 0;
     set_mapped(&key->peer, direction == EGRESS ? ip->destination : ip->source);
-    key->protocol = ip->protocol;
-    return read_plain_transport((void *)(ip + 1), end, length - sizeof(*ip), direction, key);
+    return read_plain_transport((void *)(ip + 1), end, length - sizeof(*ip), ip->protocol, direction, ep->ifindex, key);
 }
 
 static INLINE int read_plain6(struct __sk_buff *skb, struct endpoint *ep, int direction, struct flow_key *key)
@@ -64,15 +65,11 @@ static INLINE int read_plain6(struct __sk_buff *skb, struct endpoint *ep, int di
     key->peer = direction == EGRESS ? ip->destination : ip->source;
     if (is_mapped(&key->peer)) // its flow would be an IPv4 one's
         return 0;
-    key->protocol = ip->next;
-    return read_plain_transport((void *)(ip + 1), end, length, direction, key);
+    return read_plain_transport((void *)(ip + 1), end, length, ip->next, direction, ep->ifindex, key);
 }
 
 static INLINE int read_plain(struct __sk_buff *skb, struct endpoint *ep, int direction, struct flow_key *key)
 {
-    key->ifindex = ep->ifindex;
-    key->own_address = 0;
-    __builtin_memset(key->pad, 0, sizeof(key->pad));
     if (ep->flags & ENDPOINT_CLAIMED_TWICE)
         return 0;
     if (skb->protocol == bpf_htons(ETHER_IPV4))

@@ -41,27 +41,28 @@ static INLINE int is_echo_request(const struct packet *p)
     return p->icmp_type == (p->protocol == PROTOCOL_ICMP ? 8 : 128);
 }
 
+static INLINE void fill_key(struct flow_key *key, __u32 ifindex, __u16 own_be, __u16 peer_be, __u8 protocol, __u8 own)
+{
+    key->interface_ports = (__u64)peer_be << 48 | (__u64)own_be << 32 | ifindex;
+    key->protocol_address = (__u64)own << 8 | protocol;
+}
+
 // ``own``: the endpoint's side is the packet's source (egress) or destination (ingress).
 static INLINE void make_key(struct scratch *s, __u32 ifindex, int direction, __u8 own_address)
 {
     struct packet *p = &s->packet;
     struct flow_key *key = &s->key;
+    __u16 own = p->destination_port_be, peer = p->source_port_be;
 
-    key->ifindex = ifindex;
-    key->protocol = p->protocol;
-    key->own_address = own_address;
-    __builtin_memset(key->pad, 0, sizeof(key->pad));
+    key->peer = p->source;
     if (direction == EGRESS) {
         key->peer = p->destination;
-        key->own_port_be = p->source_port_be;
-        key->peer_port_be = p->destination_port_be;
-    } else {
-        key->peer = p->source;
-        key->own_port_be = p->destination_port_be;
-        key->peer_port_be = p->source_port_be;
+        own = p->source_port_be;
+        peer = p->destination_port_be;
     }
     if (!has_ports(p->protocol) && is_echo(p))
-        key->peer_port_be = (direction == EGRESS) == is_echo_request(p) ? ECHO_BY_ENDPOINT : ECHO_BY_PEER;
+        peer = (direction == EGRESS) == is_echo_request(p) ? ECHO_BY_ENDPOINT : ECHO_BY_PEER;
+    fill_key(key, ifindex, own, peer, p->protocol, own_address);
 }
 
 static INLINE int is_bare_syn(const struct packet *p)

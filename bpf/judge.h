@@ -12,7 +12,7 @@ static INLINE void conclude(struct scratch *s, __u8 verdict, __u8 reason, __u8 t
 static INLINE void conclude_rule(struct scratch *s, struct ruleset *rs, __u8 tier, __u32 bit)
 {
     conclude(s, has_bit(rs->deny, bit) ? VERDICT_DENY : VERDICT_ALLOW, REASON_RULE, tier, bit);
-    if (has_bit(s->names.word, bit)) {
+    if (s->job.has_names && has_bit(s->names.word, bit)) {
         s->walk.wanted_bit = bit;
         s->walk.wants_live = 1;
     }
@@ -22,9 +22,11 @@ static INLINE void conclude_rule(struct scratch *s, struct ruleset *rs, __u8 tie
 // ``words``: of the tiers that were walked.
 static INLINE void conclude_closed(struct scratch *s, __u8 reason, __u8 tier, int words)
 {
-    __u32 bit = find_first(s->expired.word, 0, words);
+    __u32 bit = NO_MATCH;
 
     conclude(s, VERDICT_DENY, reason, tier, NO_BIT);
+    if (s->job.has_names)
+        bit = find_first(s->expired.word, 0, words);
     if (bit == NO_MATCH)
         return;
     s->finding.reason = REASON_NAME_EXPIRED;
@@ -82,15 +84,17 @@ static INLINE int is_own_node(struct scratch *s)
 {
     if (s->question.direction == INGRESS)
         return s->question.own_node;
-    return own_addresses.lookup(&s->question.peer) != 0;
+    return s->job.peer_flags & ADDRESS_OWN_NODE;
 }
 
 // The tiers in order. ``can_be_own``: not through a Service, which is judged before the own node's pass.
 static INLINE void walk_tiers(struct scratch *s, struct ruleset *rs, int can_be_own)
 {
-    __u32 bit = find_first(s->matched.word, 0, WORDS_ADMIN);
+    __u32 bit = NO_MATCH;
     int is_own;
 
+    if (s->job.has_match)
+        bit = find_first(s->matched.word, 0, WORDS_ADMIN);
     if (bit != NO_MATCH && !(rs->pass[(bit >> 6) & 3] >> (bit & 63) & 1)) {
         conclude_rule(s, rs, TIER_ADMIN, bit);
         return;
@@ -101,7 +105,9 @@ static INLINE void walk_tiers(struct scratch *s, struct ruleset *rs, int can_be_
         conclude(s, VERDICT_ALLOW, REASON_DNS_IMPLICIT, TIER_NETWORK_POLICY, NO_BIT);
         return;
     }
-    bit = find_first(s->matched.word, WORDS_ADMIN, WORDS_ADMIN + WORDS_NETWORK_POLICY);
+    bit = NO_MATCH;
+    if (s->job.has_match)
+        bit = find_first(s->matched.word, WORDS_ADMIN, WORDS_ADMIN + WORDS_NETWORK_POLICY);
     if (bit != NO_MATCH) {
         conclude_rule(s, rs, TIER_NETWORK_POLICY, bit);
         return;
@@ -113,7 +119,8 @@ static INLINE void walk_tiers(struct scratch *s, struct ruleset *rs, int can_be_
             return;
         }
     } else {
-        bit = find_first(s->matched.word, YETT_WORDS - 1, YETT_WORDS);
+        if (s->job.has_match)
+            bit = find_first(s->matched.word, YETT_WORDS - 1, YETT_WORDS);
         if (bit != NO_MATCH && !(rs->pass[WORDS_ADMIN] >> (bit & 63) & 1)) {
             conclude_rule(s, rs, TIER_BASELINE, bit);
             return;
@@ -160,25 +167,25 @@ static INLINE void match_frontend(struct scratch *s, struct ruleset *rs, struct 
         return;
     }
     s->job.by_frontend = FRONT_NO_BACKEND;
+    c = find_cidr(s, &q->peer);
+    front = c ? find_peers(q->ruleset, c->class) : 0;
+    match(s, rs, front, 0, find_ports(q->ruleset, q->protocol, q->port_be));
     if (f->kind == FRONTEND_UNIFORM) {
         s->job.by_frontend = FRONT_BACKENDS;
         behind = find_identity_peers(s, q->ruleset, f->target);
         if (!is_unspecified(&f->backend)) {
             c = find_cidr(s, &f->backend);
-            outside = c ? find_peers(s, q->ruleset, c->class) : 0;
+            outside = c ? find_peers(q->ruleset, c->class) : 0;
         }
-        match(s, rs, behind, outside, find_ports(q->ruleset, q->protocol, f->port_be));
+        match_more(s, rs, behind, outside, find_ports(q->ruleset, q->protocol, f->port_be));
     }
-    c = find_cidr(s, &q->peer);
-    front = c ? find_peers(s, q->ruleset, c->class) : 0;
-    match(s, rs, front, 0, find_ports(q->ruleset, q->protocol, q->port_be));
 }
 
 static INLINE struct frontend *find_frontend(struct scratch *s)
 {
     struct question *q = &s->question;
 
-    if (q->direction != EGRESS || !has_ports(q->protocol))
+    if (q->direction != EGRESS || !(s->job.peer_flags & ADDRESS_FRONTEND) || !has_ports(q->protocol))
         return 0;
     s->frontend_key.address = q->peer;
     s->frontend_key.port_be = q->port_be;
@@ -191,10 +198,7 @@ static INLINE void match_address(struct scratch *s, struct ruleset *rs)
 {
     struct question *q = &s->question;
     struct mask *by_identity = 0, *by_cidr = 0;
-    __u32 *identity = ipcache.lookup(&q->peer);
 
-    if (identity)
-        s->finding.identity = *identity;
     if (!s->finding.identity || rs->flags & RULESET_HAS_CIDRS) {
         struct cidr *c = find_cidr(s, &q->peer);
 
@@ -204,11 +208,19 @@ static INLINE void match_address(struct scratch *s, struct ruleset *rs)
             return;
         }
         if (c && rs->flags & RULESET_HAS_CIDRS)
-            by_cidr = find_peers(s, q->ruleset, c->class);
+            by_cidr = find_peers(q->ruleset, c->class);
     }
     if (s->finding.identity && rs->flags & RULESET_HAS_IDENTITIES)
         by_identity = find_identity_peers(s, q->ruleset, s->finding.identity);
     match(s, rs, by_identity, by_cidr, find_ports(q->ruleset, q->protocol, q->port_be));
+}
+
+static INLINE void know_peer(struct scratch *s)
+{
+    struct known_address *known = ipcache.lookup(&s->question.peer);
+
+    s->finding.identity = known ? known->identity : 0;
+    s->job.peer_flags = known ? known->flags : 0;
 }
 
 // Fills ``matched``, or concludes. Returns whether names may bring more.
@@ -218,19 +230,19 @@ static INLINE int match_rules(struct scratch *s)
     struct frontend *f;
 
     s->finding.ruleset = s->question.ruleset;
-    s->finding.domain = s->finding.identity = 0;
+    s->finding.domain = 0;
     s->job.by_frontend = FRONT_NONE;
-    s->job.concluded = 0;
+    s->job.concluded = s->job.has_match = s->job.has_names = 0;
     if (!rs || !(rs->flags & RULESET_VALID)) {
         s->job.concluded = 1;
+        s->finding.identity = 0;
         conclude(s, VERDICT_DENY, REASON_NO_RULESET, TIER_NONE, NO_BIT);
         return 0;
     }
-#pragma unroll
-    for (int i = 0; i < YETT_WORDS; i++)
-        s->matched.word[i] = s->names.word[i] = s->expired.word[i] = 0;
+    know_peer(s);
     f = find_frontend(s);
     if (f) {
+        s->finding.identity = 0;
         match_frontend(s, rs, f);
         return 0;
     }

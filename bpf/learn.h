@@ -610,6 +610,7 @@ static INLINE __u32 find_domain_row(struct scratch *s)
 
 static INLINE int is_refused_exactly(struct scratch *s, const struct address *a)
 {
+    struct known_address *known;
     __u32 *found;
 
     s->cidr_key.prefix_bits = 128;
@@ -617,7 +618,8 @@ static INLINE int is_refused_exactly(struct scratch *s, const struct address *a)
     found = guard.lookup(&s->cidr_key);
     if (found && *found != GUARD_PERMIT)
         return 1;
-    return ipcache.lookup((struct address *)a) != 0;
+    known = ipcache.lookup((struct address *)a);
+    return known && known->identity;
 }
 
 // The IPv4 address inside an IPv6 one, where a translator would send its packets. 1: there is one.

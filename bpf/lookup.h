@@ -199,28 +199,29 @@ static INLINE __u32 find_port_index(__u8 protocol, __u16 port_be)
 
 static INLINE struct mask *find_ports(__u32 ruleset, __u8 protocol, __u16 port_be)
 {
-    struct port_key key = {.ruleset = ruleset};
+    struct peer_key key;
     __u32 index = find_port_index(protocol, port_be);
     __u32 *class = port_classes.lookup(&index);
 
-    key.class = class ? *class : 0;
+    key.word = (__u64)(class ? *class : 0) << 32 | ruleset;
     return ports.lookup(&key);
 }
 
-static INLINE struct mask *find_peers(struct scratch *s, __u32 ruleset, __u32 class)
+static INLINE struct mask *find_peers(__u32 ruleset, __u32 class)
 {
+    struct peer_key key;
+
     if (!class)
         return 0;
-    s->peer_key.ruleset = ruleset;
-    s->peer_key.class = class;
-    return peers.lookup(&s->peer_key);
+    key.word = (__u64)class << 32 | ruleset;
+    return peers.lookup(&key);
 }
 
 static INLINE struct mask *find_identity_peers(struct scratch *s, __u32 ruleset, __u32 identity)
 {
     __u32 *class = classes.lookup(&identity);
 
-    return class ? find_peers(s, ruleset, *class) : 0;
+    return class ? find_peers(ruleset, *class) : 0;
 }
 
 static INLINE struct cidr *find_cidr(struct scratch *s, const struct address *a)
@@ -236,21 +237,36 @@ static INLINE struct cidr *find_cidr(struct scratch *s, const struct address *a)
     return cidrs6.lookup(&s->cidr_key);
 }
 
-// matched |= (any | a | b) & ports; either peer mask may be null.
+// matched = (any | a | b) & ports; each of the three masks may be null.
 static INLINE void match(struct scratch *s, struct ruleset *rs, struct mask *a, struct mask *b, struct mask *ports_mask)
+{
+    __u64 all = 0;
+
+    a = a ? a : &s->nothing;
+    b = b ? b : &s->nothing;
+    ports_mask = ports_mask ? ports_mask : &s->nothing;
+#pragma unroll
+    for (int i = 0; i < YETT_WORDS; i++) {
+        __u64 word = (rs->any[i] | a->word[i] | b->word[i]) & ports_mask->word[i];
+
+        s->matched.word[i] = word;
+        all |= word;
+    }
+    s->job.has_match = all != 0;
+}
+
+// The same for what else may match.
+static INLINE void match_more(struct scratch *s, struct ruleset *rs, struct mask *a, struct mask *b,
+                              struct mask *ports_mask)
 {
     if (!ports_mask)
         return;
+    a = a ? a : &s->nothing;
+    b = b ? b : &s->nothing;
 #pragma unroll
-    for (int i = 0; i < YETT_WORDS; i++) {
-        __u64 word = rs->any[i];
-
-        if (a)
-            word |= a->word[i];
-        if (b)
-            word |= b->word[i];
-        s->matched.word[i] |= word & ports_mask->word[i];
-    }
+    for (int i = 0; i < YETT_WORDS; i++)
+        s->matched.word[i] |= (rs->any[i] | a->word[i] | b->word[i]) & ports_mask->word[i];
+    s->job.has_match = 1;
 }
 
 // Without a branch: 64 known results would be 64 states to verify. x is not 0.
@@ -263,24 +279,15 @@ static INLINE __u32 count_trailing_zeros(__u64 x)
     return x * 0x0101010101010101ULL >> 56;
 }
 
-// The lowest bit set in words [first, last), as a rule number, or NO_MATCH. Without a branch a word, for the same reason:
-// each "is it zero" would double what the verifier has to walk.
+// The lowest bit set in words [first, last), as a rule number, or NO_MATCH.
 static INLINE __u32 find_first(const __u64 *word, int first, int last)
 {
-    __u64 found = 0, base = 0;
-
 #pragma unroll
-    for (int i = YETT_WORDS - 1; i >= 0; i--) {
-        if (i >= first && i < last) {
-            __u64 w = word[i], take = (w | -w) >> 63;
-
-            FORGET(take); // or the compiler sees what it is and branches
-            take = -take; // all ones if any bit is set
-            found = (found & ~take) | w; // w is 0 where it is not taken
-            base = (base & ~take) | (take & (i * 64));
-        }
+    for (int i = 0; i < YETT_WORDS; i++) {
+        if (i >= first && i < last && word[i])
+            return i * 64 + count_trailing_zeros(word[i]);
     }
-    return found ? base + count_trailing_zeros(found) : NO_MATCH;
+    return NO_MATCH;
 }
 
 static INLINE int has_bit(const __u64 *word, __u32 bit)

@@ -12,19 +12,18 @@ BPF_TABLE_PINNED("hash", __u32, struct endpoint, endpoints_far, ENDPOINT_SLOTS, 
 BPF_TABLE_PINNED("hash", struct endpoint_address, __u32, endpoint_addresses, ENDPOINT_SLOTS,
                  PIN_FOLDER "/endpoint_addresses", SPARSE);
 BPF_TABLE_PINNED("array", __u32, struct ruleset, rulesets, RULESETS, PIN_FOLDER "/rulesets", 0);
-BPF_TABLE_PINNED("hash", struct address, __u32, ipcache, ADDRESSES, PIN_FOLDER "/ipcache", SPARSE);
+BPF_TABLE_PINNED("hash", struct address, struct known_address, ipcache, ADDRESSES, PIN_FOLDER "/ipcache", SPARSE);
 BPF_TABLE_PINNED("lpm_trie", struct cidr4_key, struct cidr, cidrs4, PREFIXES, PIN_FOLDER "/cidrs4", SPARSE);
 BPF_TABLE_PINNED("lpm_trie", struct cidr6_key, struct cidr, cidrs6, PREFIXES, PIN_FOLDER "/cidrs6", SPARSE);
 BPF_TABLE_PINNED("hash", __u32, __u32, classes, IDENTITIES, PIN_FOLDER "/classes", SPARSE);
 BPF_TABLE_PINNED("hash", struct peer_key, struct mask, peers, PEERS, PIN_FOLDER "/peers", SPARSE);
 BPF_TABLE_PINNED("array", __u32, __u32, port_classes, PORT_CLASS_ENTRIES, PIN_FOLDER "/port_classes", 0);
-BPF_TABLE_PINNED("hash", struct port_key, struct mask, ports, PORTS, PIN_FOLDER "/ports", SPARSE);
+BPF_TABLE_PINNED("hash", struct peer_key, struct mask, ports, PORTS, PIN_FOLDER "/ports", SPARSE);
 BPF_TABLE_PINNED("hash", struct frontend_key, struct frontend, frontends, FRONTENDS, PIN_FOLDER "/frontends", SPARSE);
 BPF_TABLE_PINNED("hash", struct mixed_key, struct mixed, mixed, MIXED, PIN_FOLDER "/mixed", SPARSE);
 BPF_TABLE_PINNED("lpm_trie", struct domain_key, __u32, domains, DOMAINS, PIN_FOLDER "/domains", SPARSE);
 BPF_TABLE_PINNED("hash", struct resolver_key, __u32, resolvers, RESOLVERS, PIN_FOLDER "/resolvers", SPARSE);
 BPF_TABLE_PINNED("lpm_trie", struct cidr6_key, __u32, guard, PREFIXES, PIN_FOLDER "/guard", SPARSE);
-BPF_TABLE_PINNED("hash", struct address, __u32, own_addresses, OWN_ADDRESSES, PIN_FOLDER "/own_addresses", SPARSE);
 BPF_TABLE_PINNED("array", __u32, struct config, config, 1, PIN_FOLDER "/config", 0);
 BPF_TABLE_PINNED("array", __u32, __u64, epoch, 1, PIN_FOLDER "/epoch", 0);
 BPF_TABLE_PINNED("array", __u32, __u32, credits, ENDPOINT_SLOTS, PIN_FOLDER "/credits", 0);

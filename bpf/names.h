@@ -19,7 +19,7 @@ static INLINE int is_live(const struct question *q, __u64 slot)
 // One slot: its rules go to those of live names, or to those that a name would bring were its time not over.
 static INLINE void add_name(struct scratch *s, __u64 slot)
 {
-    struct mask *m = find_peers(s, s->question.ruleset, CLASS_DOMAIN | slot >> 32);
+    struct mask *m = find_peers(s->question.ruleset, CLASS_DOMAIN | slot >> 32);
     struct mask *to = is_live(&s->question, slot) ? &s->names : &s->expired;
 
     if (!m)
@@ -36,7 +36,7 @@ static INLINE void match_name(struct scratch *s, __u64 slot)
 
     if (s->finding.domain || is_live(&s->question, slot) != s->walk.wants_live)
         return;
-    m = find_peers(s, s->question.ruleset, CLASS_DOMAIN | slot >> 32);
+    m = find_peers(s->question.ruleset, CLASS_DOMAIN | slot >> 32);
     if (m && has_bit(m->word, s->walk.wanted_bit))
         s->finding.domain = slot >> 32;
 }
@@ -86,6 +86,10 @@ static INLINE void add_names(struct scratch *s, struct endpoint *ep)
 {
     struct mask *ports_mask = find_ports(s->question.ruleset, s->question.protocol, s->question.port_be);
 
+    s->job.has_names = 1;
+#pragma unroll
+    for (int i = 0; i < YETT_WORDS; i++)
+        s->names.word[i] = s->expired.word[i] = 0;
     visit_names(s, ep, FOR_ADD);
     if (s->question.stored_domain)
         add_name(s, (__u64)s->question.stored_domain << 32 | 0xffffffff);
@@ -96,6 +100,7 @@ static INLINE void add_names(struct scratch *s, struct endpoint *ep)
         s->names.word[i] &= word;
         s->expired.word[i] &= word;
         s->matched.word[i] |= s->names.word[i];
+        s->job.has_match |= s->names.word[i] != 0;
     }
 }
 

@@ -154,9 +154,12 @@ static INLINE int find_orientations(const struct packet *p)
 
 static INLINE int was_generated_here(struct __sk_buff *skb, struct scratch *s, int direction)
 {
+    struct known_address *known;
+
     if (direction == INGRESS)
         return skb->ingress_ifindex == 0;
-    return own_addresses.lookup(&s->key.peer) != 0; // a reply to a flow that was there before us
+    known = ipcache.lookup(&s->key.peer); // a reply to a flow that was there before us
+    return known && known->flags & ADDRESS_OWN_NODE;
 }
 
 // A pod that reached itself through its own Service.
@@ -198,7 +201,7 @@ static INLINE int prepare(struct __sk_buff *skb, struct scratch *s, struct endpo
     if (s->job.step == STEP_PACKET && !(orientations & ORIENTATION_PACKET))
         s->job.step = STEP_REVERSE;
     ask(s, ep, s->job.step == STEP_REVERSE ? !direction : direction);
-    s->question.own_node = was_generated_here(skb, s, direction);
+    s->question.own_node = s->question.direction == INGRESS && was_generated_here(skb, s, direction);
     s->question.allow_expired = s->packet.protocol == PROTOCOL_TCP && !is_bare_syn(&s->packet);
     return 1;
 }
@@ -314,48 +317,11 @@ static INLINE int deny(struct __sk_buff *skb, struct scratch *s, struct endpoint
     return TC_ACT_SHOT;
 }
 
-// What the entry programs could not settle: the rules that match. Everything it needs is in scratch.
-int judge_packet(struct __sk_buff *skb)
-{
-    struct scratch *s = find_scratch();
-    struct endpoint *ep = find_endpoint(skb->ifindex);
-
-    if (!s || !ep)
-        return TC_ACT_SHOT;
-    if (s->job.hairpin) {
-        judge_hairpin(s, ep);
-    } else if (!prepare(skb, s, ep, s->job.direction & 1)) {
-        refuse(s, REASON_UNKNOWN);
-    } else if (match_rules(s)) {
-        tails.call(skb, TAIL_NAMES);
-        return TC_ACT_SHOT;
-    }
-    tails.call(skb, TAIL_CONCLUDE);
-    return TC_ACT_SHOT;
-}
-
-int judge_names(struct __sk_buff *skb)
-{
-    struct scratch *s = find_scratch();
-    struct endpoint *ep = find_endpoint(skb->ifindex);
-
-    if (!s || !ep)
-        return TC_ACT_SHOT;
-    add_names(s, ep);
-    tails.call(skb, TAIL_CONCLUDE);
-    return TC_ACT_SHOT;
-}
-
 // The verdict, and what follows from it. Every denial leaves here.
-int conclude_packet(struct __sk_buff *skb)
+static INLINE int finish(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep)
 {
-    struct scratch *s = find_scratch();
-    struct endpoint *ep = find_endpoint(skb->ifindex);
-    int direction;
+    int direction = s->job.direction & 1;
 
-    if (!s || !ep)
-        return TC_ACT_SHOT;
-    direction = s->job.direction & 1;
     if (s->job.mode == MODE_REFUSED)
         return deny(skb, s, ep, direction);
     decide(s);
@@ -376,6 +342,49 @@ int conclude_packet(struct __sk_buff *skb)
     finish_fragment(s, ep);
     finish_dns(skb, s, ep);
     return TC_ACT_UNSPEC;
+}
+
+// What no live flow covers: the rules that match. Everything it needs is in scratch.
+static INLINE int judge(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep)
+{
+    if (s->job.mode == MODE_REFUSED)
+        return finish(skb, s, ep);
+    if (s->job.hairpin) {
+        judge_hairpin(s, ep);
+    } else if (!prepare(skb, s, ep, s->job.direction & 1)) {
+        refuse(s, REASON_UNKNOWN);
+    } else if (match_rules(s)) {
+        tails.call(skb, TAIL_NAMES);
+        return TC_ACT_SHOT;
+    }
+    return finish(skb, s, ep);
+}
+
+int judge_packet(struct __sk_buff *skb)
+{
+    struct scratch *s = find_scratch();
+    struct endpoint *ep = find_endpoint(skb->ifindex);
+
+    return s && ep ? judge(skb, s, ep) : TC_ACT_SHOT;
+}
+
+int judge_names(struct __sk_buff *skb)
+{
+    struct scratch *s = find_scratch();
+    struct endpoint *ep = find_endpoint(skb->ifindex);
+
+    if (!s || !ep)
+        return TC_ACT_SHOT;
+    add_names(s, ep);
+    return finish(skb, s, ep);
+}
+
+int conclude_packet(struct __sk_buff *skb)
+{
+    struct scratch *s = find_scratch();
+    struct endpoint *ep = find_endpoint(skb->ifindex);
+
+    return s && ep ? finish(skb, s, ep) : TC_ACT_SHOT;
 }
 
 // ----------------------------------------------------------------------------------------------------------------------
@@ -489,8 +498,6 @@ static INLINE int handle_slowly(struct __sk_buff *skb, int direction)
         finish_dns(skb, s, ep);
         return TC_ACT_UNSPEC;
     }
-    if (s->job.mode == MODE_REFUSED)
-        tails.call(skb, TAIL_CONCLUDE);
     tails.call(skb, TAIL_JUDGE);
     return TC_ACT_SHOT;
 }

@@ -93,14 +93,17 @@ struct job {
     __u8 step;    // enum step
     __u8 concluded; // ``finding`` is final; else the tiers are still to be walked
     __u8 by_frontend; // enum by_frontend
-    __u8 pad[4];
+    __u8 peer_flags;  // ADDRESS_* of the peer that is judged
+    __u8 has_match;   // some rule matches
+    __u8 has_names;   // ``names`` and ``expired`` are of this judgement
+    __u8 pad;
 };
 
-// The time as of not long ago: reading a clock costs half a lookup, reading jiffies nothing.
+// The time as of this jiffy: reading a clock costs half a lookup, reading jiffies nothing.
 struct clock {
-    __u64 jiffies; // when it was read
-    __u64 asleep;  // CLOCK_BOOTTIME less CLOCK_MONOTONIC_COARSE, nanoseconds
-    __u32 ticks;   // see flow
+    __u64 jiffies;    // when it was read
+    __u64 boot_nanos; // CLOCK_BOOTTIME
+    __u32 ticks;      // see flow
     __u32 boot_seconds;
 };
 
@@ -119,11 +122,11 @@ struct scratch {
     struct finding shadow; // under the rulesets with the policies under audit
     __u32 audited;         // 1: those would have denied
     struct name_walk walk;
+    struct mask nothing; // stays zero
     struct mask matched; // rules whose peer matches and whose port matches
     struct mask names;   // rules that live names bring
     struct mask expired; // rules that names would bring if their time were not over
     struct resolution_key resolution_key;
-    struct peer_key peer_key;
     struct frontend_key frontend_key;
     struct resolver_key resolver_key;
     struct fragment_key fragment_key;
@@ -150,19 +153,16 @@ static INLINE struct scratch *find_scratch(void)
 }
 
 #define TICK_SHIFT 30
-#define CLOCK_JIFFIES 10 // at most a tenth of a second, at CONFIG_HZ 100
 static INLINE struct clock *read_clock(struct scratch *s)
 {
     struct clock *c = &s->clock;
     __u64 now = bpf_jiffies64();
 
-    if (now - c->jiffies >= CLOCK_JIFFIES || !c->boot_seconds) {
-        __u64 coarse = bpf_ktime_get_coarse_ns(), boot = bpf_ktime_get_boot_ns();
-
+    if (now != c->jiffies || !c->boot_nanos) {
         c->jiffies = now;
-        c->ticks = coarse >> TICK_SHIFT;
-        c->boot_seconds = boot / 1000000000ULL;
-        c->asleep = boot - coarse;
+        c->ticks = bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
+        c->boot_nanos = bpf_ktime_get_boot_ns();
+        c->boot_seconds = c->boot_nanos / 1000000000ULL;
     }
     return c;
 }
@@ -181,5 +181,5 @@ static INLINE __u32 read_boot_seconds(struct scratch *s)
 // Nanoseconds of CLOCK_BOOTTIME, as coarse as the kernel's tick.
 static INLINE __u64 read_boot_nanos(struct scratch *s)
 {
-    return bpf_ktime_get_coarse_ns() + s->clock.asleep;
+    return read_clock(s)->boot_nanos;
 }

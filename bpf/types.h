@@ -118,7 +118,15 @@ struct mask {
     __u64 word[YETT_WORDS];
 };
 
-// ipcache: exact address -> identity. cidrs4, cidrs6: longest prefix -> class of the local rulesets' CIDRs.
+// ipcache: exact address -> who it is, and what else must be looked up for it: one miss tells that it is nobody's.
+struct known_address {
+    __u32 identity; // 0: no pod's and no node's
+    __u32 flags;
+};
+#define ADDRESS_FRONTEND 1 // a Service's, on some port: ``frontends`` is looked up
+#define ADDRESS_OWN_NODE 2 // the own node's (Node.status and the veth's gateway)
+
+// cidrs4, cidrs6: longest prefix -> class of the local rulesets' CIDRs.
 struct cidr4_key {
     __u32 prefix_bits;
     __u8 byte[4];
@@ -139,21 +147,22 @@ struct cidr {
 #define CLASS_CIDR 0x40000000u
 #define CLASS_DOMAIN 0x80000000u
 struct peer_key {
-    __u32 ruleset;
-    __u32 class;
+    union {
+        struct {
+            __u32 ruleset;
+            __u32 class;
+        };
+        __u64 word; // written whole: see set_mapped
+    };
 };
 
 // port_classes: array, index = slot of protocol * 65536 + port, then one entry a protocol without ports.
-// ports: (ruleset handle, port class) -> rules.
+// ports: (ruleset handle, port class) -> rules; the key is a peer_key.
 #define PORT_SLOT_TCP 0
 #define PORT_SLOT_UDP 1
 #define PORT_SLOT_SCTP 2
 #define PORT_SLOTS_OTHER (3 * 65536)
 #define PORT_CLASS_ENTRIES (3 * 65536 + 256)
-struct port_key {
-    __u32 ruleset;
-    __u32 class;
-};
 
 // frontends: a Service's address, protocol and port -> what stands behind.
 struct frontend_key {
@@ -209,8 +218,6 @@ struct resolver_key {
 #define GUARD_REFUSE 1
 #define GUARD_PERMIT 2
 
-// own_addresses: the own node's addresses (Node.status and the veth's gateway) -> 1.
-
 // resolutions: which names an address has now. A slot is (domain row << 32 | expiry); 0 is free; claimed by
 // compare-and-swap. Expiry: seconds of CLOCK_BOOTTIME, grace included. ``more``: a next page exists.
 // ``scope``: SCOPE_LEARNED for what an answer on this node taught, written by the learner; SCOPE_SHARED for what other
@@ -264,14 +271,25 @@ struct query_set {
 // of its own region alone: what floods an endpoint pushes out that endpoint's flows and nobody else's, and the hash cannot
 // fill up. The first quarter of a region is for flows that nobody answered yet, which anyone can make.
 // ``own_port_be`` is 0 for queries to a trusted resolver: they share one flow, and the query entry admits the answer.
+// Written by whole words: see set_mapped.
 struct flow_key {
     struct address peer;
-    __u32 ifindex;
-    __u16 own_port_be;
-    __u16 peer_port_be;
-    __u8 protocol;
-    __u8 own_address;
-    __u16 pad[3];
+    union {
+        struct {
+            __u32 ifindex;
+            __u16 own_port_be;
+            __u16 peer_port_be;
+        };
+        __u64 interface_ports;
+    };
+    union {
+        struct {
+            __u8 protocol;
+            __u8 own_address;
+            __u16 pad[3];
+        };
+        __u64 protocol_address;
+    };
 };
 struct flow {
     __u64 epoch;      // of the judgement; the flow is judged again when it differs from the node's

@@ -121,7 +121,6 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     map_mixed: Count = 65_536
     map_domains: Count = 16_384
     map_resolvers: Count = 4_096
-    map_own_addresses: Count = 4_096
     map_seen: Count = 65_536
     map_fragments: Count = 8_192
     map_rule_counters: Count = 65_536

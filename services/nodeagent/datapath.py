@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from schemas import wire
 from schemas.terms import Direction, Reason
@@ -174,6 +175,8 @@ class Datapath:
             name, key = mapcodec.encode_cidr_key(str(prefix))
             entry = tables.cidrs.get(str(prefix))
             encoded.setdefault(name, {})[key] = mapcodec.encode_cidr(entry) if entry else b""
+        if not touched.keys().isdisjoint(_OF_ADDRESSES):
+            encoded["ipcache"] = self._encode_known(tables, touched)
         if "domains" in touched:
             encoded["domains"] = mapcodec.encode_domains(tables.domains)
         if "endpoints" in touched:
@@ -183,6 +186,18 @@ class Datapath:
             encoded["endpoints"], encoded["endpoints_far"] = near, far
         ports = frozenset(port for _, port in tables.resolvers)
         encoded["config"] = {mapcodec.encode_index(0): mapcodec.encode_config(tables.config, ports)}
+        return encoded
+
+    def _encode_known(self, tables: Tables, touched: Mapping[str, Iterable[Any]]) -> Bytes:
+        moved = {address for address, _, _ in touched.get("frontends", ())}
+        known = {*touched.get("ipcache", ()), *touched.get("own_addresses", ()), *moved}
+        fronts = {address for address, _, _ in tables.frontends} if moved else set()
+        encoded: Bytes = {}
+        for address in known:
+            key = wire.pack_address(address)
+            before = mapcodec.decode_known(self._present["ipcache"].get(key, b""))[1]
+            is_front = address in fronts if moved else bool(before & mapcodec.ADDRESS_FRONTEND)
+            encoded[key] = mapcodec.encode_known(tables, address, is_front=is_front)
         return encoded
 
     def _allot_regions(self, tables: Tables) -> dict[int, Region]:
@@ -212,7 +227,7 @@ class Datapath:
                 present.pop(key, None)
             return
         if op.map == "ipcache":
-            self._forget_names(key for key in op.entries if key not in present)
+            self._forget_names(key for key in op.entries if _is_owned(op.entries, key) and not _is_owned(present, key))
         self._maps[op.map].put_many(op.entries)
         present.update(op.entries)
 
@@ -317,7 +332,7 @@ class Datapath:
         credited: Counter[int] = Counter()
         for (address, scope, page), key, value in sorted(entries, key=lambda one: one[0], reverse=True):
             names = mapcodec.decode_names(value)
-            is_owned = key[:16] in self._present["ipcache"]
+            is_owned = _is_owned(self._present["ipcache"], key[:16])
             is_over = all(expiry <= before for row, expiry in names.slots if row)
             if scope != SCOPE_SHARED and (is_owned or is_over) and (address, scope, page + 1) not in present:
                 resolutions.delete(key)
@@ -333,7 +348,7 @@ class Datapath:
         resolutions = self._maps["resolutions"]
         for address, slots in list(self._shared.items()):
             old = list(list_pages(slots))
-            gone = wire.pack_address(address) in self._present["ipcache"]
+            gone = _is_owned(self._present["ipcache"], wire.pack_address(address))
             if gone:
                 slots.clear()
             elif not any(row and expiry <= before for row, expiry in slots):
@@ -373,5 +388,12 @@ class Datapath:
         return counted
 
 
+def _is_owned(known: Mapping[bytes, bytes], key: bytes) -> bool:
+    """Whether an address of ``ipcache`` is a pod's or a node's."""
+    return mapcodec.decode_known(known.get(key, b""))[0] != 0
+
+
+_OF_ADDRESSES = frozenset({"ipcache", "own_addresses", "frontends"})
+"""Tables that make what ``ipcache`` says of an address."""
 _WHOLE = frozenset({"domains", "endpoints", "endpoints_far", "config"})
 """Encoded whole whenever touched: what is not in the encoding is to go."""

@@ -81,7 +81,6 @@ DEFAULT_SIZES: Mapping[str, int] = {
     "MIXED": 65_536,
     "DOMAINS": 16_384,
     "RESOLVERS": 4_096,
-    "OWN_ADDRESSES": 4_096,
     "RESOLUTIONS": 131_072,
     "SEEN": 65_536,
     "FLOWS": 262_144,  # 32 bytes each, and 192 while there is a flow; shared out among endpoints (regions)

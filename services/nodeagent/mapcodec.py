@@ -40,6 +40,8 @@ RULESET_HAS_CIDRS = 8
 RULESET_HAS_IDENTITIES = 16
 RULESET_HAS_DOMAINS = 32
 CIDR_UNKNOWN_POD = 1
+ADDRESS_FRONTEND = 1
+ADDRESS_OWN_NODE = 2
 GUARD_REFUSE = 1
 GUARD_PERMIT = 2
 CONFIG_ALLOW_EVENTS = 1
@@ -187,6 +189,19 @@ def encode_cidr(entry: CidrEntry) -> bytes:
     return _CIDR.pack(entry.klass, CIDR_UNKNOWN_POD * entry.unknown_pod)
 
 
+def encode_known(tables: Tables, address: str, *, is_front: bool) -> bytes:
+    """struct known_address; empty if there is nothing to know. ``is_front``: it has frontends."""
+    identity = tables.ipcache.get(address, 0)
+    flags = ADDRESS_FRONTEND * is_front | ADDRESS_OWN_NODE * (address in tables.own_addresses)
+    return _PAIR.pack(identity, flags) if identity or flags else b""
+
+
+def decode_known(value: bytes) -> tuple[int, int]:
+    """(identity, flags): (0, 0) for an address that is not in the map."""
+    identity, flags = _PAIR.unpack(value) if value else (0, 0)
+    return identity, flags
+
+
 def encode_guard_key(prefix: str) -> bytes:
     """Key of ``guard``: a prefix over the 128-bit form."""
     network = ip_network(prefix)
@@ -279,6 +294,9 @@ def encode_tables(tables: Tables, *, endpoint_slots: int, regions: Mapping[int, 
         encoded[name][key] = encode_cidr(cidr)
     for name, codec in CODECS.items():
         encoded[name] = dict(codec.encode(key, value) for key, value in getattr(tables, name).items())
+    fronts = {address for address, _, _ in tables.frontends}
+    known = {*tables.ipcache, *tables.own_addresses, *fronts}
+    encoded["ipcache"] = {wire.pack_address(one): encode_known(tables, one, is_front=one in fronts) for one in known}
     encoded["domains"] = encode_domains(tables.domains)
     ports = frozenset(port for _, port in tables.resolvers)
     encoded["config"] = {encode_index(0): encode_config(tables.config, ports)}
@@ -329,7 +347,6 @@ class Codec:
 CODECS: Mapping[str, Codec] = {
     "endpoint_addresses": Codec(lambda key: _ENDPOINT_ADDRESS.pack(key[0], wire.pack_address(key[1])), _U32.pack),
     "rulesets": Codec(encode_index, encode_ruleset),
-    "ipcache": Codec(wire.pack_address, _U32.pack),
     "classes": Codec(_U32.pack, _U32.pack),
     "peers": Codec(lambda key: _PAIR.pack(*key), encode_mask),
     "port_classes": Codec(encode_index, _U32.pack),
@@ -338,9 +355,8 @@ CODECS: Mapping[str, Codec] = {
     "mixed": Codec(lambda key: _PAIR.pack(*key), encode_mixed),
     "resolvers": Codec(lambda key: encode_resolver_key(*key), _U32.pack),
     "guard": Codec(encode_guard_key, lambda refused: _U32.pack(GUARD_REFUSE if refused else GUARD_PERMIT)),
-    "own_addresses": Codec(wire.pack_address, _U32.pack),
 }
-"""Maps that mirror one table entry by entry; cidrs, endpoints, domains and config have functions of their own."""
+"""Maps that mirror one table entry by entry; all others have functions of their own."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -32,11 +32,11 @@ ORDER = (
     "cidrs4",
     "cidrs6",
     "port_classes",
-    "ipcache",
+    # ``frontends`` before ``ipcache``: the own node's pass must not be reached around what is judged before it.
     "frontends",
+    "ipcache",
     "domains",
     "resolvers",
-    "own_addresses",
     # The flip.
     "config",
     "endpoint_addresses",

@@ -21,7 +21,6 @@ _SIZES = {
     "MIXED": "map_mixed",
     "DOMAINS": "map_domains",
     "RESOLVERS": "map_resolvers",
-    "OWN_ADDRESSES": "map_own_addresses",
     "SEEN": "map_seen",
     "FRAGMENTS": "map_fragments",
     "RULE_COUNTERS": "map_rule_counters",

@@ -37,7 +37,7 @@ SIZES = {
 REASONS = 128
 _AGENT_MAPS = (
     *("endpoints", "endpoints_far", "endpoint_addresses", "rulesets", "ipcache", "cidrs4", "cidrs6", "classes"),
-    *("peers", "port_classes", "ports", "frontends", "mixed", "domains", "resolvers", "guard", "own_addresses"),
+    *("peers", "port_classes", "ports", "frontends", "mixed", "domains", "resolvers", "guard"),
     *("config", "credits"),
 )
 _PROGRAM_MAPS = ("resolutions", "seen", "queries", "flows", "places", "fragments", "quotas")

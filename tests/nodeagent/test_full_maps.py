@@ -43,7 +43,7 @@ pytestmark = pytest.mark.kernel
 
 TINY = {
     **{"ADDRESSES": 8, "PREFIXES": 64, "IDENTITIES": 8, "PEERS": 80, "PORTS": 8, "FRONTENDS": 8, "MIXED": 4},
-    **{"DOMAINS": 8, "RESOLVERS": 4, "OWN_ADDRESSES": 4, "RULE_COUNTERS": 64, "RULESETS": 8},
+    **{"DOMAINS": 8, "RESOLVERS": 4, "RULE_COUNTERS": 64, "RULESETS": 8},
     **{"FLOWS": 1024, "RESOLUTIONS": 64, "VERDICT_PAGES": 8, "RESOLUTION_PAGES": 8, "ENDPOINT_SLOTS": 4},
 }
 MANY = 70
@@ -145,7 +145,6 @@ OVERFLOWS: dict[str, PolicyState] = {
     "mixed": small(2, frontends=frontends(7, *TWO), identities=identities(2)),
     "resolvers": small(2, config=Config(resolvers=tuple(Resolver(address=f"10.96.1.{n}") for n in range(MANY)))),
     "guard": small(2, config=Config(never_learn_cidrs=tuple(f"10.0.{n}.0/24" for n in range(MANY)))),
-    "own_addresses": small(2, addresses=addresses(7, AddressKind.NODE)),
     "handles": many_rulesets(12),
 }
 """What is full -> a state that has too much of it, and of nothing else."""

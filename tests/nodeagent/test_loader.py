@@ -60,13 +60,13 @@ def test_what_is_no_json_is_an_error() -> None:
 def test_loading_twice_keeps_the_maps_and_swaps_the_programs(pin_root: Path) -> None:
     """A second load finds the maps with their content, pins programs over the old ones, and names what is stale."""
     first = loader.load(pin_root, SIZES)
-    with bpf.BpfMap(first.maps["own_addresses"]) as own:
-        own.put(bytes(16), bytes(4))
+    with bpf.BpfMap(first.maps["endpoint_addresses"]) as own:
+        own.put(bytes(24), bytes(4))
         before = own.info.id
     second = loader.load(pin_root, SIZES)
     assert second.folder == first.folder == pin_root / first.layout
-    with bpf.BpfMap(second.maps["own_addresses"]) as own:
-        assert own.info.id == before and own.get(bytes(16)) == bytes(4)
+    with bpf.BpfMap(second.maps["endpoint_addresses"]) as own:
+        assert own.info.id == before and own.get(bytes(24)) == bytes(4)
     with bpf.RingBuffer(second.maps["verdicts"]) as ring:
         assert ring.consume(1) == []
     assert all(path.exists() for path in (*second.maps.values(), *second.programs.values()))
@@ -80,11 +80,11 @@ def test_a_foreign_map_in_the_folder_is_refused(pin_root: Path) -> None:
     sizes = loader.complete_sizes(SIZES)
     folder = pin_root / loader.hash_layout(loader.find_sources(), sizes)
     folder.mkdir(parents=True)
-    with bpf.create_map(bpf.TYPE_HASH, 16, 8, 4096, name="own_addresses", flags=1) as foreign:
-        bpf.pin_object(foreign.fd, folder / "own_addresses")
-    with pytest.raises(loader.LoaderError, match="map own_addresses is pinned with another layout"):
+    with bpf.create_map(bpf.TYPE_HASH, 24, 8, 4096, name="endpoint_addresses", flags=1) as foreign:
+        bpf.pin_object(foreign.fd, folder / "endpoint_addresses")
+    with pytest.raises(loader.LoaderError, match="map endpoint_addresses is pinned with another layout"):
         loader.load(pin_root, SIZES)
-    assert [path.name for path in folder.iterdir()] == ["own_addresses"]
+    assert [path.name for path in folder.iterdir()] == ["endpoint_addresses"]
 
 
 @pytest.mark.kernel

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas import wire
 from schemas.terms import Default
 from services.nodeagent import mapcodec
 from services.nodeagent.mapcodec import NamesPage
-from services.nodeagent.tables import ConfigEntry, EndpointEntry, RulesetEntry, Tables
+from services.nodeagent.tables import ConfigEntry, EndpointEntry, FrontendEntry, RulesetEntry, Tables
 
 slots = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**32 - 1)), min_size=8, max_size=8).map(tuple)
 owners = st.lists(st.integers(0, 65535), min_size=8, max_size=8).map(tuple)
@@ -105,7 +106,7 @@ def test_every_map_of_the_wanted_tables_is_encoded() -> None:
     """No table is forgotten on its way to the kernel."""
     encoded = mapcodec.encode_tables(Tables(), endpoint_slots=1024, regions={})
     fields = set(Tables.__dataclass_fields__)
-    assert set(encoded) == (fields - {"cidrs"}) | {"cidrs4", "cidrs6", "endpoints_far"}
+    assert set(encoded) == (fields - {"cidrs", "own_addresses"}) | {"cidrs4", "cidrs6", "endpoints_far"}
 
 
 def test_the_configuration_has_the_resolvers_ports_and_the_suffixes_reversed() -> None:
@@ -114,3 +115,14 @@ def test_the_configuration_has_the_resolvers_ports_and_the_suffixes_reversed() -
     assert value[28:36] == bytes([0, 53, 20, 233, 0, 0, 0, 0])
     assert value[40:44] == struct.pack("=I", 14)
     assert value[44:58] == b"lacol.retsulc."
+
+
+def test_an_address_says_whatever_is_to_be_looked_up_for_it() -> None:
+    """A pod's, a node's own, a Service's or several of these at once: one entry; nobody's: none."""
+    tables = Tables(ipcache={"10.0.0.1": 7}, own_addresses={"10.0.0.1": 1, "10.0.0.2": 1})
+    tables.frontends[("10.0.0.2", 6, 80)] = tables.frontends[("10.96.0.1", 6, 80)] = FrontendEntry(2)
+    encoded = mapcodec.encode_tables(tables, endpoint_slots=1024, regions={})["ipcache"]
+    known = {wire.unpack_address(key): mapcodec.decode_known(value) for key, value in encoded.items()}
+    own, front = mapcodec.ADDRESS_OWN_NODE, mapcodec.ADDRESS_FRONTEND
+    assert known == {"10.0.0.1": (7, own), "10.0.0.2": (0, own | front), "10.96.0.1": (0, front)}
+    assert mapcodec.encode_known(tables, "10.0.0.3", is_front=False) == b""

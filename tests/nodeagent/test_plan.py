@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from dataclasses import fields
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from services.nodeagent.numbers import make_spaces
 from services.nodeagent.plan import ORDER, Kind, Op, format_plan, order_changes, plan_changes
 from services.nodeagent.policystate import PolicyState
 from services.nodeagent.portranges import index_of
-from services.nodeagent.tables import Tables
+from services.nodeagent.tables import FrontendEntry, Tables
 from services.nodeagent.wanted import Wanted
 from tests.nodeagent.worlds import (
     ADDRESSES,
@@ -54,13 +55,55 @@ def encode(tables: Tables) -> Present:
                 maps[name] = {_dump(key): _dump(value) for key, value in content.items() if (":" in key) is is_six}
         elif one.name == "config":
             maps["config"] = {b"0": _dump(content)}
+        elif one.name in ("ipcache", "own_addresses"):
+            maps["ipcache"] = _encode_known(tables)
         else:
             maps[one.name] = {_dump(key): _dump(value) for key, value in content.items()}
     return maps
 
 
+def _encode_known(tables: Tables) -> dict[bytes, bytes]:
+    """An address -> its identity, and whether it is the own node's, and whether it has frontends."""
+    fronts = {address for address, _, _ in tables.frontends}
+    return {
+        _dump(one): _dump((tables.ipcache.get(one, 0), one in tables.own_addresses, one in fronts))
+        for one in {*tables.ipcache, *tables.own_addresses, *fronts}
+    }
+
+
+class Flagged(dict[tuple[str, int, int], FrontendEntry]):
+    """Frontends as the programs see them: not at all where ``ipcache`` does not say that the address has any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: set[str] = set()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return super().get(key, default) if key[0] in self.addresses else default
+
+
+def make_seen_tables() -> Tables:
+    """Empty tables, to be filled by the ops of plans and judged by at every stop."""
+    return Tables(frontends=Flagged())
+
+
+def _apply_known(tables: Tables, op: Op) -> None:
+    assert isinstance(tables.frontends, Flagged)
+    for key, value in op.entries.items():
+        address = pickle.loads(key)
+        identity, is_own, is_front = pickle.loads(value) if op.kind is Kind.PUT else (0, False, False)
+        for table, content in ((tables.ipcache, identity), (tables.own_addresses, int(is_own))):
+            table.pop(address, None)
+            if content:
+                table[address] = content
+        (tables.frontends.addresses.add if is_front else tables.frontends.addresses.discard)(address)
+
+
 def apply_decoded(tables: Tables, op: Op) -> None:
     if op.map in ("config", "endpoints_far"):
+        return
+    if op.map == "ipcache":
+        _apply_known(tables, op)
         return
     table = getattr(tables, "cidrs" if op.map in CIDRS else op.map)
     for key, value in op.entries.items():
@@ -142,7 +185,7 @@ def run(wanted: Wanted, state: PolicyState, present: Present, tables: Tables | N
 def assert_old_or_new(before: PolicyState, after: PolicyState) -> None:
     wanted = Wanted(NODE, make_spaces())
     present: Present = {}
-    tables = Tables()
+    tables = make_seen_tables()
     run(wanted, before, present, tables)
     first, snapshots = verdicts(tables), []
     for _ in run_to(wanted, after, present, tables):
@@ -245,11 +288,10 @@ def test_writes_flip_bump_deletes_bump() -> None:
         "put cidrs4 1",
         "put cidrs6 1",
         "put port_classes 1",
-        "put ipcache 1",
         "put frontends 1",
+        "put ipcache 1",
         "put domains 1",
         "put resolvers 1",
-        "put own_addresses 1",
         "put config 1",
         "put endpoint_addresses 1",
         "put endpoints_far 1",
