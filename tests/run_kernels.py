@@ -143,7 +143,7 @@ def linked_modules(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        place.unlink()
+        place.unlink(missing_ok=True)
         if made:
             place.parent.rmdir()
 
