@@ -185,8 +185,13 @@ static INLINE int was_asked(struct scratch *s, struct endpoint *ep)
         struct query *q = &set->way[i];
 
         if (q->hash == s->dns.hash && q->id == s->dns.id && q->port_be == s->packet.destination_port_be &&
-            is_outstanding(q, s->job.ticks))
+            is_outstanding(q, s->job.ticks)) {
             found = 1;
+            // Answered: the first to be overwritten, so that the set remembers those that still wait. Its answer may
+            // come twice for a second.
+            if (s->job.ticks - q->asked < TICKS(QUERY_SECONDS - 1))
+                q->asked = s->job.ticks - TICKS(QUERY_SECONDS - 1);
+        }
     }
     return found;
 }

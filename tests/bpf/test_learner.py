@@ -615,6 +615,19 @@ def test_queries_are_remembered_for_their_own_endpoint_in_their_own_array(dns: K
     assert sum(passed) >= 990
 
 
+def test_an_open_question_outlasts_those_that_are_answered(dns: Kernel) -> None:
+    """However many others fall into its set meanwhile: what is answered is overwritten first, and may be told twice."""
+    ask(dns)
+    for high in range(256):
+        identifier = high << 8 | high ^ 0x12 ^ 0x34  # the set is the identifier's two bytes folded, and the port's
+        if identifier != 0x1234:
+            ask(dns, "other.example.com", identifier=identifier)
+            said = answer("other.example.com", "198.51.100.9", identifier=identifier)
+            assert tell(dns, said).passed and tell(dns, said).passed
+    assert tell(dns, answer(NAME, WEB)).passed
+    assert set(dns.names_of(WEB)) == {ROW}
+
+
 def test_queries_make_one_flow(dns: Kernel) -> None:
     """However many names a pod asks for, DNS with one resolver is one flow."""
     for n in range(50):
