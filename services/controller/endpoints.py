@@ -22,7 +22,7 @@ from services.controller.policy.compile import Compiled
 from services.controller.policy.defaults import default_of
 from services.controller.policy.model import ObjectKey, Pod, PolicyKey, Settings
 from services.controller.policy.select import Applied, Profile, profile_of
-from services.controller.rows import RowStore
+from services.controller.rows import Row, RowStore
 from services.controller.rulesets import Numbers
 from services.controller.rulings import Rulings
 
@@ -43,12 +43,12 @@ class Pair:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """``subjects``: the endpoint row of each pod, empty while the pods are not bound."""
+    """``rows``: the endpoint row of each pod, None while the pods are not bound."""
 
     profile: Profile
     default: Default | None
     ports: Numbers
-    subjects: dict[ObjectKey, str] = field(default_factory=dict)
+    rows: dict[ObjectKey, Row | None] = field(default_factory=dict)
     pair: Pair | None = None
 
 
@@ -78,7 +78,7 @@ class Endpoints:
         found: dict[PolicyKey, set[NodeName]] = {}
         pods = self._facts.world.pods
         for group in self._groups.values():
-            nodes = {pods[key].node for key, subject in group.subjects.items() if subject}
+            nodes = {pods[key].node for key, row in group.rows.items() if row}
             for policy in self._rulings.selection.policies_for(group.profile):
                 found.setdefault(policy, set()).update(nodes)
         return found
@@ -92,8 +92,9 @@ class Endpoints:
         self._flip(fresh, dns=settings.config.dns_implicit)
         for key in touched:
             group = self._group_of.get(key)
-            if group is not None and group.pair is not None:
-                self._rows.put(group.subjects[key], self._encode(self._facts.world.pods[key], group.pair))
+            row = group.rows[key] if group is not None else None
+            if row is not None and group is not None and group.pair is not None:
+                self._rows.write(row, self._encode(self._facts.world.pods[key], group.pair))
         touched.clear()
         self._rulings.prune(self._live)
 
@@ -102,20 +103,20 @@ class Endpoints:
     def _regroup(self, key: ObjectKey, settings: Settings, defaults: dict[tuple[str, str], Default]) -> Group | None:
         """Move a pod to the group it belongs to now; -> that group."""
         pod = self._facts.world.pods.get(key)
-        subject = ""
+        row: Row | None = None
         new: Group | None = None
         if pod is not None and pod.is_governed:
             new = self._find_group(pod, settings, defaults)
             if pod.node:
-                subject = wire.subject_endpoint(pod.node, pod.namespace, pod.name)
+                row = self._rows.at(wire.subject_endpoint(pod.node, pod.namespace, pod.name))
         old = self._group_of.pop(key, None)
-        before = old.subjects.pop(key) if old is not None else ""
+        before = old.rows.pop(key) if old is not None else None
         if new is not None:
             self._group_of[key] = new
-            new.subjects[key] = subject
-        if before and before != subject:
-            self._rows.drop(before)
-        if old is not None and not old.subjects:
+            new.rows[key] = row
+        if before is not None and before is not row:
+            self._rows.write(before, None)
+        if old is not None and not old.rows:
             self._disband(old)
         return new
 
@@ -172,7 +173,7 @@ class Endpoints:
         group.pair = pair
         self._retain(pair)
         if old is not None:
-            self._rows.replace(group.subjects.values(), old.reference, pair.reference)
+            self._rows.replace(filter(None, group.rows.values()), old.reference, pair.reference)
             self._release(old)
 
     def _encode(self, pod: Pod, pair: Pair) -> bytes:

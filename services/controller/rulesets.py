@@ -139,7 +139,7 @@ class Rulesets:
 
     def _part(self, outline: Outline, ports: Numbers) -> Part:
         if outline.as_of < self._versions.last:
-            newest = max((self._versions.of[key] for key in outline.keys), default=0)
+            newest = max(map(self._versions.of.__getitem__, outline.keys), default=0)
             if newest > outline.as_of:
                 outline.parts.clear()
             outline.as_of = self._versions.last

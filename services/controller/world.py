@@ -85,7 +85,7 @@ class State:
     def rows(self) -> dict[str, bytes]:
         """All wanted rows: subject -> body. A copy."""
         self._write()
-        return dict(self._store.rows)
+        return self._store.rows
 
     def changes(self) -> list[RowChange]:
         """What changed since the last call, in an order that is safe at every prefix."""

@@ -9,6 +9,7 @@ without its rulesets and identity, no ruleset without its peersets, no address w
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
 
@@ -52,14 +53,26 @@ def order(changes: Iterable[RowChange]) -> list[RowChange]:
     """Changes in an order that is safe at every prefix; ties by subject, so that a plan is reproducible."""
     puts: list[list[RowChange]] = [[] for _ in range(len(PHASES) + 1)]
     removals: list[list[RowChange]] = [[] for _ in range(len(PHASES) + 1)]
-    kind, phase = "", len(PHASES)
-    for change in sorted(changes, key=attrgetter("subject")):
-        # Sorted by subject, the changes of one kind follow one another.
-        if not kind or not change.subject.startswith(kind):
-            name = change.subject.removeprefix(wire.POLICY_PREFIX).partition(".")[0]
-            kind, phase = f"{wire.POLICY_PREFIX}{name}.", _PHASE_OF.get(name, len(PHASES))
-        (removals if change.body is None else puts)[phase].append(change)
+    ordered = sorted(changes, key=_subject_of)
+    start = 0
+    while start < len(ordered):
+        end = _end_of_kind(ordered, start)
+        name = ordered[start].subject.removeprefix(wire.POLICY_PREFIX).partition(".")[0]
+        phase = _PHASE_OF.get(name, len(PHASES))
+        puts[phase] += [change for change in ordered[start:end] if change.body is not None]
+        removals[phase] += [change for change in ordered[start:end] if change.body is None]
+        start = end
     return [change for of_phase in (*puts, *reversed(removals)) for change in of_phase]
+
+
+def _end_of_kind(ordered: list[RowChange], start: int) -> int:
+    """Where, in order of subjects, the kind ends that begins here: all of ``yett.policy.<kind>.`` stand together."""
+    subject = ordered[start].subject
+    dot = subject.find(".", len(wire.POLICY_PREFIX) if subject.startswith(wire.POLICY_PREFIX) else 0)
+    if dot < 0:
+        return start + 1
+    # "/" is the character after ".".
+    return bisect_left(ordered, subject[:dot] + "/", lo=start + 1, key=_subject_of)
 
 
 def apply(rows: Mapping[str, bytes], changes: Iterable[RowChange]) -> dict[str, bytes]:
@@ -73,4 +86,5 @@ def apply(rows: Mapping[str, bytes], changes: Iterable[RowChange]) -> dict[str, 
     return state
 
 
+_subject_of = attrgetter("subject")
 _PHASE_OF = {kind: phase for phase, kind in enumerate(PHASES)}
