@@ -14,6 +14,10 @@ import nats.errors
 import typer
 from nats.aio.client import Client
 
+from services.common.jetstream import API_PREFIX
+from services.common.nats import security_options
+from services.common.settings import CommonSettings, SettingsError, load_settings
+
 WAIT_SECONDS = 5.0
 CONNECT_SECONDS = 2
 
@@ -29,6 +33,10 @@ class Unreachable(Exception):
 @asynccontextmanager
 async def open_connection(url: str, name: str, wait_seconds: float) -> AsyncIterator[Client]:
     """A connection, closed at the end. ``Unreachable`` after ``wait_seconds``, at once if the URL is none."""
+    try:
+        settings = load_settings(CommonSettings)
+    except SettingsError as error:
+        raise Unreachable(str(error)) from error
     client = Client()
     causes: list[Exception] = []
 
@@ -40,11 +48,14 @@ async def open_connection(url: str, name: str, wait_seconds: float) -> AsyncIter
             await client.connect(
                 url,
                 name=name,
+                **security_options(settings),
                 error_cb=note,
                 connect_timeout=CONNECT_SECONDS,
                 reconnect_time_wait=0.2,
                 max_reconnect_attempts=-1,
             )
+    except SettingsError as error:
+        raise Unreachable(str(error)) from error
     except (TimeoutError, nats.errors.Error, OSError, ValueError) as error:
         # A URL that is none fails before there is anything to close.
         if client.is_connecting or client.is_connected or client.is_reconnecting:
@@ -52,6 +63,7 @@ async def open_connection(url: str, name: str, wait_seconds: float) -> AsyncIter
         cause = causes[0] if causes else error
         waited = f" in {wait_seconds:g} s" if isinstance(error, TimeoutError) else ""
         raise Unreachable(f"no NATS at {url}{waited}: {str(cause) or type(cause).__name__}") from error
+    client.options[API_PREFIX] = settings.nats_api_prefix
     try:
         yield client
     finally:

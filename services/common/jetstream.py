@@ -18,6 +18,8 @@ from services.common.cancellation import heeding_cancellation
 from services.common.messages import Message
 from services.common.received import read_stored
 
+API_PREFIX = "yett_api_prefix"
+"""Among a connection's options: whoever is handed a connection then speaks to the API that it may use."""
 STREAM_NOT_FOUND = 10059
 MESSAGE_NOT_FOUND = 10037
 CONSUMER_NOT_FOUND = 10014
@@ -44,11 +46,11 @@ class StreamState:
 
 
 class JetStream:
-    """The API below ``prefix``; another account's is imported under another prefix."""
+    """The API where the connection's settings say that it is; another account's is imported under another prefix."""
 
-    def __init__(self, connection: Client, *, prefix: str = "$JS.API", timeout_seconds: float = 2.0) -> None:
+    def __init__(self, connection: Client, *, timeout_seconds: float = 2.0) -> None:
         self.connection = connection
-        self.prefix = prefix
+        self.prefix: str = connection.options.get(API_PREFIX, "$JS.API")
         self._timeout_seconds = timeout_seconds
 
     async def call(self, operation: str, body: object = None) -> dict[str, Any]:

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
+from pathlib import Path
+from typing import Any
 
 import nats.errors
+import nkeys
 import tenacity
 from nats.aio.client import Client
 
+from services.common.jetstream import API_PREFIX
 from services.common.log import get_logger
-from services.common.settings import CommonSettings
+from services.common.settings import CommonSettings, SettingsError
 
 SERVER_LEAST = (2, 11)
 """Per-message TTL (``Nats-TTL``) came with 2.11."""
 CONNECT_SECONDS = 2
+ATTEMPT_SECONDS = 3 * CONNECT_SECONDS
+"""One attempt, TLS included."""
 PING_SECONDS = 5
 """A dead connection is noticed after two unanswered pings."""
 PENDING_BYTES = 8 * 1024 * 1024
@@ -44,6 +51,37 @@ async def connect(settings: CommonSettings, name: str) -> Client:
     _check_version(client)
     _log.info("connected", url=_address(client), server=str(client.connected_server_version))
     return client
+
+
+def security_options(settings: CommonSettings) -> dict[str, Any]:
+    """What a connection is told of credentials and TLS; SettingsError where a file cannot be used.
+
+    With an authority the first byte is TLS: a server that speaks first in the clear is not asked whether it wants TLS,
+    because somebody in between could say that it does not.
+    """
+    options: dict[str, Any] = {"inbox_prefix": settings.nats_inbox_prefix}
+    if settings.nats_creds:
+        options["user_credentials"] = settings.nats_creds
+    if settings.nats_nkey:
+        options["nkeys_seed_str"] = _read_seed(settings.nats_nkey)
+    if settings.nats_ca:
+        try:
+            context = ssl.create_default_context(cafile=settings.nats_ca)
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError("YETT_NATS_CA", f"{settings.nats_ca}: {error}") from error
+        options |= {"tls": context, "tls_handshake_first": True}
+    return options
+
+
+def _read_seed(path: str) -> str:
+    """The seed in a file; SettingsError that names the file and not its content."""
+    try:
+        seed = Path(path).read_text(encoding="ascii").strip()
+        nkeys.from_seed(bytearray(seed.encode())).wipe()
+    except (OSError, ValueError, nkeys.NkeysError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not the seed of a NATS user"
+        raise SettingsError("YETT_NATS_NKEY", f"{path}: {reason}") from error
+    return seed
 
 
 async def close(client: Client, *, seconds: float = 2.0) -> None:
@@ -89,7 +127,7 @@ async def _connect_once(settings: CommonSettings, name: str) -> Client:
     connecting = client.connect(
         servers=[url.strip() for url in settings.nats_url.split(",")],
         name=name,
-        user_credentials=settings.nats_creds or None,
+        **security_options(settings),
         error_cb=on_error,
         disconnected_cb=on_disconnected,
         reconnected_cb=on_reconnected,
@@ -102,9 +140,13 @@ async def _connect_once(settings: CommonSettings, name: str) -> Client:
         max_reconnect_attempts=1,
     )
     try:
-        await connecting
-    except nats.errors.NoServersError as error:
+        # With TLS from the first byte the client (2.16) does not end by itself after a handshake that failed.
+        async with asyncio.timeout(ATTEMPT_SECONDS):
+            await connecting
+    except (nats.errors.NoServersError, TimeoutError) as error:
+        await client.close()
         raise ConnectionError(_describe(causes[0] if causes else error)) from error
+    client.options[API_PREFIX] = settings.nats_api_prefix
     # The first connection must fail, so that we may say so; those after it never give up.
     client.options["max_reconnect_attempts"] = -1
     return client

@@ -78,3 +78,14 @@ def test_the_kernels_on_the_page_are_those_that_are_run() -> None:
     pages = [*DOCS.glob("*.md"), DOCS.parent / "README.md"]
     named = {version for page in pages for version in re.findall(r"(?:[Kk]ernels?|Linux) (\d+\.\d+)", page.read_text())}
     assert named <= set(run_kernels.KERNELS)
+
+
+def test_every_claim_of_the_threat_model_names_a_test_that_exists() -> None:
+    """A renamed or removed test does not leave a claim that nothing holds."""
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / "threat-model.md").read_text()))
+    defined = {
+        name
+        for path in (DOCS.parent / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    assert named and named <= defined
