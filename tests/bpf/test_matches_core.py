@@ -26,7 +26,7 @@ from services.nodeagent.numbers import make_spaces
 from services.nodeagent.patterns import find_node
 from services.nodeagent.policystate import PolicyState, Table, find_kind
 from services.nodeagent.tables import Tables
-from services.nodeagent.wanted import Wanted
+from services.nodeagent.wanted import Limits, Wanted
 from tests.bpf import packets
 from tests.bpf.prog_run import IFINDEX, Kernel, Result, boot_seconds
 from tests.strategies import AT, Scene, seeded_scene
@@ -35,6 +35,8 @@ pytestmark = pytest.mark.kernel
 SEEDS = (*range(30), 101, 158, 246, 272)
 """The first ones, and some in which a name's time is over."""
 MARGIN_SECONDS = 2
+EVERY_EVENT = 0xFFFFFFFF
+"""Events a second: each packet is asked for its story, however fast the machine asks."""
 
 
 def make_state(objects: Iterable[dict[str, object]]) -> State:
@@ -62,7 +64,7 @@ def read_rows(rows: Mapping[str, bytes]) -> PolicyState:
 
 def build_tables(state: PolicyState, endpoint: EndpointRow) -> Wanted:
     """What the agent of the endpoint's node wants, with the endpoint behind the interface under test."""
-    wanted = Wanted(endpoint.node, make_spaces())
+    wanted = Wanted(endpoint.node, make_spaces(), Limits(events_per_second=EVERY_EVENT))
     local = {key: row for key, row in state.endpoints.items() if row.node == endpoint.node}
     own = PolicyState(
         **{name: getattr(state, name) for name in state.__dataclass_fields__ if name != "endpoints"},
