@@ -61,7 +61,6 @@ RING_PINNED(handovers, HANDOVER_PAGES, PIN_FOLDER "/handovers");
 BPF_TABLE_PINNED("prog", __u32, __u32, tails, 16, TAILS_PIN, 0);
 #define TAIL_JUDGE 0
 #define TAIL_NAMES 1
-#define TAIL_CONCLUDE 2
 #define TAIL_LEARN_WALK 3
 #define TAIL_LEARN_ALIAS 4
 #define TAIL_LEARN_WRITE 5

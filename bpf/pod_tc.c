@@ -1,9 +1,9 @@
 // The two programs on a pod's host-side interface, and the one behind them that judges.
 //
 // from_pod: TC ingress of the veth, what the pod sends (egress). to_pod: TC egress, what it receives (ingress).
-// They pass plain packets that a live flow covers (established.h); all else is a tail call away, which costs next to nothing,
-// so that the verifier follows each part alone. Accept is TC_ACT_UNSPEC, so that filters of others behind ours still run. Every denial leaves by
-// ``conclude_packet``, where it is counted and told. A tail call that fails denies.
+// They pass plain packets that a live flow covers (established.h); all else is a tail call away, which costs next to
+// nothing, so that the verifier follows each part alone. Accept is TC_ACT_UNSPEC, so that filters of others behind ours
+// still run. Every denial leaves by ``deny``, where it is counted and told. A tail call that fails denies.
 
 #define ICMP_ERRORS_PER_TICK 100
 
@@ -377,14 +377,6 @@ int judge_names(struct __sk_buff *skb)
         return TC_ACT_SHOT;
     add_names(s, ep);
     return finish(skb, s, ep);
-}
-
-int conclude_packet(struct __sk_buff *skb)
-{
-    struct scratch *s = find_scratch();
-    struct endpoint *ep = find_endpoint(skb->ifindex);
-
-    return s && ep ? finish(skb, s, ep) : TC_ACT_SHOT;
 }
 
 // ----------------------------------------------------------------------------------------------------------------------

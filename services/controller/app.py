@@ -106,9 +106,6 @@ class Controller:
         self._state: State | None = None
         self._published = Published()
         self._report = asyncio.Event()
-        self._reporter = reporter
-        self._published = Published()
-        self._report = asyncio.Event()
         self._jetstream = JetStream(connection)
         self._signer = read_signer(settings.signing_key)
         self._holder = settings.controller_name or default_controller_name()

@@ -57,7 +57,6 @@ ENTRY_PROGRAMS = ("from_pod", "to_pod")
 TAIL_PROGRAMS: Mapping[str, int] = {
     "judge_packet": 0,
     "judge_names": 1,
-    "conclude_packet": 2,
     "learn_walk": 3,
     "learn_alias": 4,
     "learn_write": 5,

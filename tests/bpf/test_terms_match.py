@@ -70,7 +70,6 @@ def test_tail_calls_have_the_indices_that_the_loader_writes() -> None:
     names = {
         "judge_packet": "TAIL_JUDGE",
         "judge_names": "TAIL_NAMES",
-        "conclude_packet": "TAIL_CONCLUDE",
         "learn_walk": "TAIL_LEARN_WALK",
         "learn_alias": "TAIL_LEARN_ALIAS",
         "learn_write": "TAIL_LEARN_WRITE",
