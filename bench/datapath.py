@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from schemas.terms import Default
+from schemas.terms import Default, Direction, Reason
 from services.common import bpf
 from services.nodeagent import loader
 from services.nodeagent.tables import CLASS_CIDR, CLASS_DOMAIN, CidrEntry, EndpointEntry, RulesetEntry, Tables
@@ -142,7 +142,8 @@ def prepare(kernel: Kernel, tables: Tables) -> dict[str, Callable[[], int]]:
     for family, reply in replies.items():
         if not kernel.from_pod(frames[family]).passed or not kernel.to_pod(reply).passed:
             raise RuntimeError(f"the established flow {family} does not pass")
-    kernel.from_pod(packets.ip(POD4, RESOLVER, packets.UDP, packets.udp(4000, 53, query("www.example.com"))))
+    asked = packets.ip(POD4, RESOLVER, packets.UDP, packets.udp(4000, 53, query("www.example.com")))
+    kernel.from_pod(asked)
     told = packets.ip(
         RESOLVER,
         POD4,
@@ -171,12 +172,24 @@ def prepare(kernel: Kernel, tables: Tables) -> dict[str, Callable[[], int]]:
 
         return turn
 
+    def answered() -> int:
+        """An answered question soon counts no more, so each turn asks again; what nobody asked would cost half."""
+        unasked = kernel.count_reason(Direction.INGRESS, Reason.LEARN_UNASKED)
+        asked_again = []
+        for _ in range(25):
+            kernel.from_pod(asked)
+            asked_again.append(kernel.time_program("to_pod", told, repeat=REPEAT // 100))
+        nanos = round(statistics.mean(asked_again))
+        if kernel.count_reason(Direction.INGRESS, Reason.LEARN_UNASKED) != unasked:
+            raise RuntimeError("answers that nobody had asked for were timed")
+        return nanos
+
     return {
         "established_v4": lambda: kernel.time_program("from_pod", frames["v4"], ingress=IFINDEX, repeat=REPEAT),
         "established_v6": lambda: kernel.time_program("from_pod", frames["v6"], ingress=IFINDEX, repeat=REPEAT),
         "denial": denied(PLAIN),
         "denial_names": denied(NAMED),
-        "dns_answer_4_known": lambda: kernel.time_program("to_pod", told, repeat=REPEAT // 4),
+        "dns_answer_4_known": answered,
     }
 
 
