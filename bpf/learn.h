@@ -144,7 +144,8 @@ static INLINE struct query_set *find_queries(struct scratch *s, __u32 endpoint, 
 
 static INLINE int is_outstanding(const struct query *q, __u32 ticks)
 {
-    return q->hash && ticks - q->asked <= TICKS(QUERY_SECONDS);
+    // Signed: the question may have been asked on a CPU whose clock has turned already.
+    return q->hash && (__s32)(ticks - q->asked) <= (__s32)TICKS(QUERY_SECONDS);
 }
 
 static INLINE void record_query(struct scratch *s, struct endpoint *ep)
@@ -188,9 +189,9 @@ static INLINE int was_asked(struct scratch *s, struct endpoint *ep)
             is_outstanding(q, s->job.ticks)) {
             found = 1;
             // Answered: the first to be overwritten, so that the set remembers those that still wait. Its answer may
-            // come twice for a second.
-            if (s->job.ticks - q->asked < TICKS(QUERY_SECONDS - 1))
-                q->asked = s->job.ticks - TICKS(QUERY_SECONDS - 1);
+            // come twice until the tick after this one is over, a second at least.
+            if ((__s32)(s->job.ticks - q->asked) < (__s32)TICKS(QUERY_SECONDS) - 1)
+                q->asked = s->job.ticks - (TICKS(QUERY_SECONDS) - 1);
         }
     }
     return found;
