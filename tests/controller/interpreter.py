@@ -6,12 +6,10 @@ address, names by answers. Small on purpose; where it differs from the oracle on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from schemas import wire
 from schemas.policy import (
-    AddressRow,
     AnyPeer,
     CidrPeer,
     Config,
@@ -19,10 +17,8 @@ from schemas.policy import (
     EndpointRow,
     FrontendRow,
     IdentityRow,
-    NamespaceRow,
     Peer,
     PeersetPeer,
-    PeersetRow,
     Ruleset,
     RulesetRule,
 )
@@ -30,6 +26,7 @@ from schemas.selectors import pattern_covers, peer_covers_address, peer_selects_
 from schemas.terms import ANY_PROTOCOL, Action, AddressKind, Direction, Reason, Tier, Verdict
 from services.controller.policy import names
 from services.controller.policy.model import Answer, Finding, Packet
+from services.scenario.rows import Rows
 
 BACKENDS_MAX = 64
 
@@ -44,45 +41,8 @@ class Side:
     names: frozenset[str] = frozenset()
 
 
-@dataclass
-class Tables:
-    """Rows by type, decoded."""
-
-    config: Config = field(default_factory=Config)
-    namespaces: dict[str, dict[str, str]] = field(default_factory=dict)
-    identities: dict[int, IdentityRow] = field(default_factory=dict)
-    addresses: dict[str, AddressRow] = field(default_factory=dict)
-    frontends: dict[tuple[str, int, int], FrontendRow] = field(default_factory=dict)
-    rulesets: dict[str, Ruleset] = field(default_factory=dict)
-    peersets: dict[str, PeersetRow] = field(default_factory=dict)
-    endpoints: dict[tuple[str, str], EndpointRow] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, rows: Mapping[str, bytes]) -> Tables:
-        tables = cls()
-        for subject, body in rows.items():
-            row = wire.decode(subject, body)
-            if isinstance(row, Config):
-                tables.config = row
-            elif isinstance(row, NamespaceRow):
-                tables.namespaces[row.name] = row.labels
-            elif isinstance(row, IdentityRow):
-                tables.identities[row.id] = row
-            elif isinstance(row, AddressRow):
-                tables.addresses[row.address] = row
-            elif isinstance(row, FrontendRow):
-                tables.frontends[row.address, row.protocol, row.port] = row
-            elif isinstance(row, Ruleset):
-                tables.rulesets[subject.rpartition(".")[2]] = row
-            elif isinstance(row, PeersetRow):
-                tables.peersets[subject.rpartition(".")[2]] = row
-            elif isinstance(row, EndpointRow):
-                tables.endpoints[row.namespace, row.pod] = row
-        return tables
-
-
 def judge(
-    tables: Tables, packet: Packet, *, direction: Direction, endpoint: EndpointRow, answers: Iterable[Answer], at: float
+    tables: Rows, packet: Packet, *, direction: Direction, endpoint: EndpointRow, answers: Iterable[Answer], at: float
 ) -> Finding:
     """The verdict on a new flow at one endpoint."""
     ruleset = tables.rulesets[endpoint.egress if direction is Direction.EGRESS else endpoint.ingress]
@@ -119,7 +79,7 @@ def judge(
     return finding
 
 
-def _judge_frontend(tables: Tables, packet: Packet, ruleset: Ruleset, face: FrontendRow) -> Finding:
+def _judge_frontend(tables: Rows, packet: Packet, ruleset: Ruleset, face: FrontendRow) -> Finding:
     plain = Side(packet.port, None, packet.destination)
     if not face.backends:
         finding = _walk(tables, packet, ruleset, (plain,))[1]
@@ -140,7 +100,7 @@ def _judge_frontend(tables: Tables, packet: Packet, ruleset: Ruleset, face: Fron
     return finding
 
 
-def _walk(tables: Tables, packet: Packet, ruleset: Ruleset, sides: tuple[Side, ...]) -> tuple[tuple[int, int], Finding]:
+def _walk(tables: Rows, packet: Packet, ruleset: Ruleset, sides: tuple[Side, ...]) -> tuple[tuple[int, int], Finding]:
     for tier in (Tier.ADMIN, Tier.NETWORK_POLICY, Tier.BASELINE):
         if tier is Tier.NETWORK_POLICY and ruleset.dns_implicit and _is_dns(tables.config, packet):
             return (tier, -1), Finding(Verdict.ALLOW, tier, Reason.DNS_IMPLICIT)
@@ -163,7 +123,7 @@ def _is_dns(config: Config, packet: Packet) -> bool:
     return packet.protocol in (6, 17) and any((each.address, each.port) == wanted for each in config.resolvers)
 
 
-def _matches(tables: Tables, packet: Packet, rule: RulesetRule, sides: Iterable[Side]) -> bool:
+def _matches(tables: Rows, packet: Packet, rule: RulesetRule, sides: Iterable[Side]) -> bool:
     return any(
         any(_port_matches(port.protocol, port.first, port.last, packet.protocol, side.port) for port in rule.ports)
         and any(_peer_matches(tables, peer, side) for peer in _unfold(tables, rule.peers))
@@ -175,7 +135,7 @@ def _port_matches(protocol: int, first: int, last: int, actual: int, port: int) 
     return protocol == ANY_PROTOCOL or (protocol == actual and first <= port <= last)
 
 
-def _peer_matches(tables: Tables, peer: Peer, side: Side) -> bool:
+def _peer_matches(tables: Rows, peer: Peer, side: Side) -> bool:
     if isinstance(peer, AnyPeer):
         return True
     if isinstance(peer, DomainPeer):
@@ -185,7 +145,7 @@ def _peer_matches(tables: Tables, peer: Peer, side: Side) -> bool:
     return side.identity is not None and peer_selects_identity(peer, side.identity, tables.namespaces)
 
 
-def _unfold(tables: Tables, peers: Iterable[Peer]) -> Iterable[Peer]:
+def _unfold(tables: Rows, peers: Iterable[Peer]) -> Iterable[Peer]:
     for peer in peers:
         if isinstance(peer, PeersetPeer):
             yield from tables.peersets[peer.hash].peers
@@ -193,7 +153,7 @@ def _unfold(tables: Tables, peers: Iterable[Peer]) -> Iterable[Peer]:
             yield peer
 
 
-def _name(tables: Tables, packet: Packet, rule: RulesetRule, sides: tuple[Side, ...]) -> str:
+def _name(tables: Rows, packet: Packet, rule: RulesetRule, sides: tuple[Side, ...]) -> str:
     nameless = [Side(side.port, side.identity, side.address) for side in sides]
     if _matches(tables, packet, rule, nameless):
         return ""
@@ -205,7 +165,7 @@ def _name(tables: Tables, packet: Packet, rule: RulesetRule, sides: tuple[Side, 
     return ""
 
 
-def _may_have_name(tables: Tables, address: str) -> bool:
+def _may_have_name(tables: Rows, address: str) -> bool:
     taken = tables.addresses.keys() | {face[0] for face in tables.frontends}
     return taken.isdisjoint(names.forms_of(address)) and names.is_learnable(address, tables.config)
 

@@ -14,7 +14,8 @@ from schemas.terms import Direction, Reason, Tier, Verdict
 from services.controller.policy.evaluate import Oracle
 from services.controller.policy.model import Finding, Packet, Pod
 from services.controller.world import State
-from tests.controller.interpreter import Tables, judge
+from services.scenario.rows import Rows
+from tests.controller.interpreter import judge
 from tests.strategies import AT, RandomDice, Scene, make_cluster_policy, scenes, seeded_scene
 
 SEEDS = 400
@@ -41,7 +42,7 @@ def questions(oracle: Oracle, packets: list[Packet]) -> Iterator[tuple[Packet, D
 def compare(scene: Scene) -> Counter[object]:
     """Ask both; -> what was concluded, counted."""
     state = state_of(scene.cluster + scene.policies)
-    tables = Tables.read(state.rows())
+    tables = Rows.read(state.rows())
     oracle = Oracle(state.policies, state.world, scene.answers)
     seen: Counter[object] = Counter()
     for packet, direction, pod in questions(oracle, scene.packets):
