@@ -5,13 +5,6 @@
 
 #define ANSWERS_PER_TICK 4000 // resolution events of one endpoint in 1.07 s
 
-static INLINE struct config *find_config(void)
-{
-    __u32 zero = 0;
-
-    return config.lookup(&zero);
-}
-
 static INLINE void count_reason(int direction, __u8 reason, __u32 bytes)
 {
     __u32 index = direction * REASONS + (reason & (REASONS - 1));

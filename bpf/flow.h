@@ -4,27 +4,20 @@
 // those) in the first quarter, answered ones (someone had to reply) behind. Where a part is full, the endpoint's own flow
 // that was idle longest among a few goes; no packet of an endpoint can remove another's flow.
 // Deliberately absent: a shared LRU. It gives no endpoint anything: the valid entries are its likeliest victims.
-// Sources of timeouts: nf_conntrack's defaults, shortened where a flow is cheap to make again.
+// Timeouts are settings, in struct config; a flow has the one that was in force at its last packet.
 
-#define TICKS(seconds) ((seconds) * 1000000000ULL >> TICK_SHIFT)
-#define TIMEOUT_UNANSWERED TICKS(60)
-#define TIMEOUT_TCP TICKS(86400)
-#define TIMEOUT_TCP_CLOSING TICKS(120)
-#define TIMEOUT_TCP_CLOSED TICKS(10)
-#define TIMEOUT_UDP TICKS(180)
-#define TIMEOUT_OTHER TICKS(180)
-#define TIMEOUT_FRAGMENT TICKS(30)
 #define PLACES_PROBED 4  // of them the one that was idle longest goes
 #define NO_PLACE 0xffffffffu
 
 #define ECHO_BY_PEER 0 // flow_key.peer_port_be of ICMP echo says who asked: both sides may use one identifier
 #define ECHO_BY_ENDPOINT 1
 
-static INLINE __u32 find_timeout(__u8 protocol, __u8 state)
+// Which of the timeouts holds: by protocol and state.
+static INLINE enum timeout choose_timeout(__u8 protocol, __u8 state)
 {
-    if (!(state & FLOW_ANSWERED))
-        return TIMEOUT_UNANSWERED;
     if (protocol == PROTOCOL_TCP) {
+        if (!(state & FLOW_ANSWERED))
+            return TIMEOUT_TCP_OPENING;
         if (state & FLOW_RESET)
             return TIMEOUT_TCP_CLOSED;
         if ((state & FLOW_FIN_OPENER) && (state & FLOW_FIN_REPLY))
@@ -33,7 +26,22 @@ static INLINE __u32 find_timeout(__u8 protocol, __u8 state)
             return TIMEOUT_TCP_CLOSING;
         return TIMEOUT_TCP;
     }
-    return protocol == PROTOCOL_UDP ? TIMEOUT_UDP : TIMEOUT_OTHER;
+    if (protocol == PROTOCOL_UDP)
+        return state & FLOW_ANSWERED ? TIMEOUT_UDP : TIMEOUT_UDP_UNANSWERED;
+    return state & FLOW_ANSWERED ? TIMEOUT_OTHER : TIMEOUT_OTHER_UNANSWERED;
+}
+
+// In ticks.
+static INLINE __u32 read_timeout(enum timeout which)
+{
+    struct config *c = find_config();
+
+    return c ? c->timeout[which & (TIMEOUT_SLOTS - 1)] : 0;
+}
+
+static INLINE __u32 find_timeout(__u8 protocol, __u8 state)
+{
+    return read_timeout(choose_timeout(protocol, state));
 }
 
 static INLINE int is_echo_request(const struct packet *p)
@@ -93,9 +101,9 @@ static INLINE struct quota *find_quota(__u32 endpoint)
 #define PLACE_CLOSED 0xfffffffeu
 static INLINE __u32 find_idleness(struct place *p, __u32 index, __u32 ticks)
 {
+    enum timeout which;
     struct flow *flow;
-    __u32 timeout;
-    __s32 left;
+    __s32 left, timeout;
 
     if (!p->key.ifindex)
         return PLACE_FREE;
@@ -105,8 +113,11 @@ static INLINE __u32 find_idleness(struct place *p, __u32 index, __u32 ticks)
     left = flow->expires - ticks;
     if (left < 0)
         return PLACE_FREE;
-    timeout = find_timeout(p->key.protocol, flow->state);
-    return timeout == TIMEOUT_TCP_CLOSED ? PLACE_CLOSED : timeout - left;
+    which = choose_timeout(p->key.protocol, flow->state);
+    if (which == TIMEOUT_TCP_CLOSED)
+        return PLACE_CLOSED;
+    timeout = read_timeout(which);
+    return timeout > left ? timeout - left : 0; // shorter than when the flow was last used
 }
 
 // The flow that is in a place goes, unless it moved to another since.
@@ -222,43 +233,44 @@ static INLINE void touch_flow(struct __sk_buff *skb, struct scratch *s, struct f
 }
 
 // What a first fragment tells about the rest of its datagram, once it was let through.
-static INLINE void make_fragment_key(struct scratch *s, __u32 ifindex)
+static INLINE struct kept_set *find_fragments(struct scratch *s, const struct endpoint *ep)
 {
-    struct fragment_key *key = &s->fragment_key;
+    struct kept_key *key = &s->kept_key;
+    __u32 set;
 
-    key->source = s->packet.source;
-    key->destination = s->packet.destination;
-    key->id = s->packet.fragment_id;
-    key->ifindex = ifindex;
-    key->protocol = s->packet.protocol;
-    __builtin_memset(key->pad, 0, sizeof(key->pad));
+    key->one = s->packet.source;
+    key->two = s->packet.destination;
+    key->three = (__u64)ep->ifindex << 32 | s->packet.fragment_id;
+    key->four = s->packet.protocol;
+    set = choose_set(ep, SETS_OF(FRAGMENTS), key);
+    return fragments.lookup(&set);
 }
 
-static INLINE void remember_fragment(struct scratch *s, __u32 ifindex, __u32 ticks)
+static INLINE void remember_fragment(struct scratch *s, const struct endpoint *ep, __u32 ticks)
 {
-    struct fragment first = {
-        .source_port_be = s->packet.source_port_be,
-        .destination_port_be = s->packet.destination_port_be,
-        .expires = ticks + TIMEOUT_FRAGMENT,
-        .icmp_type = s->packet.icmp_type,
-        .shares_flow = s->packet.shares_flow,
-    };
+    struct kept_set *set = find_fragments(s, ep);
+    struct fragment first = {.word = 0};
 
-    make_fragment_key(s, ifindex);
-    fragments.update(&s->fragment_key, &first);
+    if (!set)
+        return;
+    first.source_port_be = s->packet.source_port_be;
+    first.destination_port_be = s->packet.destination_port_be;
+    first.icmp_type = s->packet.icmp_type;
+    first.shares_flow = s->packet.shares_flow;
+    keep(set, &s->kept_key, ticks + read_timeout(TIMEOUT_FRAGMENT), first.word);
 }
 
-static INLINE int recall_fragment(struct scratch *s, __u32 ifindex, __u32 ticks)
+static INLINE int recall_fragment(struct scratch *s, const struct endpoint *ep, __u32 ticks)
 {
-    struct fragment *first;
+    struct kept_set *set = find_fragments(s, ep);
+    struct kept *entry = set ? find_kept(set, &s->kept_key) : 0;
+    struct fragment first;
 
-    make_fragment_key(s, ifindex);
-    first = fragments.lookup(&s->fragment_key);
-    if (!first || (__s32)(first->expires - ticks) < 0)
+    if (!entry || !read_kept(entry, &s->kept_key, ticks, &first.word))
         return REASON_FRAGMENT_UNKNOWN;
-    s->packet.source_port_be = first->source_port_be;
-    s->packet.destination_port_be = first->destination_port_be;
-    s->packet.icmp_type = first->icmp_type;
-    s->packet.shares_flow = first->shares_flow;
+    s->packet.source_port_be = first.source_port_be;
+    s->packet.destination_port_be = first.destination_port_be;
+    s->packet.icmp_type = first.icmp_type;
+    s->packet.shares_flow = first.shares_flow;
     return 0;
 }

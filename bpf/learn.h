@@ -747,20 +747,24 @@ static INLINE int make_page(struct scratch *s, struct endpoint *ep, __u64 slot)
 static INLINE int is_news(struct scratch *s, struct endpoint *ep, const struct address *a, __u32 kind, __u32 lifetime,
                           int note)
 {
-    struct seen *known, now;
+    struct kept_key *key = &s->kept_key;
+    struct kept_set *set;
+    struct kept *known;
+    __u32 index;
 
-    s->seen_key.name_hash = s->dns.name_hash;
-    s->seen_key.address = *a;
-    s->seen_key.endpoint = ep->id;
-    s->seen_key.kind = kind;
-    known = seen.lookup(&s->seen_key);
-    if (known && known->domain == s->dns.domain && is_fresh(known->expiry, s->dns.now, lifetime))
+    key->one = *a;
+    key->two.half[0] = s->dns.name_hash;
+    key->two.half[1] = key->four = 0;
+    key->three = (__u64)kind << 32 | ep->id;
+    index = choose_set(ep, SETS_OF(SEEN), key);
+    set = seen.lookup(&index);
+    if (!set)
+        return 1;
+    known = find_kept(set, key);
+    if (known && known->value == s->dns.domain && is_fresh(known->stamp.expires, s->dns.now, lifetime))
         return 0;
-    if (note) {
-        now.expiry = s->dns.now + lifetime;
-        now.domain = s->dns.domain;
-        seen.update(&s->seen_key, &now);
-    }
+    if (note)
+        keep(set, key, s->dns.now + lifetime, s->dns.domain);
     return 1;
 }
 

@@ -1,9 +1,10 @@
 // Every map. Sizes are settings (-D, services/nodeagent/loader.py has the defaults); PIN_FOLDER is named by the hash of
 // this file, of types.h and of the sizes, so that two layouts never meet in one map.
 //
-// Hashes are NO_PREALLOC: memory follows content. LRUs are preallocated by nature.
+// Hashes are NO_PREALLOC: memory follows content. Arrays have theirs from the start.
 // ``flows`` has an eighth more room than ``places``: two CPUs that admit one flow at once may leave one behind.
-// Deliberately absent: fallbacks for a missing map. A map that cannot be made is a program that does not load.
+// Deliberately absent: a shared LRU, in which one pod pushes out another's entries; fallbacks for a missing map.
+// A map that cannot be made is a program that does not load.
 
 #define SPARSE 1 // BPF_F_NO_PREALLOC
 
@@ -31,11 +32,11 @@ BPF_TABLE_PINNED("array", __u32, __u32, credits, ENDPOINT_SLOTS, PIN_FOLDER "/cr
 // What the programs write.
 BPF_TABLE_PINNED("hash", struct resolution_key, struct names, resolutions, RESOLUTIONS, PIN_FOLDER "/resolutions",
                  SPARSE);
-BPF_TABLE_PINNED("lru_hash", struct seen_key, struct seen, seen, SEEN, PIN_FOLDER "/seen", 0);
+BPF_TABLE_PINNED("array", __u32, struct kept_set, seen, SETS_OF(SEEN), PIN_FOLDER "/seen", 0);
 BPF_TABLE_PINNED("array", __u32, struct query_set, queries, ENDPOINT_SLOTS * QUERY_SETS, PIN_FOLDER "/queries", 0);
 BPF_TABLE_PINNED("hash", struct flow_key, struct flow, flows, FLOWS + FLOWS / 8, PIN_FOLDER "/flows", SPARSE);
 BPF_TABLE_PINNED("array", __u32, struct place, places, FLOWS, PIN_FOLDER "/places", 0);
-BPF_TABLE_PINNED("lru_hash", struct fragment_key, struct fragment, fragments, FRAGMENTS, PIN_FOLDER "/fragments", 0);
+BPF_TABLE_PINNED("array", __u32, struct kept_set, fragments, SETS_OF(FRAGMENTS), PIN_FOLDER "/fragments", 0);
 BPF_TABLE_PINNED("array", __u32, struct quota, quotas, ENDPOINT_SLOTS, PIN_FOLDER "/quotas", 0);
 BPF_TABLE_PINNED("array", __u32, struct counter, reasons, 2 * REASONS, PIN_FOLDER "/reasons", 0);
 BPF_TABLE_PINNED("array", __u32, struct counter, rule_counters, RULE_COUNTERS, PIN_FOLDER "/rule_counters", 0);

@@ -257,14 +257,14 @@ static INLINE void make_flow(struct __sk_buff *skb, struct scratch *s, __u8 stat
     flow->reason = s->finding.reason;
     flow->dns_handed_over = 0;
     flow->pad2 = 0;
-    flow->expires = s->job.ticks + TIMEOUT_UNANSWERED;
+    flow->expires = s->job.ticks + find_timeout(s->key.protocol, 0);
     count_rule(flow->counter, skb->len);
 }
 
 static INLINE void finish_fragment(struct scratch *s, struct endpoint *ep)
 {
     if (s->packet.fragment == FRAGMENT_FIRST)
-        remember_fragment(s, ep->ifindex, s->job.ticks);
+        remember_fragment(s, ep, s->job.ticks);
 }
 
 static INLINE void admit_new(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
@@ -458,7 +458,7 @@ static INLINE int handle(struct __sk_buff *skb, struct scratch *s, struct endpoi
     if (checked == PARSE_ARP)
         checked = check_arp(skb, s, ep, direction);
     else if (!checked && s->packet.fragment == FRAGMENT_LATER)
-        checked = recall_fragment(s, ep->ifindex, s->job.ticks);
+        checked = recall_fragment(s, ep, s->job.ticks);
     if (!checked)
         checked = check_always(skb, s, ep, direction);
     if (checked == PASSES) {

@@ -129,10 +129,9 @@ struct scratch {
     struct resolution_key resolution_key;
     struct frontend_key frontend_key;
     struct resolver_key resolver_key;
-    struct fragment_key fragment_key;
     struct endpoint_address own_key;
     struct cidr6_key cidr_key;
-    struct seen_key seen_key;
+    struct kept_key kept_key;
     struct names fresh;
     struct address found; // the address being learned
     __u32 slot_own, slot_free;
@@ -152,7 +151,15 @@ static INLINE struct scratch *find_scratch(void)
     return scratch.lookup(&zero);
 }
 
+static INLINE struct config *find_config(void)
+{
+    __u32 zero = 0;
+
+    return config.lookup(&zero);
+}
+
 #define TICK_SHIFT 30
+#define TICKS(seconds) ((seconds) * 1000000000ULL >> TICK_SHIFT)
 static INLINE struct clock *read_clock(struct scratch *s)
 {
     struct clock *c = &s->clock;

@@ -239,17 +239,33 @@ struct names {
     __u32 pad;
 };
 
-// seen: which answers were news already, so that steady state costs user space nothing. ``address`` of an entry for one
-// address is that address; of an entry for a whole answer it is the sum over its addresses.
-struct seen_key {
-    __u64 name_hash;
-    struct address address;
-    __u32 endpoint;
-    __u32 kind; // 0: one address, 1: the whole answer
+// seen, fragments: arrays of sets; see kept.h. ``two``, ``three`` and ``four`` tell keys of one table apart.
+// seen: which answers were news already, so that steady state costs user space nothing. ``one``: the address, of a whole
+// answer the sum over its addresses; ``two``: hash of the name; ``three``: endpoint, and 1 for a whole answer.
+// ``expires``: seconds of CLOCK_BOOTTIME; ``value``: the domain row it was learned under, since a pattern added later
+// makes it news again.
+// fragments: what the first fragment of a datagram that was let through tells of the rest. ``one``, ``two``: source,
+// destination; ``three``: identification, interface; ``four``: protocol. ``expires``: ticks; ``value``: struct fragment.
+#define KEPT_WAYS 4
+#define SETS_OF(entries) (((entries) + KEPT_WAYS - 1) / KEPT_WAYS)
+struct kept_key {
+    struct address one, two;
+    __u64 three, four;
 };
-struct seen {
-    __u32 expiry; // seconds of CLOCK_BOOTTIME
-    __u32 domain; // the domain row it was learned under: a pattern added later makes it news again
+union stamp {
+    struct {
+        __u32 version; // odd: being written
+        __u32 expires;
+    };
+    __u64 word;
+};
+struct kept {
+    union stamp stamp;
+    struct kept_key key;
+    __u64 value;
+};
+struct kept_set {
+    struct kept way[KEPT_WAYS];
 };
 
 // queries: array, index = (endpoint id & (ENDPOINT_SLOTS - 1)) * QUERY_SETS + set. An endpoint can only overwrite its own.
@@ -322,22 +338,17 @@ struct place {
 #define FLOW_DNS_SYNC 64 // dns_sequence is known
 #define FLOW_SYN_SENT 128 // opened by a SYN that nothing answered yet
 
-// fragments: ports of a datagram whose first fragment was let through.
-struct fragment_key {
-    struct address source;
-    struct address destination;
-    __u32 id;
-    __u32 ifindex;
-    __u8 protocol;
-    __u8 pad[7];
-};
 struct fragment {
-    __u16 source_port_be;
-    __u16 destination_port_be;
-    __u32 expires; // ticks
-    __u8 icmp_type;
-    __u8 shares_flow; // enum shares
-    __u8 pad[2];
+    union {
+        struct {
+            __u16 source_port_be;
+            __u16 destination_port_be;
+            __u8 icmp_type;
+            __u8 shares_flow; // enum shares
+            __u8 pad[2];
+        };
+        __u64 word;
+    };
 };
 
 enum shares { SHARES_NOT = 0, SHARES_DNS = 1, SHARES_ANSWER = 2 }; // see flow_key.own_port_be; an answer is handed over
@@ -365,8 +376,21 @@ struct counter {
 };
 
 // config: array of one. epoch: array of one u64, bumped at every change that a live flow must be judged by.
+// ``timeout``: how long a flow outlives its last packet, in ticks, by what it is; settings. 0: it outlives nothing.
 #define SEARCH_SUFFIXES 8
 #define SUFFIX_BYTES 64
+#define TIMEOUT_SLOTS 16 // power of two: an index is masked
+enum timeout {
+    TIMEOUT_TCP = 0,
+    TIMEOUT_TCP_OPENING = 1, // nobody answered yet
+    TIMEOUT_TCP_CLOSING = 2, // one side is done
+    TIMEOUT_TCP_CLOSED = 3,  // both are, or a reset
+    TIMEOUT_UDP = 4,
+    TIMEOUT_UDP_UNANSWERED = 5,
+    TIMEOUT_OTHER = 6,
+    TIMEOUT_OTHER_UNANSWERED = 7,
+    TIMEOUT_FRAGMENT = 8, // not a flow: what a first fragment told of the rest
+};
 struct suffix {
     __u32 length; // 0: none; the suffix is in the reversed form of ``domains``, its trailing dot included
     __u8 name[SUFFIX_BYTES];
@@ -381,6 +405,7 @@ struct config {
     __u32 revision;           // policy revision in force: copied into every event
     __u16 resolver_port_be[4]; // the ports in ``resolvers``: other packets need no look there
     __u32 pad;
+    __u32 timeout[TIMEOUT_SLOTS];
     struct suffix suffix[SEARCH_SUFFIXES];
 };
 #define CONFIG_ALLOW_EVENTS 1 // allowed new flows make events too

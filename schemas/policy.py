@@ -184,6 +184,31 @@ class Resolver(Row, frozen=True, kw_only=True):
     outside: bool = False
 
 
+Timeout = Annotated[int, Meta(ge=1, le=7 * 24 * 3600)]
+"""Seconds without a packet."""
+
+
+class FlowTimeouts(Row, frozen=True, kw_only=True):
+    """How long a flow outlives its last packet, by protocol and state.
+
+    Source: nf_conntrack's defaults, shortened where a flow is cheap to make again.
+    """
+
+    tcp: Timeout = 86_400
+    tcp_opening: Timeout = 60
+    """Nobody answered yet."""
+    tcp_closing: Timeout = 120
+    """One side is done."""
+    tcp_closed: Timeout = 10
+    """Both are, or one reset it."""
+    udp: Timeout = 180
+    udp_unanswered: Timeout = 60
+    other: Timeout = 180
+    other_unanswered: Timeout = 60
+    fragment: Timeout = 30
+    """Not a flow: how long a datagram's later fragments are taken after its first."""
+
+
 class Config(Row, frozen=True, kw_only=True):
     """``config``: what the whole cluster needs to know. Times in seconds."""
 
@@ -207,6 +232,7 @@ class Config(Row, frozen=True, kw_only=True):
     share: str = "cluster"
     """cluster | zone | node | off."""
     learn_all: bool = False
+    timeouts: FlowTimeouts = FlowTimeouts()
 
 
 class NamespaceRow(Row, frozen=True, kw_only=True):

@@ -34,8 +34,14 @@ BOOT_SECONDS = 60
 """Of an emulated machine, with much to spare."""
 RING_SECONDS = int(os.environ.get("YETT_KERNEL_SECONDS", "3600"))
 """What one kernel may take; a ring that is not through by then has failed."""
-LEARNER_MESSAGES = 2_000
-"""Of the differential test of the learner, in an emulated machine."""
+EMULATED = {
+    "YETT_LEARNER_MESSAGES": "2000",
+    "YETT_TWIN_CLUSTERS": "40",
+    "YETT_TWIN_EXAMPLES": "5",
+    "YETT_PORT_TABLES": "1",
+    "YETT_LOADER_SECONDS": "1200",
+}
+"""The long proofs' settings on an emulated processor: the same tests, smaller. Printed with the result."""
 RING = "kernel and not e2e and not nats"
 GUEST = """
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
@@ -203,7 +209,7 @@ def run_ring(version: str, folder: Path, tests: Sequence[str], *, kvm: bool) -> 
     guest = {"YETT_RING": "kernel", "YETT_REQUIRE": "kernel", "PYTHONDONTWRITEBYTECODE": "1"}
     guest |= {"HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis", "TMPDIR": "/tmp"}
     if not kvm:
-        guest |= {"YETT_LEARNER_MESSAGES": str(LEARNER_MESSAGES), "YETT_LOADER_SECONDS": "1200"}
+        guest |= EMULATED
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in guest.items())
     script = exports + GUEST.format(
         results=results,

@@ -43,6 +43,7 @@ SOURCES = (
     "maps.h",
     "parse.h",
     "scratch.h",
+    "kept.h",
     "flow.h",
     "events.h",
     "lookup.h",
@@ -81,9 +82,9 @@ DEFAULT_SIZES: Mapping[str, int] = {
     "DOMAINS": 16_384,
     "RESOLVERS": 4_096,
     "RESOLUTIONS": 131_072,
-    "SEEN": 65_536,
+    "SEEN": 65_536,  # power of two; 64 bytes each; shared out as flows are
     "FLOWS": 262_144,  # 32 bytes each, and 192 while there is a flow; shared out among endpoints (regions)
-    "FRAGMENTS": 8_192,
+    "FRAGMENTS": 8_192,  # the same
     "RULE_COUNTERS": 65_536,
     "VERDICT_PAGES": 512,  # power of two; 2 MiB
     "RESOLUTION_PAGES": 1_024,  # power of two; 4 MiB
@@ -91,7 +92,10 @@ DEFAULT_SIZES: Mapping[str, int] = {
 }
 """Entries a map; each is a setting. Sparse hashes and tries cost memory for what they hold only."""
 POWERS_OF_TWO = frozenset(
-    {"ENDPOINT_SLOTS", "QUERY_SETS", "FLOWS", "VERDICT_PAGES", "RESOLUTION_PAGES", "HANDOVER_PAGES"}
+    (
+        *("ENDPOINT_SLOTS", "QUERY_SETS", "FLOWS", "SEEN", "FRAGMENTS"),
+        *("VERDICT_PAGES", "RESOLUTION_PAGES", "HANDOVER_PAGES"),
+    )
 )
 
 _COMPILER_FLAGS = ("-O2", "-Wno-unused-function", "-Wno-macro-redefined", "-Wno-address-of-packed-member")

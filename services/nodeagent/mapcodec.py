@@ -16,6 +16,7 @@ from ipaddress import IPv4Network, ip_network
 from typing import Any
 
 from schemas import wire
+from schemas.policy import FlowTimeouts
 from services.nodeagent.patterns import covering_candidates
 from services.nodeagent.regions import NO_REGION, Region
 from services.nodeagent.tables import (
@@ -49,6 +50,13 @@ CONFIG_MANY_RESOLVER_PORTS = 2
 RESOLVER_PORTS = 4
 SEARCH_SUFFIXES = 8
 SUFFIX_BYTES = 64
+TICK_SHIFT = 30
+"""A tick is so many bits of a nanosecond: 1.07 s."""
+TIMEOUTS = (
+    *("tcp", "tcp_opening", "tcp_closing", "tcp_closed", "udp", "udp_unanswered"),
+    *("other", "other_unanswered", "fragment"),
+)
+"""Fields of ``FlowTimeouts`` by their places in struct config: enum timeout."""
 NAME_BYTES = 256
 NAME_SLOTS = 8
 NAME_PAGES = 8
@@ -66,7 +74,7 @@ _FRONTEND_KEY = struct.Struct("=16s2sBx4x")
 _FRONTEND = struct.Struct("=II2s2x4x16s")
 _MIXED = struct.Struct("=IIII")
 _RESOLVER_KEY = struct.Struct("=16s2s2x4x")
-_CONFIG_HEAD = struct.Struct("=7I8s4x")
+_CONFIG_HEAD = struct.Struct("=7I8s4x64s")
 _SUFFIX = struct.Struct(f"=I{SUFFIX_BYTES}s")
 _RESOLUTION_KEY = struct.Struct("=16sII")
 _NAMES = struct.Struct("=8Q8HII")
@@ -262,11 +270,18 @@ def encode_config(entry: ConfigEntry, resolver_ports: frozenset[int] = frozenset
         entry.events_per_second,
         entry.revision,
         b"".join(encode_port(port) for port in ports[:RESOLVER_PORTS]).ljust(8, b"\0"),
+        encode_timeouts(entry.timeouts),
     )
     suffixes = [encode_reversed(suffix) for suffix in entry.search_suffixes]
     fitting = [suffix for suffix in suffixes if len(suffix) <= SUFFIX_BYTES][:SEARCH_SUFFIXES]
     packed = [_SUFFIX.pack(len(suffix), suffix) for suffix in fitting]
     return head + b"".join(packed).ljust(SEARCH_SUFFIXES * _SUFFIX.size, b"\0")
+
+
+def encode_timeouts(timeouts: FlowTimeouts) -> bytes:
+    """Seconds in ticks, rounded up: a flow lives at least as long as was asked."""
+    ticks = [-(-getattr(timeouts, field) * 10**9 >> TICK_SHIFT) for field in TIMEOUTS]
+    return struct.pack(f"={len(ticks)}I", *ticks)
 
 
 def decode_revision(value: bytes) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from schemas.policy import FlowTimeouts
 from schemas.terms import Default, Reason, Tier, Verdict
 
 CLASS_IDENTITY = 0
@@ -99,6 +100,7 @@ class ConfigEntry:
     revision: int = 0
     allow_events: bool = True
     search_suffixes: tuple[str, ...] = ()
+    timeouts: FlowTimeouts = field(default_factory=FlowTimeouts)
 
 
 @dataclass(slots=True)

@@ -286,6 +286,7 @@ class Wanted:
             revision=state.number & 0xFFFFFFFF,
             allow_events=self._limits.allow_events,
             search_suffixes=config.search_suffixes,
+            timeouts=config.timeouts,
         )
 
     def _set_guard(self, config: Config, is_new: bool) -> None:

@@ -177,6 +177,36 @@ def test_an_endpoint_without_a_region_makes_no_flows(pods: Pods) -> None:
     endpoints.put(slot, before)
 
 
+def fragment(pods: Pods, identifier: int, *, is_first: bool, flooder: bool = False) -> bool:
+    """Whether a part of a datagram to the peer passes."""
+    source, ifindex = (FLOODER4, pods.interface) if flooder else (POD4, IFINDEX)
+    if is_first:
+        body = udp(5, 6, bytes(16), length=40)
+        packet = packets.ipv4(source, PEER4, UDP, body, identifier=identifier, more=True)
+    else:
+        packet = packets.ipv4(source, PEER4, UDP, bytes(16), identifier=identifier, fragment=3)
+    return pods.kernel.from_pod(packets.ethernet(packets.IPV4, packet), ifindex=ifindex).passed
+
+
+def test_a_flood_of_fragments_drops_none_of_a_neighbours(pods: Pods) -> None:
+    """Datagrams under way go on after a neighbour began several times as many as the table holds."""
+    for identifier in range(100):
+        assert fragment(pods, identifier, is_first=True)
+    for identifier in range(4 * SIZES["FRAGMENTS"]):
+        assert fragment(pods, identifier, is_first=True, flooder=True)
+    assert all(fragment(pods, identifier, is_first=False) for identifier in range(100))
+
+
+def test_a_pod_keeps_as_many_datagrams_as_its_part_holds(pods: Pods) -> None:
+    """Of a quarter of its part all, whatever their numbers; of several times its part the newest."""
+    own = SIZES["FRAGMENTS"] // 2
+    for identifier in range(4 * own):
+        assert fragment(pods, identifier, is_first=True)
+    newest = range(4 * own - own // 4, 4 * own)
+    assert sum(fragment(pods, identifier, is_first=False) for identifier in newest) >= 0.95 * len(newest)
+    assert not fragment(pods, 0, is_first=False)
+
+
 def ask(pods: Pods, name: str, identifier: int, port: int, *, flooder: bool = False) -> Result:
     source, ifindex = (FLOODER4, pods.interface) if flooder else (POD4, IFINDEX)
     message = query(name, 1, identifier)
@@ -213,6 +243,22 @@ def test_a_dns_flood_answers_none_of_a_neighbours_queries_away(resolving: Pods) 
         for number in range(500)
     ]
     assert sum(result.passed for result in told) >= 499  # of more than 8 in one set the oldest is forgotten
+
+
+def test_a_flood_of_answers_makes_none_of_a_neighbours_news(resolving: Pods) -> None:
+    """What was told of a pod's answers is not told again because its neighbour asked for more names than the table
+    holds; the neighbour's own are."""
+    kernel = resolving.kernel
+
+    def look_up(name: str, number: int, *, flooder: bool = False) -> int:
+        ask(resolving, name, number & 0xFFFF, 30_000 + number % 30_000, flooder=flooder)
+        message = answer(name, "198.51.100.7", identifier=number & 0xFFFF)
+        tell(resolving, message, 30_000 + number % 30_000, flooder=flooder)
+        return len(kernel.drain())
+
+    assert sum(look_up(f"v{number}.other.test", number) for number in range(64)) == 64
+    assert sum(look_up(f"n{number}.flood.test", number, flooder=True) for number in range(SIZES["SEEN"])) > 0
+    assert sum(look_up(f"v{number}.other.test", 100 + number) for number in range(64)) == 0
 
 
 def test_a_flood_of_names_takes_none_of_a_neighbours(resolving: Pods) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
+from schemas.policy import FlowTimeouts
 from schemas.terms import Default, Direction, Reason
-from services.nodeagent.tables import Tables
+from services.nodeagent.mapcodec import TICK_SHIFT
+from services.nodeagent.tables import ConfigEntry, Tables
 from tests.bpf import packets
 from tests.bpf.packets import ACK, FIN, IPV4, IPV6, RST, SYN, TCP, UDP, echo, ethernet, icmp, ipv4, ipv6, tcp, udp
 from tests.bpf.prog_run import IFINDEX, Kernel, Result, boot_seconds
@@ -182,29 +186,114 @@ def test_an_expired_flow_is_no_flow(outward: Kernel) -> None:
 
 def test_closing_shortens_a_flows_life(outward: Kernel) -> None:
     """Established: a day. One FIN: two minutes. Both, or RST: seconds."""
-
-    def lifetime() -> int:
-        import time
-
-        ticks = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> 30
-        return int.from_bytes(only_flow(outward)[EXPIRES], "little") - ticks
-
     handshake(outward)
-    assert lifetime() > 80_000
+    assert read_lifetime(outward) > 80_000
     out(outward, FIN | ACK)
-    assert 90 < lifetime() < 130
+    assert 90 < read_lifetime(outward) < 130
     back(outward, FIN | ACK)
-    assert lifetime() < 12
+    assert read_lifetime(outward) < 12
 
 
 def test_a_reset_shortens_it_too(outward: Kernel) -> None:
     """RST ends a flow at once."""
-    import time
-
     handshake(outward)
     back(outward, RST)
-    ticks = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> 30
-    assert int.from_bytes(only_flow(outward)[EXPIRES], "little") - ticks < 12
+    assert read_lifetime(outward) < 12
+
+
+_MONOTONIC_COARSE = 6
+"""The clock that the programs read; linux/time.h."""
+
+
+def read_lifetime(kernel: Kernel) -> int:
+    """Ticks until the only flow is over if nothing comes."""
+    ticks = time.clock_gettime_ns(_MONOTONIC_COARSE) >> TICK_SHIFT
+    return int.from_bytes(only_flow(kernel)[EXPIRES], "little") - ticks
+
+
+TIMEOUTS = FlowTimeouts(
+    tcp=1000,
+    tcp_opening=2000,
+    tcp_closing=3000,
+    tcp_closed=4000,
+    udp=5000,
+    udp_unanswered=6000,
+    other=7000,
+    other_unanswered=8000,
+)
+
+
+def fill_timeouts(kernel: Kernel, timeouts: FlowTimeouts) -> None:
+    tables = tables_with(Direction.EGRESS)
+    tables.config = ConfigEntry(timeouts=timeouts)
+    kernel.fill(tables)
+
+
+def is_lifetime(kernel: Kernel, seconds: int) -> bool:
+    """Of the only flow: so many seconds from its last packet on, in whole ticks, of which one may have passed."""
+    return 0 <= -(-seconds * 10**9 >> TICK_SHIFT) - read_lifetime(kernel) <= 1
+
+
+def exchange(kernel: Kernel, protocol: int, there: bytes, back: bytes = b"") -> None:
+    assert kernel.from_pod(packets.ip(POD4, PEER4, protocol, there)).passed
+    assert not back or kernel.to_pod(packets.ip(PEER4, POD4, protocol, back)).passed
+
+
+@pytest.mark.parametrize(
+    ("field", "play"),
+    [
+        ("tcp_opening", lambda kernel: out(kernel, SYN)),
+        ("tcp", handshake),
+        ("tcp", lambda kernel: (handshake(kernel), out(kernel), back(kernel))),
+        ("tcp_closing", lambda kernel: (handshake(kernel), out(kernel, FIN | ACK))),
+        ("tcp_closing", lambda kernel: (handshake(kernel), out(kernel, FIN | ACK), out(kernel))),
+        ("tcp_closed", lambda kernel: (handshake(kernel), out(kernel, FIN | ACK), back(kernel, FIN | ACK))),
+        ("tcp_closed", lambda kernel: (handshake(kernel), back(kernel, RST))),
+        ("udp_unanswered", lambda kernel: exchange(kernel, UDP, udp(5, 6))),
+        ("udp", lambda kernel: exchange(kernel, UDP, udp(5, 6), udp(6, 5))),
+        ("other_unanswered", lambda kernel: exchange(kernel, 1, echo(8, 7))),
+        ("other", lambda kernel: exchange(kernel, 1, echo(8, 7), echo(0, 7))),
+        ("other", lambda kernel: exchange(kernel, packets.SCTP, packets.sctp(5, 6), packets.sctp(6, 5))),
+        ("other", lambda kernel: exchange(kernel, 47, bytes(8), bytes(8))),
+    ],
+)
+def test_every_protocol_and_state_has_its_timeout(kernel: Kernel, field: str, play: Callable[[Kernel], object]) -> None:
+    """The setting of that name, whichever program the last packet met."""
+    fill_timeouts(kernel, TIMEOUTS)
+    play(kernel)
+    assert is_lifetime(kernel, getattr(TIMEOUTS, field))
+
+
+def test_a_changed_timeout_is_in_force_at_the_next_packet(kernel: Kernel) -> None:
+    """Of a live flow too, longer or shorter, and nothing is cut by the change."""
+    fill_timeouts(kernel, TIMEOUTS)
+    handshake(kernel)
+    for seconds in (50, 100_000):
+        fill_timeouts(kernel, FlowTimeouts(tcp=seconds))
+        for send in (out, back, out):
+            assert send(kernel).passed and is_lifetime(kernel, seconds)
+
+
+def test_a_flow_lives_no_longer_than_its_timeout(kernel: Kernel) -> None:
+    """A second without a packet, where a second is what was set: the reply that comes later finds nothing."""
+    fill_timeouts(kernel, FlowTimeouts(udp_unanswered=1))
+    exchange(kernel, UDP, udp(5, 6))
+    deadline = time.monotonic() + 10
+    while read_lifetime(kernel) >= 0:
+        assert time.monotonic() < deadline
+    assert not kernel.to_pod(packets.ip(PEER4, POD4, UDP, udp(6, 5))).passed
+
+
+def test_fragments_have_a_timeout_too(kernel: Kernel) -> None:
+    """Later fragments are taken while it lasts, and no longer."""
+    fill_timeouts(kernel, FlowTimeouts(fragment=1))
+    first = ipv4(POD4, PEER4, UDP, udp(5, 6, bytes(16), length=40), more=True, identifier=3)
+    later = ethernet(IPV4, ipv4(POD4, PEER4, UDP, bytes(16), fragment=3, identifier=3))
+    assert kernel.from_pod(ethernet(IPV4, first)).passed
+    assert kernel.from_pod(later).passed
+    deadline = time.monotonic() + 10
+    while kernel.from_pod(later).passed:
+        assert time.monotonic() < deadline
 
 
 # ---------------------------------------------------------------------------------------------------------------------

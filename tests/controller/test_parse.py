@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.policy import AnyPeer, CidrPeer, DomainPeer, PodPeer, PortRange
+from schemas.policy import AnyPeer, CidrPeer, DomainPeer, FlowTimeouts, PodPeer, PortRange
 from schemas.selectors import NAMESPACE_NAME_LABEL, matches
 from schemas.terms import Action, Default, Direction, PolicyKind, Protocol, Tier
 from services.controller.policy.model import ANY_PORT, NamedPort, Namespace, Node, Pod, Policy, Settings
@@ -236,6 +236,10 @@ REFUSED: list[tuple[str, Obj, list[str]]] = [
     ("unknown setting", k8s.settings(defualt="deny"), ["data[defualt]"]),
     ("resolver", k8s.settings(resolvers="10.0.0.10:99999"), ["data[resolvers]"]),
     ("ttl backwards", k8s.settings(ttl_min="60", ttl_max="30"), ["data"]),
+    ("timeout of nothing", k8s.settings(timeout_udp="0"), ["data[timeout-udp]"]),
+    ("timeout beyond a week", k8s.settings(timeout_tcp_closed="604801"), ["data[timeout-tcp-closed]"]),
+    ("timeout in words", k8s.settings(timeout_other="1h"), ["data[timeout-other]"]),
+    ("unknown timeout", k8s.settings(timeout_icmp="10"), ["data[timeout-icmp]"]),
 ]
 
 
@@ -385,9 +389,17 @@ def test_settings_are_read_and_only_from_a_namespace_of_ours() -> None:
     assert isinstance(parsed, Settings) and not problems
     assert parsed.config.default is Default.DENY
     assert (parsed.config.ttl_min_seconds, parsed.config.grace_seconds) == (5, 1)
+    assert parsed.config.timeouts == FlowTimeouts()
     assert [(each.address, each.port) for each in parsed.config.resolvers] == [("10.96.0.10", 53), ("fd00::10", 5353)]
     obj["metadata"]["namespace"] = "tenant"
     assert parse_object(obj)[0] is None
+
+
+def test_timeouts_are_settings() -> None:
+    """Each by its own key, in whole seconds; the others keep their defaults."""
+    parsed, problems = parse_object(k8s.settings(timeout_tcp="3600", timeout_udp_unanswered="30s"))
+    assert isinstance(parsed, Settings) and not problems
+    assert parsed.config.timeouts == FlowTimeouts(tcp=3600, udp_unanswered=30)
 
 
 json = st.recursive(

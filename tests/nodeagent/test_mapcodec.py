@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import wire
+from schemas.policy import FlowTimeouts
 from schemas.terms import Default
 from services.nodeagent import mapcodec
 from services.nodeagent.mapcodec import NamesPage
@@ -113,8 +114,17 @@ def test_the_configuration_has_the_resolvers_ports_and_the_suffixes_reversed() -
     """Ports in network order; a suffix with its dot."""
     value = mapcodec.encode_config(ConfigEntry(search_suffixes=("cluster.local",)), frozenset({53, 5353}))
     assert value[28:36] == bytes([0, 53, 20, 233, 0, 0, 0, 0])
-    assert value[40:44] == struct.pack("=I", 14)
-    assert value[44:58] == b"lacol.retsulc."
+    assert value[104:108] == struct.pack("=I", 14)
+    assert value[108:122] == b"lacol.retsulc."
+
+
+def test_timeouts_are_in_ticks_and_never_shorter_than_asked() -> None:
+    """A tick is 2**30 ns; 1 s is one tick, 10 s are ten, a day is 80,467."""
+    value = mapcodec.encode_config(ConfigEntry(timeouts=FlowTimeouts(tcp_closed=1, udp=10)))
+    ticks = dict(zip(mapcodec.TIMEOUTS, struct.unpack_from("=9I", value, 40), strict=True))
+    assert (ticks["tcp_closed"], ticks["udp"], ticks["tcp"]) == (1, 10, 80_467)
+    assert all(ticks[name] << 30 >= getattr(FlowTimeouts(), name) * 10**9 for name in ("tcp", "other", "fragment"))
+    assert set(mapcodec.TIMEOUTS) == set(FlowTimeouts.__struct_fields__)
 
 
 def test_an_address_says_whatever_is_to_be_looked_up_for_it() -> None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from schemas.policy import Config, Resolver
+from schemas.policy import Config, FlowTimeouts, Resolver
 from schemas.terms import Default
 from services.controller.policy.model import ObjectKey, Settings
 from services.controller.policy.parse_facts import DEFAULTS
@@ -31,6 +31,7 @@ def read_settings(data: Reader) -> Settings:
     """Keys of ``data`` -> Settings; faults are in the report."""
     config: dict[str, Any] = {}
     own: dict[str, Any] = {}
+    timeouts: dict[str, int] = {}
     for key, reader in data.pairs():
         known = SETTINGS.get(key)
         if known is None:
@@ -38,10 +39,10 @@ def read_settings(data: Reader) -> Settings:
         elif reader.is_present:
             field, read = known
             target = own if field in ("namespace_defaults", "dns_service") else config
-            target[field] = read(reader)
+            (timeouts if key in TIMEOUTS else target)[field] = read(reader)
     if config.get("ttl_min_seconds", 30) > config.get("ttl_max_seconds", 3600):
         data.fault("ttl-min is greater than ttl-max")
-    return Settings(config=Config(**config), **own)
+    return Settings(config=Config(timeouts=FlowTimeouts(**timeouts), **config), **own)
 
 
 def _scalar(reader: Reader) -> str:
@@ -81,11 +82,16 @@ def _seconds(reader: Reader) -> int:
     return _count(reader, last=SECONDS_MAX)
 
 
-def _count(reader: Reader, *, last: int = 1_000_000) -> int:
+def _timeout(reader: Reader) -> int:
+    """Zero is refused: a flow has to outlive the packet that made it."""
+    return _count(reader, first=1, last=SECONDS_MAX)
+
+
+def _count(reader: Reader, *, first: int = 0, last: int = 1_000_000) -> int:
     text = _scalar(reader).removesuffix("s")
-    if not text.isdecimal() or int(text) > last:
-        reader.fault(f"{text!r} is not a whole number of 0..{last}")
-        return 0
+    if not text.isdecimal() or not first <= int(text) <= last:
+        reader.fault(f"{text!r} is not a whole number of {first}..{last}")
+        return first
     return int(text)
 
 
@@ -151,6 +157,8 @@ def _service(reader: Reader) -> ObjectKey:
     return namespace, name
 
 
+TIMEOUTS = {f"timeout-{field.replace('_', '-')}": field for field in FlowTimeouts.__struct_fields__}
+"""Setting -> field of ``FlowTimeouts``."""
 SETTINGS: dict[str, tuple[str, Callable[[Reader], Any]]] = {
     "default": ("default", _default),
     "namespace-defaults": ("namespace_defaults", _defaults_by_name),
@@ -169,5 +177,6 @@ SETTINGS: dict[str, tuple[str, Callable[[Reader], Any]]] = {
     "addresses-per-name": ("addresses_per_name", _count),
     "share": ("share", _share),
     "learn": ("learn_all", _learn),
+    **{name: (field, _timeout) for name, field in TIMEOUTS.items()},
 }
 """Setting -> (field, reader). The page of all settings is held to this table by a test."""
