@@ -338,6 +338,8 @@ class SourceRow(Row, frozen=True, kw_only=True):
     spec: msgspec.Raw
     created: str = ""
     """The object's creationTimestamp, RFC 3339: the order in which an overflowing tier is cut."""
+    is_audited: bool = False
+    """Of a policy: it was accepted under audit."""
 
 
 class NodeRow(Row, frozen=True, kw_only=True):

@@ -12,11 +12,14 @@ from typing import Any
 import msgspec
 
 from services.controller.policy.model import PolicyKey
-from services.controller.policy.parse import identify
+from services.controller.policy.parse import MODE_ANNOTATION, identify
 from services.controller.policy.parse_facts import DEFAULT_ANNOTATION
 from services.controller.policy.parse_settings import SETTINGS_NAME
 
 Obj = dict[str, Any]
+
+OUR_ANNOTATIONS = (DEFAULT_ANNOTATION, MODE_ANNOTATION)
+"""Others are large, and change without meaning anything here."""
 
 
 class _Camel(msgspec.Struct, omit_defaults=True, rename="camel", gc=False):
@@ -326,6 +329,6 @@ def decode_item(kind: Kind, version: str, raw: bytes) -> Item | None:
 
 
 def _keep_what_counts(metadata: Metadata) -> None:
-    """Of the annotations only ours: others are large, and change without meaning anything here."""
-    mine = (metadata.annotations or {}).get(DEFAULT_ANNOTATION)
-    metadata.annotations = None if mine is None else {DEFAULT_ANNOTATION: mine}
+    """Of the annotations only ours."""
+    given = metadata.annotations or {}
+    metadata.annotations = {key: given[key] for key in OUR_ANNOTATIONS if key in given} or None

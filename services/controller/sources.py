@@ -13,7 +13,7 @@ from schemas import wire
 from schemas.policy import SourceRow
 from schemas.terms import PolicyKind
 from services.controller.policy.model import Policy, PolicyKey, Settings
-from services.controller.policy.parse import API_OF, parse_object
+from services.controller.policy.parse import API_OF, MODE_ANNOTATION, MODE_AUDIT, parse_object
 from services.controller.rows import RowStore
 
 SETTINGS_KIND = "ConfigMap"
@@ -55,6 +55,7 @@ class Sources:
             generation=policy.generation if policy else 0,
             spec=msgspec.Raw(msgspec.json.encode(_plain(spec), order="deterministic")),
             created=policy.created if policy else "",
+            is_audited=policy is not None and policy.is_audited,
         )
         self._rows.put(wire.subject_source(*key), wire.encode(row))
 
@@ -77,6 +78,7 @@ class Sources:
             return None
         metadata: dict[str, Any] = {"name": row.name, "namespace": row.namespace or None, "uid": row.uid}
         metadata |= {"generation": row.generation, "creationTimestamp": row.created}
+        metadata |= {"annotations": {MODE_ANNOTATION: MODE_AUDIT} if row.is_audited else None}
         spec = msgspec.json.decode(row.spec)
         version, kind = ("v1", SETTINGS_KIND) if row.kind == SETTINGS_KIND else API_OF[PolicyKind(row.kind)]
         field = "data" if row.kind == SETTINGS_KIND else "spec"

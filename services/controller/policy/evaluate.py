@@ -10,6 +10,10 @@ predicate, and nothing else. A packet is judged for one pod in one direction:
 5. Neither isolation nor the default stops traffic with the pod's own node.
 
 A packet to a Service is seen twice: by pod peers as its backend with the backend's port, by prefixes as it is.
+
+Where policies are under audit, that is asked twice: *enforced* is the answer without them and with a default of
+``audit`` read as allow, *full* the answer with all of them. What enforced denies is denied; what it accepts and full
+does not is ``audit``, told by what full was decided by. So a policy under audit opens nothing and shuts nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +26,6 @@ from schemas.policy import AnyPeer, CidrPeer, DomainPeer, FrontendRow, NodePeer,
 from schemas.selectors import NAMESPACE_NAME_LABEL, matches, peer_covers_address, peer_selects
 from schemas.terms import (
     ANY_PROTOCOL,
-    IDENTITY_WORLD,
     RULES_ADMIN,
     RULES_BASELINE,
     RULES_NETWORK_POLICY,
@@ -30,15 +33,14 @@ from schemas.terms import (
     AddressKind,
     Default,
     Direction,
-    FrontendKind,
-    IdentityId,
     Protocol,
     Reason,
     Tier,
     Verdict,
 )
-from services.controller.policy import frontends, names
+from services.controller.policy import names
 from services.controller.policy.defaults import node_default, pod_default
+from services.controller.policy.ground import Ground, all_rules, read_ground
 from services.controller.policy.model import (
     ANY_PORT,
     AWS_KINDS,
@@ -105,35 +107,53 @@ class Oracle:
     """Policies, a world and answers, with the questions that many packets share asked once."""
 
     def __init__(self, policies: Iterable[Policy], world: World, answers: Sequence[Answer] = ()) -> None:
-        self._world = world
-        self._config = world.settings.config
-        self._answers = [replace(each, name=each.name.lower().removesuffix(".")) for each in answers]
-        self._owners = _owners(world)
-        self._frontends = _frontends(world, self._owners)
-        self._resolvers = _resolvers(world)
-        self._applied: dict[ObjectKey, list[Policy]] = {}
         every = list(policies)
-        self._label_keys = _label_keys(every)
-        self._policies = every
-        refused = self._refused()
-        self._policies = [policy for policy in every if policy.key not in refused]
-        self._applied.clear()
-        self._rules: dict[tuple[ObjectKey, Direction, Tier], list[tuple[Policy, Rule]]] = {}
+        enforced = [policy for policy in every if not policy.is_audited]
+        self._ground = read_ground(every, world, answers)
+        self._full = _Reading(every, self._ground)
+        self._enforced = _Reading(enforced, self._ground, is_lenient=True) if len(enforced) < len(every) else None
 
     def owner_of(self, address: str) -> Pod | Node | None:
         """Whose address it is: a node's, else the newest live pod's."""
-        return self._owners.get(address)
+        return self._ground.owners.get(address)
 
     def frontend_of(self, packet: Packet) -> FrontendRow | None:
         """The Service's face that a packet is sent to; its backends are told by address."""
-        return self._frontends.get((packet.destination, packet.protocol, packet.port))
+        return self._ground.frontend_of(packet)
 
     def evaluate(self, packet: Packet, *, direction: Direction, pod: Pod, at: float = 0.0) -> Finding:
         """See ``evaluate``."""
+        full = self._full.judge(packet, direction, pod, at)
+        if self._enforced is None:
+            return full
+        enforced = self._enforced.judge(packet, direction, pod, at)
+        if enforced.verdict is Verdict.DENY or full.verdict is Verdict.ALLOW:
+            return enforced
+        return replace(full, verdict=Verdict.AUDIT)
+
+
+class _Reading:
+    """What one set of policies says. ``is_lenient``: a default of audit is read as allow."""
+
+    def __init__(self, policies: Sequence[Policy], ground: Ground, *, is_lenient: bool = False) -> None:
+        self._is_lenient = is_lenient
+        self._ground = ground
+        self._world = ground.world
+        self._config = ground.world.settings.config
+        self._owners = ground.owners
+        self._applied: dict[ObjectKey, list[Policy]] = {}
+        self._policies = policies
+        refused = self._refused()
+        self._policies = [policy for policy in policies if policy.key not in refused]
+        self._applied.clear()
+        self._rules: dict[tuple[ObjectKey, Direction, Tier], list[tuple[Policy, Rule]]] = {}
+
+    def judge(self, packet: Packet, direction: Direction, pod: Pod, at: float) -> Finding:
+        """What these policies say about a packet."""
         other = packet.destination if direction is Direction.EGRESS else packet.source
         if other in pod.addresses:
             return Finding(Verdict.ALLOW, Tier.NONE, Reason.HAIRPIN)
-        face = self.frontend_of(packet) if direction is Direction.EGRESS else None
+        face = self._ground.frontend_of(packet) if direction is Direction.EGRESS else None
         if face is None:
             return self._judge_plain(packet, direction, pod, other, at)
         return self._judge_service(packet, pod, face)
@@ -170,14 +190,14 @@ class Oracle:
             return frozenset(), frozenset()
         told = [
             each
-            for each in self._answers
+            for each in self._ground.answers
             if each.at <= at and address in each.addresses[: self._config.addresses_per_name]
         ]
         live = frozenset(each.name for each in told if at < names.expiry_of(each, self._config))
         return live, frozenset(each.name for each in told) - live
 
     def _is_service(self, address: str) -> bool:
-        return any(face[0] == address for face in self._frontends)
+        return any(face[0] == address for face in self._ground.frontends)
 
     # -- a packet to a Service ----------------------------------------------------------------------------------------
 
@@ -210,7 +230,7 @@ class Oracle:
     def _kind_of(self, owner: Pod | Node | None, address: str) -> object:
         if owner is None:
             return address
-        pod_keys, node_keys, ports = self._label_keys
+        pod_keys, node_keys, ports = self._ground.label_keys
         keys = pod_keys if isinstance(owner, Pod) else node_keys
         labels = frozenset((key, value) for key, value in owner.labels.items() if key in keys)
         if isinstance(owner, Node):
@@ -294,7 +314,7 @@ class Oracle:
             return False
         if packet.protocol not in (Protocol.TCP, Protocol.UDP):
             return False
-        if (packet.destination, packet.port) not in self._resolvers:
+        if (packet.destination, packet.port) not in self._ground.resolvers:
             return False
         kept = [rule for tier in BUDGETS for _, rule in self._ordered(question.pod, Direction.EGRESS, tier)]
         return any(_has_domain(rule) for rule in kept)
@@ -367,7 +387,7 @@ class Oracle:
     def _refused(self) -> set[PolicyKey]:
         """Admin and Baseline policies that do not fit some pod's budget are refused for all pods."""
         totals = {
-            tier: sum(1 for each in self._policies if each.tier is tier for _ in _all_rules(each)) for tier in BUDGETS
+            tier: sum(1 for each in self._policies if each.tier is tier for _ in all_rules(each)) for tier in BUDGETS
         }
         refused: set[PolicyKey] = set()
         for tier in (Tier.ADMIN, Tier.BASELINE):
@@ -392,69 +412,12 @@ class Oracle:
         node = world.nodes.get(pod.node)
         node_class = world.node_classes.get(node.node_class) if node is not None else None
         of_node = node_default(world.settings, node, node_class, pod.node)
-        return pod_default(world.settings, world.namespaces.get(pod.namespace), pod.namespace, of_node)
+        default = pod_default(world.settings, world.namespaces.get(pod.namespace), pod.namespace, of_node)
+        return Default.ALLOW if self._is_lenient and default is Default.AUDIT else default
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What the oracle derives from a world
-
-
-def _owners(world: World) -> dict[str, Pod | Node]:
-    owners: dict[str, Pod | Node] = {}
-    for pod in sorted(world.pods.values(), key=lambda each: (each.created, each.key)):
-        if pod.is_governed:
-            owners.update(dict.fromkeys(pod.addresses, pod))
-    for node in world.nodes.values():
-        owners.update(dict.fromkeys(node.addresses, node))
-    return owners
-
-
-def _frontends(world: World, owners: dict[str, Pod | Node]) -> dict[tuple[str, int, int], FrontendRow]:
-    """Every face of every Service, backends by address. Of several claims the lowest kind's, then name's, stands."""
-
-    def nobody(_: str) -> IdentityId:
-        return IDENTITY_WORLD
-
-    rows: list[tuple[FrontendKind, str, FrontendRow]] = []
-    for service in world.services.values():
-        slices = [each for each in world.slices.values() if (each.namespace, each.service) == service.key]
-        slices.sort(key=lambda each: each.name)
-        pods = [pod for pod in world.pods.values() if frontends.selects(service, pod)]
-        for row in frontends.service_frontends(service, slices, pods, nodes=world.nodes.values(), identity_of=nobody):
-            rows.append((row.kind, f"service {row.service}", row))
-    for pod in world.pods.values():
-        for row in frontends.host_port_frontends(pod, world.nodes.get(pod.node), nobody):
-            rows.append((row.kind, f"host-port {row.service}", row))
-    chosen: dict[tuple[str, int, int], FrontendRow] = {}
-    for _, _, row in sorted(rows, key=lambda each: each[:2], reverse=True):
-        chosen[row.address, row.protocol, row.port] = row
-    return chosen
-
-
-def _resolvers(world: World) -> frozenset[tuple[str, int]]:
-    config = world.settings.config
-    if config.resolvers:
-        return frozenset((each.address, each.port) for each in config.resolvers)
-    service = world.services.get(world.settings.dns_service)
-    return frozenset((address, 53) for address in service.cluster_addresses) if service is not None else frozenset()
-
-
-def _label_keys(policies: Iterable[Policy]) -> tuple[set[str], set[str], set[NamedPort]]:
-    pods: set[str] = set()
-    nodes: set[str] = set()
-    ports: set[NamedPort] = set()
-    for policy in policies:
-        ports |= {port for rule in policy.egress for port in rule.ports if isinstance(port, NamedPort)}
-        for peer in (peer for rule in _all_rules(policy) for peer in rule.peers):
-            if isinstance(peer, PodPeer):
-                pods |= {requirement.key for requirement in peer.pods.requirements}
-            elif isinstance(peer, NodePeer):
-                nodes |= {requirement.key for requirement in peer.nodes.requirements}
-    return pods, nodes, ports
-
-
-def _all_rules(policy: Policy) -> tuple[Rule, ...]:
-    return (*policy.egress, *policy.ingress)
+# Policies and rules one by one
 
 
 def _governs(policy: Policy, pod: Pod, namespace_labels: Labels) -> bool:

@@ -98,7 +98,8 @@ class Policy:
     """One policy object, normalised.
 
     ``created``: creationTimestamp (RFC 3339, sorts as text) or empty. ``isolates``: directions whose unmatched traffic
-    it denies; only the NetworkPolicy tier has any. Problems are not here: a policy that exists is good.
+    it denies; only the NetworkPolicy tier has any. ``is_audited``: it opens and shuts nothing, and is told where it
+    would have denied. Problems are not here: a policy that exists is good.
     """
 
     kind: PolicyKind
@@ -113,6 +114,7 @@ class Policy:
     uid: str = ""
     created: str = ""
     generation: int = 0
+    is_audited: bool = False
 
     @property
     def key(self) -> PolicyKey:

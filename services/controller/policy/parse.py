@@ -21,6 +21,12 @@ from services.controller.policy.parse_spec import Spec
 DEFAULT_NAMESPACE = "default"
 NAME_MAX = 253
 
+MODE_ANNOTATION = "yett.dev/mode"
+"""On a policy of any kind. Not part of its spec: the APIs are others', and switching it is no new generation."""
+MODE_AUDIT = "audit"
+MODES = ("enforce", MODE_AUDIT)
+"""Absent is ``enforce``."""
+
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?\Z")
 
 POLICY_KINDS: dict[tuple[str, str], PolicyKind] = {
@@ -97,6 +103,7 @@ def parse_isolation(obj: Any) -> Policy | None:
     isolates = parse_network_policy.read_isolation(spec)
     if report.is_refused:
         return None
+    is_audited = _find_mode(reader).value == MODE_AUDIT  # one that cannot be read shuts
     bare = Spec(
         tier=Tier.NETWORK_POLICY,
         priority=0,
@@ -105,7 +112,7 @@ def parse_isolation(obj: Any) -> Policy | None:
         egress=(),
         ingress=(),
     )
-    return _build_policy(header, bare)
+    return _build_policy(header, bare, is_audited=is_audited)
 
 
 def _read_header(obj: Any, file: str) -> tuple[Header | None, Reader]:
@@ -167,12 +174,21 @@ def _parse_policy(obj: Reader, header: Header) -> Policy | None:
         return None
     if kind is PolicyKind.BASELINE_ADMIN_NETWORK_POLICY and header.name != "default":
         obj.report.add("metadata.name", "the one BaselineAdminNetworkPolicy of a cluster is named default")
+    mode = _find_mode(obj)
+    if mode.is_present and mode.value not in MODES:
+        mode.fault(f"{mode.value!r} is none of {', '.join(MODES)}")
     if kind in NAMESPACED_KINDS:
-        return _build_policy(header, parse_network_policy.read_spec(spec, kind, header.namespace))
-    return _build_policy(header, parse_cluster_policy.read_spec(spec, kind))
+        read = parse_network_policy.read_spec(spec, kind, header.namespace)
+    else:
+        read = parse_cluster_policy.read_spec(spec, kind)
+    return _build_policy(header, read, is_audited=mode.value == MODE_AUDIT)
 
 
-def _build_policy(header: Header, spec: Spec) -> Policy:
+def _find_mode(obj: Reader) -> Reader:
+    return obj.get("metadata").get("annotations").get(MODE_ANNOTATION)
+
+
+def _build_policy(header: Header, spec: Spec, *, is_audited: bool) -> Policy:
     return Policy(
         kind=PolicyKind(header.kind),
         namespace=header.namespace,
@@ -186,6 +202,7 @@ def _build_policy(header: Header, spec: Spec) -> Policy:
         uid=header.uid,
         created=header.created,
         generation=header.generation,
+        is_audited=is_audited,
     )
 
 
