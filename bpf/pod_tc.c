@@ -193,6 +193,8 @@ static INLINE int prepare(struct __sk_buff *skb, struct scratch *s, struct endpo
 
     if (s->job.step == STEP_SHADOW) {
         s->question.ruleset = ep->ruleset[2 + (s->question.direction & 1)];
+        // A live flow keeps the name that the shadow admitted it by, which nobody noted: expiry ends no flow.
+        s->question.allow_expired |= s->job.mode == MODE_AGAIN;
         return 1;
     }
     if (s->job.mode == MODE_AGAIN)
@@ -224,18 +226,23 @@ static INLINE int has_next_step(struct scratch *s, struct endpoint *ep)
     return 1;
 }
 
-// The shadow ruleset opens nothing: it turns an accept into an audited one.
+// The shadow ruleset opens nothing: it turns an accept into an audited one. Its default may be AUDIT, which is no accept.
 static INLINE void merge_shadow(struct scratch *s)
 {
     struct finding full = s->finding;
 
     s->finding = s->shadow;
-    if (full.verdict != VERDICT_DENY)
+    if (full.verdict == VERDICT_ALLOW)
         return;
     s->finding.verdict = VERDICT_AUDIT;
     s->shadow = full;
     s->shadow.verdict = VERDICT_AUDIT;
     s->audited = 1;
+}
+
+static INLINE struct finding *find_told(struct scratch *s)
+{
+    return s->audited ? &s->shadow : &s->finding;
 }
 
 static INLINE void make_flow(struct __sk_buff *skb, struct scratch *s, __u8 state)
@@ -256,7 +263,7 @@ static INLINE void make_flow(struct __sk_buff *skb, struct scratch *s, __u8 stat
     flow->tier = s->finding.tier;
     flow->reason = s->finding.reason;
     flow->dns_handed_over = 0;
-    flow->pad2 = 0;
+    flow->audited_by = s->finding.verdict == VERDICT_AUDIT ? find_told(s)->ruleset : 0;
     flow->expires = s->job.ticks + find_timeout(s->key.protocol, 0);
     count_rule(flow->counter, skb->len);
 }
@@ -279,30 +286,61 @@ static INLINE void admit_new(struct __sk_buff *skb, struct scratch *s, struct en
         state |= FLOW_HAIRPIN;
     count_reason(direction, s->finding.reason, skb->len);
     make_flow(skb, s, state);
-    emit_verdict(skb, s, s->audited ? &s->shadow : &s->finding, ep, direction, s->audited);
     if (s->packet.tcp_flags & TCP_RST)
         return;
     if (!insert_flow(s, ep, s->job.ticks))
         count_reason(direction, REASON_MAP_FULL, skb->len);
 }
 
-static INLINE void readmit(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
+// Returns whether the flow is to be told: as audited, once under every ruleset that says so.
+static INLINE int readmit(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
 {
     struct flow *flow = flows.lookup(&s->key);
+    int is_news;
 
     if (!flow)
-        return;
+        return 0;
+    is_news = s->finding.verdict == VERDICT_AUDIT && flow->audited_by != find_told(s)->ruleset;
+    if (is_news && !s->job.related)
+        flow->audited_by = find_told(s)->ruleset;
     flow->domain = s->finding.domain;
     flow->counter = find_counter(s);
     flow->bit = s->finding.bit;
     flow->tier = s->finding.tier;
     flow->reason = s->finding.reason;
     flow->verdict = s->finding.verdict;
-    flow->epoch = s->job.epoch;
-    if (s->job.related)
+    if (s->job.related) {
         count_reason(direction, REASON_RELATED, skb->len);
-    else
-        touch_flow(skb, s, flow, direction, ep, s->job.ticks);
+        if (!is_news) // else the flow's own next packet is judged, and told
+            flow->epoch = s->job.epoch;
+        return 0;
+    }
+    flow->epoch = s->job.epoch;
+    touch_flow(skb, s, flow, direction, ep, s->job.ticks);
+    return is_news;
+}
+
+static INLINE void swap_ends(struct packet *p)
+{
+    struct address source = p->source;
+    __u16 port_be = p->source_port_be;
+
+    p->source = p->destination;
+    p->destination = source;
+    p->source_port_be = p->destination_port_be;
+    p->destination_port_be = port_be;
+}
+
+// An accept as it is told: a live flow by who opened it, whichever side's packet was judged.
+static INLINE void tell_accept(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
+{
+    int is_reply = s->job.mode == MODE_AGAIN && direction != s->question.direction;
+
+    if (is_reply)
+        swap_ends(&s->packet);
+    emit_verdict(skb, s, find_told(s), ep, is_reply ? !direction : direction, s->audited);
+    if (is_reply)
+        swap_ends(&s->packet);
 }
 
 // A TCP flow that policy admits no more stays, at its old epoch: each packet is judged again by who opened it. Without it
@@ -335,10 +373,10 @@ static INLINE int finish(struct __sk_buff *skb, struct scratch *s, struct endpoi
         merge_shadow(s);
     if (s->finding.verdict == VERDICT_DENY)
         return deny(skb, s, ep, direction);
-    if (s->job.mode == MODE_AGAIN)
-        readmit(skb, s, ep, direction);
-    else
+    if (s->job.mode == MODE_NEW)
         admit_new(skb, s, ep, direction);
+    if (s->job.mode == MODE_NEW || readmit(skb, s, ep, direction))
+        tell_accept(skb, s, ep, direction);
     finish_fragment(s, ep);
     finish_dns(skb, s, ep);
     return TC_ACT_UNSPEC;

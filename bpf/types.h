@@ -323,7 +323,7 @@ struct flow {
     __u8 reason;
     __u8 dns_handed_over; // the recorder reads this stream: FLOW_DNS_SYNC was lost
     __u32 place; // index in ``places``; the flow there is this one only if it says so too
-    __u32 pad2;
+    __u32 audited_by; // handle of the ruleset under which it was told as audited last, 0: never
 };
 struct place {
     struct flow_key key; // ifindex 0: free

@@ -4,6 +4,7 @@
   group, and the flip is one replacement in each member's row, not a row made anew.
 * A ruleset is a row as long as some group uses it; so is what it refers to.
 * A pod that is not bound to a node has no row yet.
+* A group that a policy under audit governs has shadows beside its rulesets; they are rows like any other ruleset.
 
 Deliberately absent: which policies govern whom (``rulings``), facts' own rows (``facts``).
 """
@@ -11,6 +12,7 @@ Deliberately absent: which policies govern whom (``rulings``), facts' own rows (
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -24,7 +26,7 @@ from services.controller.policy.model import ObjectKey, Pod, PolicyKey, Settings
 from services.controller.policy.select import Applied, Profile, profile_of
 from services.controller.rows import Row, RowStore
 from services.controller.rulesets import Numbers
-from services.controller.rulings import Rulings
+from services.controller.rulings import Rulings, Side
 
 T = TypeVar("T")
 Question = tuple[Profile, Default | None, Numbers]
@@ -33,12 +35,23 @@ Question = tuple[Profile, Default | None, Numbers]
 
 @dataclass(slots=True, eq=False)
 class Pair:
-    """The rulesets of some groups. ``reference``: how an endpoint row's body names them. ``users``: how many groups."""
+    """The rulesets of some groups. ``reference``: how an endpoint row's body names them. ``users``: how many groups.
 
-    egress: Compiled
-    ingress: Compiled
+    ``left_out``: policies that did not fit the NetworkPolicy tier; of a shadow those under audit only, because what is
+    enforced of the others stands beside it.
+    """
+
+    egress: Side
+    ingress: Side
     reference: bytes
+    left_out: frozenset[PolicyKey]
     users: int = 0
+
+    def rulesets(self) -> Iterator[Compiled]:
+        for side in (self.egress, self.ingress):
+            yield side.enforced
+            if side.shadow is not None:
+                yield side.shadow
 
 
 @dataclass(slots=True, eq=False)
@@ -162,13 +175,15 @@ class Endpoints:
             pair = answers.get(question)
             if pair is None:
                 egress, ingress = self._rulings.find_rulesets(*question, dns=dns)
-                pair = answers[question] = Pair(egress, ingress, _refer(egress, ingress))
+                pair = answers[question] = Pair(
+                    egress, ingress, _refer(egress, ingress), _left_out((egress, ingress), self._rulings.audited)
+                )
             self._point(group, pair)
 
     def _point(self, group: Group, pair: Pair) -> None:
         """A group's rulesets are these from now on."""
         old = group.pair
-        if old is not None and old.reference == pair.reference:
+        if old is not None and (old.reference, old.left_out) == (pair.reference, pair.left_out):
             return
         group.pair = pair
         self._retain(pair)
@@ -183,8 +198,10 @@ class Endpoints:
             pod=pod.name,
             uid=pod.uid,
             identity=self._facts.identity_of_pod(pod.key),
-            egress=pair.egress.hash,
-            ingress=pair.ingress.hash,
+            egress=pair.egress.enforced.hash,
+            ingress=pair.ingress.enforced.hash,
+            egress_shadow=_name_shadow(pair.egress),
+            ingress_shadow=_name_shadow(pair.ingress),
             addresses=pod.addresses,
         )
         return wire.encode(row)
@@ -194,14 +211,17 @@ class Endpoints:
     def _retain(self, pair: Pair) -> None:
         pair.users += 1
         if pair.users == 1:
-            self._publish(pair.egress)
-            self._publish(pair.ingress)
+            self._left_out.update(pair.left_out)
+            for compiled in pair.rulesets():
+                self._publish(compiled)
 
     def _release(self, pair: Pair) -> None:
         pair.users -= 1
         if not pair.users:
-            self._withdraw(pair.egress)
-            self._withdraw(pair.ingress)
+            for key in pair.left_out:
+                _is_last(self._left_out, key)
+            for compiled in pair.rulesets():
+                self._withdraw(compiled)
 
     def _publish(self, compiled: Compiled) -> None:
         """A ruleset has one user more: the first one brings its rows."""
@@ -210,8 +230,6 @@ class Endpoints:
             return
         self._live[compiled.hash] = compiled
         self._rows.put(wire.subject_ruleset(compiled.hash), compiled.body)
-        for key in compiled.left_out:
-            self._left_out[key] += 1
         for digest, body in compiled.peersets.items():
             self._peersets[digest] += 1
             self._rows.put(wire.subject_peerset(digest), body)
@@ -225,8 +243,6 @@ class Endpoints:
             return
         published = self._live.pop(compiled.hash)
         self._rows.drop(wire.subject_ruleset(published.hash))
-        for key in published.left_out:
-            _is_last(self._left_out, key)
         for digest in published.peersets:
             if _is_last(self._peersets, digest):
                 self._rows.drop(wire.subject_peerset(digest))
@@ -244,6 +260,23 @@ def _is_last(users: Counter[T], name: T) -> bool:
     return True
 
 
-def _refer(egress: Compiled, ingress: Compiled) -> bytes:
+def _left_out(sides: Iterable[Side], audited: Container[PolicyKey]) -> frozenset[PolicyKey]:
+    found: set[PolicyKey] = set()
+    for side in sides:
+        found.update(side.enforced.left_out)
+        if side.shadow is not None:
+            found.update(key for key in side.shadow.left_out if key in audited)
+    return frozenset(found)
+
+
+def _name_shadow(side: Side) -> RulesetHash:
+    return side.shadow.hash if side.shadow is not None else RulesetHash("")
+
+
+def _refer(egress: Side, ingress: Side) -> bytes:
     """As an endpoint row's body has it, field names and quotes included, so that nothing else in it looks so."""
-    return b'"egress":"%b","ingress":"%b"' % (egress.hash.encode(), ingress.hash.encode())
+    text = b'"egress":"%b","ingress":"%b"' % (egress.enforced.hash.encode(), ingress.enforced.hash.encode())
+    for name, side in ((b"egress", egress), (b"ingress", ingress)):
+        if side.shadow is not None:
+            text += b',"%b_shadow":"%b"' % (name, side.shadow.hash.encode())
+    return text

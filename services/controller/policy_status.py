@@ -1,8 +1,8 @@
 """What is true of a policy, as conditions for its status. Pure.
 
 * ``Accepted``: whether the present version is in force. False names the path of the fault.
-* ``Programmed``: on how many of the nodes that hold a ruleset of this policy its present version is enforced. False,
-  too, while a refused version leaves another one in force: what is enforced is not what the object says.
+* ``Programmed``: on how many of the nodes that hold a ruleset of this policy its present version is enforced, or
+  audited. False, too, while a refused version leaves another one in force: the object does not say what is enforced.
 
 A node enforces a version when it has come to the revision by which that version was published.
 """
@@ -29,11 +29,12 @@ MESSAGE_MAX = 1024
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What became of a policy. ``generation``: of the version in force, None if there is none."""
+    """What became of a policy. ``generation``, ``is_audited``: of the version in force; no generation, no version."""
 
     problems: tuple[Problem, ...]
     generation: int | None
     nodes: frozenset[NodeName]
+    is_audited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,8 @@ def describe(
     if errors:
         return Condition(ACCEPTED, False, "Invalid", _list(errors)), _describe_refused(standing)
     warnings = _list(standing.problems)
-    accepted = Condition(ACCEPTED, True, "AcceptedWithWarnings" if warnings else "Accepted", warnings or "in force")
+    in_force = "in force, under audit" if standing.is_audited else "in force"
+    accepted = Condition(ACCEPTED, True, "AcceptedWithWarnings" if warnings else "Accepted", warnings or in_force)
     return accepted, _describe_programmed(obj, standing, acknowledged)
 
 
@@ -141,8 +143,10 @@ def _describe_programmed(
     count = len(standing.nodes)
     if not count:
         return Condition(PROGRAMMED, True, "NothingToEnforce", "it governs no pod on any node")
-    message = f"enforced on {enforcing} of {count} nodes"
-    return Condition(PROGRAMMED, enforcing == count, "Enforced" if enforcing == count else "Pending", message)
+    done, message = "Enforced", f"enforced on {enforcing} of {count} nodes"
+    if standing.is_audited:
+        done, message = "Audited", f"audited on {enforcing} of {count} nodes: it opens and shuts nothing"
+    return Condition(PROGRAMMED, enforcing == count, done if enforcing == count else "Pending", message)
 
 
 def _list(problems: Iterable[Problem]) -> str:

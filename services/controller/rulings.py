@@ -2,11 +2,16 @@
 
 A policy event concerns the profiles that the policy governs; a pod event usually finds its rulesets made. Versions
 stand for content: every accepted change of a policy, or of the numbers behind its named ports, is a new one.
+
+Pods that a policy under audit governs have two rulesets a direction: one as if there were no such policy, which is
+enforced, and one with all of them, its *shadow*. Where the two are the same there is one. What does not fit is decided
+for either by itself, so that no policy under audit crowds out another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
 
 from schemas.policy import PodPeer
 from schemas.terms import Default, Direction, Tier
@@ -37,6 +42,14 @@ BEYOND_PORTS = 1 << 16
 """Numbers from here on are no ports: stand-ins for names that no subject has resolved."""
 
 
+@dataclass(frozen=True, slots=True)
+class Side:
+    """The rulesets of one direction. ``shadow``: with the policies under audit, where that is another one."""
+
+    enforced: Compiled
+    shadow: Compiled | None = None
+
+
 class Rulings:
     """``stale``: profiles whose rulesets must be asked for again; who handles them clears it."""
 
@@ -45,7 +58,10 @@ class Rulings:
         self.policies: dict[PolicyKey, Policy] = {}
         self.stale: set[Profile] = set()
         self.refused: frozenset[PolicyKey] = frozenset()
-        """Admin and Baseline policies that do not fit some pod's budget."""
+        """Admin and Baseline policies that do not fit some pod's budget, those under audit not counted in."""
+        self.audited: set[PolicyKey] = set()
+        self._refused_in_full: frozenset[PolicyKey] = frozenset()
+        """Those under audit counted in: a superset, because more policies only fill a tier sooner."""
         self._facts = facts
         self._versions = Versions()
         self._numbers: dict[PolicyKey, dict[NamedPort, tuple[tuple[int, ...], ...]]] = {}
@@ -62,6 +78,9 @@ class Rulings:
     def put(self, policy: Policy) -> None:
         self._unindex(policy.key)
         self.policies[policy.key] = policy
+        self.audited.discard(policy.key)
+        if policy.is_audited:
+            self.audited.add(policy.key)
         for place in port_places(policy):
             self._asking.setdefault(place, set()).add(policy.key)
         self._renew(policy.key)
@@ -74,6 +93,7 @@ class Rulings:
     def drop(self, key: PolicyKey) -> None:
         self._unindex(key)
         if self.policies.pop(key, None) is not None:
+            self.audited.discard(key)
             self.stale |= self.selection.remove(key)
             for memory in (self._versions.of, self._numbers, self._named, self._fragments):
                 memory.pop(key, None)
@@ -121,20 +141,44 @@ class Rulings:
         if sets == self._weighed:
             return
         self._weighed = sets
-        refused = frozenset(key for applied in sets for key in self._overflow(applied))
-        for key in refused ^ self.refused:
+        in_full = frozenset(key for applied in sets for key in self._overflow(applied))
+        refused = in_full
+        if self.audited:
+            refused = frozenset(key for applied in sets for key in self._overflow(applied - self.audited))
+        for key in (refused ^ self.refused) | (in_full ^ self._refused_in_full):
             self.stale |= self.selection.profiles_of(key)
+        self._refused_in_full = in_full
         if refused != self.refused:
             self.refused = refused
             for rulesets in self._rulesets.values():
                 rulesets.refuse(refused)
 
-    def find_rulesets(
-        self, applied: Applied, default: Default, ports: Numbers, *, dns: bool
-    ) -> tuple[Compiled, Compiled]:
-        """The rulesets of egress and of ingress of pods with these named ports that these policies govern."""
-        egress, ingress = self._rulesets[Direction.EGRESS], self._rulesets[Direction.INGRESS]
-        return egress.find(applied, default, (), dns=dns), ingress.find(applied, default, ports, dns=dns)
+    def unfit(self) -> list[PolicyKey]:
+        """Admin and Baseline policies that are in no ruleset at all, in order."""
+        return sorted(self.refused | (self._refused_in_full & self.audited))
+
+    def find_rulesets(self, applied: Applied, default: Default, ports: Numbers, *, dns: bool) -> tuple[Side, Side]:
+        """Egress and ingress of pods with these named ports that these policies govern."""
+        told_apart = self.audited | (self._refused_in_full - self.refused)
+        if applied.isdisjoint(told_apart):
+            egress, ingress = self._rulesets[Direction.EGRESS], self._rulesets[Direction.INGRESS]
+            return (
+                Side(egress.find(applied, default, (), dns=dns)),
+                Side(ingress.find(applied, default, ports, dns=dns)),
+            )
+        egress_side = self._find_both(Direction.EGRESS, applied, default, (), dns=dns)
+        return egress_side, self._find_both(Direction.INGRESS, applied, default, ports, dns=dns)
+
+    def _find_both(
+        self, direction: Direction, applied: Applied, default: Default, ports: Numbers, *, dns: bool
+    ) -> Side:
+        """A default of audit stands in the shadow alone: what is enforced beside one lets pass what no rule decides."""
+        rulesets, enforced = self._rulesets[direction], applied - self.audited
+        full = rulesets.find(applied - self._refused_in_full, default, ports, dns=dns)
+        if full.hash == rulesets.find(enforced, default, ports, dns=dns).hash:
+            return Side(full)
+        without = Default.ALLOW if default is Default.AUDIT else default
+        return Side(rulesets.find(enforced, without, ports, dns=dns), full)
 
     def _fragment(self, key: PolicyKey, direction: Direction, numbers: Numbers) -> Fragment:
         fragments = self._fragments.setdefault(key, {})

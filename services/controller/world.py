@@ -46,6 +46,7 @@ from services.controller.rulings import Rulings
 from services.controller.sources import POLICY_KINDS, SETTINGS_KIND, Accepted, Sources
 
 LEFT_OUT, REFUSED_FOR_ALL = "left out of some pods' rules; they stay isolated", "refused for all pods"
+AUDITED = "; under audit: nothing is isolated or denied by it"
 
 
 class State:
@@ -95,7 +96,7 @@ class State:
     def problems(self) -> list[Problem]:
         """What is wrong with present objects, and which policies do not fit."""
         self._write()
-        left_out, refused = self._endpoints.left_out, sorted(self._rulings.refused)
+        left_out, refused = self._endpoints.left_out, self._rulings.unfit()
         found = [self._word_overflow(key, LEFT_OUT) for key in left_out]
         found += [self._word_overflow(key, REFUSED_FOR_ALL) for key in refused]
         return self._complaints.list() + found
@@ -104,15 +105,17 @@ class State:
         """What became of these policies."""
         self._write()
         nodes, left_out = self._endpoints.nodes_by_policy(), set(self._endpoints.left_out)
+        unfit = set(self._rulings.unfit())
         found = {}
         for key in keys:
             policy, problems = self._rulings.policies.get(key), self._complaints.of_object(key)
             if key in left_out:
                 problems += (self._word_overflow(key, LEFT_OUT),)
-            if key in self._rulings.refused:
+            if key in unfit:
                 problems += (self._word_overflow(key, REFUSED_FOR_ALL),)
             generation = policy.generation if policy is not None else None
-            found[key] = Standing(problems, generation, frozenset(nodes.get(key, ())))
+            is_audited = policy is not None and policy.is_audited
+            found[key] = Standing(problems, generation, frozenset(nodes.get(key, ())), is_audited)
         return found
 
     # -- events -------------------------------------------------------------------------------------------------------
@@ -305,6 +308,7 @@ class State:
             self._store.put(wire.SUBJECT_CONFIG, wire.encode(make_config(self.settings, self._facts.world)))
 
     def _word_overflow(self, key: PolicyKey, consequence: str) -> Problem:
-        tier = self._rulings.policies[key].tier
-        message = f"does not fit into the {BUDGETS[tier]} rules of the {Tier(tier).name} tier: {consequence}"
+        policy = self._rulings.policies[key]
+        room = f"{BUDGETS[policy.tier]} rules of the {Tier(policy.tier).name} tier"
+        message = f"does not fit into the {room}: {consequence}{AUDITED if policy.is_audited else ''}"
         return self._complaints.word(key, "spec", message)

@@ -127,10 +127,10 @@ class Storyteller:
         )
 
     def lacks_name(self, record: VerdictRecord) -> bool:
-        """Whether the name of a denied address may still arrive: worth a short wait."""
+        """Whether the name of a denied or audited address may still arrive: worth a short wait."""
         peer = record.destination
         return (
-            record.verdict == Verdict.DENY
+            record.verdict != Verdict.ALLOW
             and record.direction == Direction.EGRESS
             and record.tier != Tier.NONE
             and peer not in self._owners

@@ -113,7 +113,17 @@ def _format_crossing(crossing: CrossingWalk) -> Iterator[str]:
     to = format_address(packet.destination, packet.protocol, packet.port)
     what = f"egress of {pod}, to {to}" if is_egress else f"ingress of {pod}, from {packet.source} to {to}"
     yield f"{what}: {describe_finding(crossing.finding)}"
-    for walk in crossing.walks:
+    if crossing.full is None:
+        yield from _format_walks(crossing.walks, is_egress=is_egress)
+        return
+    yield f"  without the policies under audit: {describe_finding(crossing.full.enforced)}"
+    yield from _format_walks(crossing.walks, is_egress=is_egress)
+    yield f"  with them: {describe_finding(crossing.full.finding)}"
+    yield from _format_walks(crossing.full.walks, is_egress=is_egress)
+
+
+def _format_walks(walks: Iterable[Walk], *, is_egress: bool) -> Iterator[str]:
+    for walk in walks:
         if walk.seen_as:
             yield f"  the other side: {'; '.join(walk.seen_as)}"
         yield from _format_walk(walk, is_egress=is_egress)
@@ -172,7 +182,7 @@ def explanation_to_json(explanation: Explanation) -> dict[str, Any]:
 
 
 def _crossing_to_json(crossing: CrossingWalk) -> dict[str, Any]:
-    return {
+    told: dict[str, Any] = {
         "pod": f"{crossing.endpoint.namespace}/{crossing.endpoint.pod}",
         "direction": crossing.direction.name.lower(),
         "source": crossing.packet.source,
@@ -181,6 +191,13 @@ def _crossing_to_json(crossing: CrossingWalk) -> dict[str, Any]:
         "finding": finding_to_json(crossing.finding),
         "walks": [_walk_to_json(walk, crossing.direction) for walk in crossing.walks],
     }
+    if crossing.full is not None:
+        told["enforced"] = finding_to_json(crossing.full.enforced)
+        told["full"] = {
+            "finding": finding_to_json(crossing.full.finding),
+            "walks": [_walk_to_json(walk, crossing.direction) for walk in crossing.full.walks],
+        }
+    return told
 
 
 def _walk_to_json(walk: Walk, direction: Direction) -> dict[str, Any]:

@@ -66,6 +66,14 @@ class Rows:
         """The rules of one side of a pod; None if the state lacks them."""
         return self.rulesets.get(endpoint.egress if direction is Direction.EGRESS else endpoint.ingress)
 
+    def has_shadow(self, endpoint: EndpointRow, direction: Direction) -> bool:
+        """Whether policies under audit govern this side of a pod."""
+        return bool(endpoint.egress_shadow if direction is Direction.EGRESS else endpoint.ingress_shadow)
+
+    def shadow_of(self, endpoint: EndpointRow, direction: Direction) -> Ruleset | None:
+        """The rules of one side with those of policies under audit; None if there are none, or the state lacks them."""
+        return self.rulesets.get(endpoint.egress_shadow if direction is Direction.EGRESS else endpoint.ingress_shadow)
+
     def endpoint_at(self, address: str) -> EndpointRow | None:
         """The pod that has an address now."""
         row = self.addresses.get(address)

@@ -4,6 +4,8 @@ The walk reads compiled rows, as an agent does, so that it tells the same of man
 finding it ends with is the oracle's (a property test holds the two equal). A rule that does not match says what it
 lacked.
 
+Where policies under audit govern the pod, what the enforced rules accept is walked again with theirs.
+
 Pure. Deliberately absent: where rows come from, how a flow finds its pods (``explain``), tables for people.
 """
 
@@ -87,14 +89,27 @@ class Walk:
 
 
 @dataclass(frozen=True, slots=True)
+class Full:
+    """``finding`` and ``walks``: by all rules, those under audit included. ``enforced``: the finding without those."""
+
+    enforced: Finding
+    finding: Finding
+    walks: tuple[Walk, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CrossingWalk:
-    """A packet at an interface. Several walks where a Service has several kinds of backends."""
+    """A packet at an interface. Several walks where a Service has several kinds of backends.
+
+    ``walks`` are of the enforced rules. ``full``: where what they accept is asked of policies under audit too.
+    """
 
     endpoint: EndpointRow
     direction: Direction
     packet: Packet
     finding: Finding
     walks: tuple[Walk, ...] = ()
+    full: Full | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +124,20 @@ class Facts:
 def walk_crossing(facts: Facts, endpoint: EndpointRow, direction: Direction, packet: Packet) -> CrossingWalk:
     """The verdict on a new flow at one interface, with its story."""
     rows = facts.rows
+    crossing = _walk_ruleset(facts, endpoint, direction, packet, rows.ruleset_of(endpoint, direction))
+    if crossing.finding.verdict is Verdict.DENY or not rows.has_shadow(endpoint, direction):
+        return crossing
+    full = _walk_ruleset(facts, endpoint, direction, packet, rows.shadow_of(endpoint, direction))
+    enforced = crossing.finding
+    finding = enforced if full.finding.verdict is Verdict.ALLOW else replace(full.finding, verdict=Verdict.AUDIT)
+    return replace(crossing, finding=finding, full=Full(enforced, full.finding, full.walks))
+
+
+def _walk_ruleset(
+    facts: Facts, endpoint: EndpointRow, direction: Direction, packet: Packet, ruleset: Ruleset | None
+) -> CrossingWalk:
+    rows = facts.rows
     other = packet.destination if direction is Direction.EGRESS else packet.source
-    ruleset = rows.ruleset_of(endpoint, direction)
     if other in endpoint.addresses:
         return _told(endpoint, direction, packet, Finding(Verdict.ALLOW, Tier.NONE, Reason.HAIRPIN))
     if ruleset is None:

@@ -7,7 +7,8 @@ address, names by answers. Small on purpose; where it differs from the oracle on
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from schemas.policy import (
     AnyPeer,
@@ -44,8 +45,28 @@ class Side:
 def judge(
     tables: Rows, packet: Packet, *, direction: Direction, endpoint: EndpointRow, answers: Iterable[Answer], at: float
 ) -> Finding:
-    """The verdict on a new flow at one endpoint."""
-    ruleset = tables.rulesets[endpoint.egress if direction is Direction.EGRESS else endpoint.ingress]
+    """The verdict on a new flow at one endpoint: a shadow opens nothing, and audits what it would not have opened."""
+    is_egress = direction is Direction.EGRESS
+    ruleset = tables.rulesets[endpoint.egress if is_egress else endpoint.ingress]
+    shadow = endpoint.egress_shadow if is_egress else endpoint.ingress_shadow
+    asked: dict[str, Any] = {"direction": direction, "endpoint": endpoint, "answers": answers, "at": at}
+    enforced = _judge(tables, packet, ruleset, **asked)
+    if not shadow or enforced.verdict is Verdict.DENY:
+        return enforced
+    full = _judge(tables, packet, tables.rulesets[shadow], **asked)
+    return enforced if full.verdict is Verdict.ALLOW else replace(full, verdict=Verdict.AUDIT)
+
+
+def _judge(
+    tables: Rows,
+    packet: Packet,
+    ruleset: Ruleset,
+    *,
+    direction: Direction,
+    endpoint: EndpointRow,
+    answers: Iterable[Answer],
+    at: float,
+) -> Finding:
     other = packet.destination if direction is Direction.EGRESS else packet.source
     if other in endpoint.addresses:
         return Finding(Verdict.ALLOW, Tier.NONE, Reason.HAIRPIN)

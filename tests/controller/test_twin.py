@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +20,7 @@ from tests.controller.interpreter import judge
 from tests.strategies import AT, RandomDice, Scene, make_cluster_policy, scenes, seeded_scene
 
 SEEDS = 400
+NOTHING: frozenset[Direction] = frozenset()
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
@@ -107,6 +109,24 @@ def test_a_deny_never_admits_more(scene: Scene, seed: int) -> None:
     for packet, direction, pod in questions(first, scene.packets):
         if _ask(first, packet, direction, pod).verdict is Verdict.DENY:
             assert _ask(second, packet, direction, pod).verdict is Verdict.DENY
+
+
+@settings(QUICK, max_examples=100)
+@given(scenes())
+def test_audit_tells_what_enforcing_would_deny_and_moves_no_packet(scene: Scene) -> None:
+    """Denied is what is denied without the policies under audit; audit is what passes and would not if all were in
+    force and a default of audit were one of deny."""
+    state = state_of(scene.cluster + scene.policies)
+    policies, world = state.policies, state.world
+    asked = Oracle(policies, world, scene.answers)
+    without = [replace(each, egress=(), ingress=(), isolates=NOTHING) if each.is_audited else each for each in policies]
+    enforced = Oracle([replace(each, is_audited=False) for each in without], world, scene.answers)
+    full = Oracle([replace(each, is_audited=False) for each in policies], world, scene.answers)
+    for packet, direction, pod in questions(asked, scene.packets):
+        found = _ask(asked, packet, direction, pod).verdict
+        passes = _ask(enforced, packet, direction, pod).verdict is not Verdict.DENY
+        is_clean = _ask(full, packet, direction, pod).verdict is Verdict.ALLOW
+        assert found is ((Verdict.ALLOW if is_clean else Verdict.AUDIT) if passes else Verdict.DENY)
 
 
 def _ask(oracle: Oracle, packet: Packet, direction: Direction, pod: Pod) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ from schemas.terms import (
 )
 from services.controller.policy.diff import apply, diff
 from services.controller.policy.parse import identify
+from services.controller.sources import POLICY_KINDS
 from services.controller.world import State
 from tests import builders as k8s
 from tests.strategies import RandomDice, make_cluster_policy, make_pod, seeded_scene
@@ -124,7 +126,12 @@ def _mutate(state: State, present: dict[Any, Obj], roll: random.Random) -> None:
         key = roll.choice(sorted(present))
         delete(state, present.pop(key))
         return
-    obj = roll.choice(MUTATIONS)(dice)
+    policies = [present[key] for key in sorted(present) if key[0] in POLICY_KINDS]
+    if roll.random() < 0.2 and policies:
+        obj = copy.deepcopy(roll.choice(policies))
+        obj["metadata"]["annotations"] = {"yett.dev/mode": roll.choice(("audit", "audit", "enforce"))}
+    else:
+        obj = roll.choice(MUTATIONS)(dice)
     present[identify(obj)] = obj
     state.upsert(obj)
 
@@ -201,7 +208,8 @@ def missing(rows: dict[str, bytes]) -> set[str]:
     for subject, body in rows.items():
         row = wire.decode(subject, body)
         if isinstance(row, EndpointRow):
-            wanted |= {wire.subject_ruleset(row.egress), wire.subject_ruleset(row.ingress)}
+            shadows = {each for each in (row.egress_shadow, row.ingress_shadow) if each}
+            wanted |= {wire.subject_ruleset(each) for each in {row.egress, row.ingress} | shadows}
             wanted.add(wire.subject_identity(row.identity))
         elif isinstance(row, AddressRow):
             wanted.add(wire.subject_identity(row.identity))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from services.controller.policy.model import Answer, Packet
 from tests.strategies.clusters import make_cluster, make_pod
 from tests.strategies.dice import Dice, DrawnDice, Obj, RandomDice
-from tests.strategies.policies import make_cluster_policy, make_policies
+from tests.strategies.policies import make_cluster_policy, make_policies, put_under_audit
 from tests.strategies.pools import AT
 from tests.strategies.traffic import make_answers, make_packet
 
@@ -23,6 +23,7 @@ __all__ = [
     "make_pod",
     "make_policies",
     "make_scene",
+    "put_under_audit",
     "scenes",
     "seeded_scene",
 ]
@@ -39,12 +40,14 @@ class Scene:
 
 
 def make_scene(dice: Dice, *, packets: int) -> Scene:
-    return Scene(
+    scene = Scene(
         cluster=make_cluster(dice),
         policies=make_policies(dice),
         answers=make_answers(dice),
         packets=[make_packet(dice) for _ in range(packets)],
     )
+    put_under_audit(dice, scene.policies)
+    return scene
 
 
 @st.composite

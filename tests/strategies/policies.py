@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tests import builders as k8s
-from tests.strategies.dice import Dice, Obj
+from tests.strategies.dice import Dice, Obj, is_rare
 from tests.strategies.pools import CIDRS, INNER, NAMESPACES, PATTERNS, PORT_NAMES, PORTS, PROTOCOLS, VALUES
 
+MODE_ANNOTATION = "yett.dev/mode"
 RANGE_ENDS = (*(443, 442, 90, 443) * 8, 8080, 65535)
 """Of ranges that begin at 80; wide ones seldom, because the widest is 65,456 entries of an array. So is a protocol
 without a port."""
@@ -19,6 +20,16 @@ def make_policies(dice: Dice) -> list[Obj]:
         make_classic_policy(dice, f"p{index}") if dice.pick((True, False)) else make_cluster_policy(dice, f"p{index}")
         for index in range(dice.pick((4, 8, 2, 1, 0, 8, 12, 12)))
     ]
+
+
+def put_under_audit(dice: Dice, policies: Sequence[Obj]) -> None:
+    """None of them, a few, or all: the annotation that says so, or the one that says the opposite."""
+    one_in = dice.pick((0, 0, 4, 2, 1))
+    for policy in policies if one_in else ():
+        if is_rare(dice, one_in):
+            policy["metadata"]["annotations"] = {MODE_ANNOTATION: "audit"}
+        elif is_rare(dice, 8):
+            policy["metadata"]["annotations"] = {MODE_ANNOTATION: "enforce"}
 
 
 def make_selector(dice: Dice, keys: Sequence[str] = ("app", "tier")) -> Obj:

@@ -10,15 +10,15 @@ from schemas.terms import FrontendKind, PolicyKind, Tier, Verdict
 from services.controller.policy import evaluate
 from tests.twins.proof import Coverage
 
-ALLOW, DENY = "ALLOW", "DENY"
-CLOSED = (("NETWORK_POLICY", DENY), ("DEFAULT", DENY))
+ALLOW, DENY, AUDIT = "ALLOW", "DENY", "AUDIT"
+CLOSED = (("NETWORK_POLICY", DENY), ("DEFAULT", DENY), ("NETWORK_POLICY", AUDIT))
 """Where isolation or the default shuts: a better reason may stand in for either."""
 OUTCOMES = {
     "RULE": (
-        *product(("ADMIN", "BASELINE"), (ALLOW, DENY)),
+        *product(("ADMIN", "BASELINE"), (ALLOW, DENY, AUDIT)),
         ("NETWORK_POLICY", ALLOW),
     ),
-    "ISOLATED": (("NETWORK_POLICY", DENY),),
+    "ISOLATED": (("NETWORK_POLICY", DENY), ("NETWORK_POLICY", AUDIT)),
     "DEFAULT": tuple(("DEFAULT", verdict.name) for verdict in Verdict),
     "DNS_IMPLICIT": (("NETWORK_POLICY", ALLOW),),
     "OWN_NODE": (("NONE", ALLOW),),
@@ -41,7 +41,7 @@ def expected_facts() -> set[tuple[str, ...]]:
     """Every fact of ``proof.describe`` that thousands of scenes must show."""
     facts: set[tuple[str, ...]] = {("outcome", why, *each) for why, found in OUTCOMES.items() for each in found}
     ways = ("egress", "ingress")
-    facts |= {("kind", kind.value, *each) for kind in PolicyKind for each in product(ways, (ALLOW, DENY))}
+    facts |= {("kind", kind.value, *each) for kind in PolicyKind for each in product(ways, (ALLOW, DENY, AUDIT))}
     facts |= {("frontend", kind.name, shape) for kind, shapes in FRONTENDS.items() for shape in shapes}
     facts |= {("direction", way, verdict.name) for way in ways for verdict in Verdict}
     facts |= {("name", "RULE"), ("name", "NAME_EXPIRED"), ("family", "4"), ("family", "6")}
