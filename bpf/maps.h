@@ -7,6 +7,7 @@
 // A map that cannot be made is a program that does not load.
 
 #define SPARSE 1 // BPF_F_NO_PREALLOC
+#define MAPPED 1024 // BPF_F_MMAPABLE: the agent reads it where it is
 
 BPF_TABLE_PINNED("array", __u32, struct endpoint, endpoints, ENDPOINT_SLOTS, PIN_FOLDER "/endpoints", 0);
 BPF_TABLE_PINNED("hash", __u32, struct endpoint, endpoints_far, ENDPOINT_SLOTS, PIN_FOLDER "/endpoints_far", SPARSE);
@@ -39,7 +40,9 @@ BPF_TABLE_PINNED("array", __u32, struct place, places, FLOWS, PIN_FOLDER "/place
 BPF_TABLE_PINNED("array", __u32, struct kept_set, fragments, SETS_OF(FRAGMENTS), PIN_FOLDER "/fragments", 0);
 BPF_TABLE_PINNED("array", __u32, struct quota, quotas, ENDPOINT_SLOTS, PIN_FOLDER "/quotas", 0);
 BPF_TABLE_PINNED("array", __u32, struct counter, reasons, 2 * REASONS, PIN_FOLDER "/reasons", 0);
-BPF_TABLE_PINNED("array", __u32, struct counter, rule_counters, RULE_COUNTERS, PIN_FOLDER "/rule_counters", 0);
+BPF_TABLE_PINNED("array", __u32, struct counter, rule_counters, RULE_COUNTERS, PIN_FOLDER "/rule_counters", MAPPED);
+BPF_TABLE_PINNED("array", __u32, struct reach_set, reached, ENDPOINT_SLOTS * 2 * REACH_SETS, PIN_FOLDER "/reached",
+                 MAPPED);
 
 // bcc has no macro for a pinned ring buffer; this is its BPF_RINGBUF_OUTPUT with a path.
 #define RING_PINNED(ring, pages, path)                                                                                 \

@@ -227,10 +227,11 @@ static INLINE int has_next_step(struct scratch *s, struct endpoint *ep)
 }
 
 // The shadow ruleset opens nothing: it turns an accept into an audited one. Its default may be AUDIT, which is no accept.
-static INLINE void merge_shadow(struct scratch *s)
+static INLINE void merge_shadow(struct __sk_buff *skb, struct scratch *s)
 {
     struct finding full = s->finding;
 
+    count_rule(find_counter(s), skb->len); // every judgement: else the use of a rule under audit would be nobody's news
     s->finding = s->shadow;
     if (full.verdict == VERDICT_ALLOW)
         return;
@@ -288,6 +289,7 @@ static INLINE void admit_new(struct __sk_buff *skb, struct scratch *s, struct en
     make_flow(skb, s, state);
     if (s->packet.tcp_flags & TCP_RST)
         return;
+    note_reach(s, ep);
     if (!insert_flow(s, ep, s->job.ticks))
         count_reason(direction, REASON_MAP_FULL, skb->len);
 }
@@ -296,6 +298,7 @@ static INLINE void admit_new(struct __sk_buff *skb, struct scratch *s, struct en
 static INLINE int readmit(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int direction)
 {
     struct flow *flow = flows.lookup(&s->key);
+    __u32 counter = find_counter(s);
     int is_news;
 
     if (!flow)
@@ -303,8 +306,10 @@ static INLINE int readmit(struct __sk_buff *skb, struct scratch *s, struct endpo
     is_news = s->finding.verdict == VERDICT_AUDIT && flow->audited_by != find_told(s)->ruleset;
     if (is_news && !s->job.related)
         flow->audited_by = find_told(s)->ruleset;
+    if (counter != flow->counter) // a rule that has let nothing in yet, and yet is in use
+        count_rule(counter, skb->len);
     flow->domain = s->finding.domain;
-    flow->counter = find_counter(s);
+    flow->counter = counter;
     flow->bit = s->finding.bit;
     flow->tier = s->finding.tier;
     flow->reason = s->finding.reason;
@@ -370,7 +375,7 @@ static INLINE int finish(struct __sk_buff *skb, struct scratch *s, struct endpoi
         return TC_ACT_SHOT;
     }
     if (s->job.step == STEP_SHADOW)
-        merge_shadow(s);
+        merge_shadow(skb, s);
     if (s->finding.verdict == VERDICT_DENY)
         return deny(skb, s, ep, direction);
     if (s->job.mode == MODE_NEW)

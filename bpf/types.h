@@ -375,6 +375,26 @@ struct counter {
     __u64 bytes;
 };
 
+// reached: array, index = ((endpoint id & (ENDPOINT_SLOTS - 1)) * 2 + direction) * REACH_SETS + set. Peers of new flows that
+// were let in, of the side that opened them. An endpoint's rows are its own, and those of each direction.
+// ``what``: from the lowest bits: the destination's port (network order), protocol, how (the reason in the lower six bits,
+// REACH_* above them), and in the upper half the peer's identity or, where REACH_NAMED, the domain row that admitted it.
+#define REACH_WAYS 8
+#define REACH_BUSY 1 // being written; other tags are of peer and ``what``, 0: free
+#define REACH_REASON 63
+#define REACH_NAMED 64
+#define REACH_AUDITED 128
+struct reach {
+    __u64 tag;
+    struct address peer;
+    __u64 what;
+    __u64 flows;
+};
+struct reach_set {
+    struct reach way[REACH_WAYS];
+    __u64 lost; // flows that found no room, since the map was made
+};
+
 // config: array of one. epoch: array of one u64, bumped at every change that a live flow must be judged by.
 // ``timeout``: how long a flow outlives its last packet, in ticks, by what it is; settings. 0: it outlives nothing.
 #define SEARCH_SUFFIXES 8

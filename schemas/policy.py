@@ -128,12 +128,14 @@ class RulesetRule(Row, frozen=True, kw_only=True):
     """One bit of a ruleset. Matches if any peer and any port range match. No peers or no ports: matches nothing.
 
     ``sources``: every policy rule with this same content at this place; sorted, never empty. The first one is reported.
+    ``hashes``: of each of these rules as it was written, by which its use is counted across edits of its policy.
     """
 
     action: Action
     peers: tuple[Peer, ...]
     ports: tuple[PortRange, ...]
     sources: tuple[RuleSource, ...]
+    hashes: tuple[str, ...] = ()
 
 
 class Ruleset(Row, frozen=True, kw_only=True):

@@ -19,17 +19,23 @@ from typing import Any
 
 import msgspec
 
-from schemas import flowlog, policy, resolution, status, verdict
+from schemas import flowlog, policy, resolution, status, usage, verdict
 from schemas.terms import IdentityId, NodeName, RulesetHash, Verdict
 
 STREAM_POLICY = "YETT_POLICY"
 STREAM_RESOLUTION = "YETT_RESOLUTION"
 STREAM_VERDICT = "YETT_VERDICT"
+USAGE_BUCKET = "yett_usage"
+STREAM_USAGE = f"KV_{USAGE_BUCKET}"
+"""A key-value bucket is a stream of this name; the key stands behind ``USAGE_BUCKET_PREFIX``."""
 
 POLICY_PREFIX = "yett.policy."
 RESOLUTION_PREFIX = "yett.resolution."
 DENIED_PREFIX = "yett.denied."
 """Aggregated denials, on stream YETT_VERDICT; single verdicts are plain NATS below ``yett.verdict.``."""
+
+USAGE_PREFIX = "yett.usage."
+USAGE_BUCKET_PREFIX = f"$KV.{USAGE_BUCKET}."
 
 HEADER_SCHEMA = "Yett-Schema"
 HEADER_OPERATION = "Yett-Op"
@@ -223,6 +229,26 @@ def subject_status(node: NodeName) -> str:
     return f"yett.status.{encode_name(node)}"
 
 
+def subject_usage(node: NodeName) -> str:
+    """A request, see ``UsageReport``."""
+    return f"{USAGE_PREFIX}{encode_name(node)}"
+
+
+def subject_usage_rule(key: tuple[str, str, str], uid: str, digest: str) -> str:
+    """``key``: of the policy. ``-`` stands for what is missing: a namespace, the uid of an object from a file."""
+    kind, namespace, name = key
+    tokens = [encode_name(kind), encode_name(namespace) if namespace else "-", encode_name(name)]
+    return ".".join([f"{USAGE_BUCKET_PREFIX}rule", *tokens, encode_name(uid) if uid else "-", encode_name(digest)])
+
+
+def subject_usage_pod(namespace: str, pod: str) -> str:
+    return f"{USAGE_BUCKET_PREFIX}pod.{encode_name(namespace)}.{encode_name(pod)}"
+
+
+def subject_usage_node(node: NodeName) -> str:
+    return f"{USAGE_BUCKET_PREFIX}node.{encode_name(node)}"
+
+
 SUBJECT_STATUS_CONTROLLER = "yett.controller.status"
 """Outside ``yett.status.``, where it would be the subject of a node named ``controller``."""
 SUBJECT_STATUS_CONTROLLER_GET = "yett.controller.status.get"
@@ -270,6 +296,10 @@ TABLE: tuple[Entry, ...] = (
     Entry("yett.verdict.", verdict.VerdictEvent),
     Entry(DENIED_PREFIX, verdict.VerdictEvent),
     Entry("yett.name_refused.", verdict.NameRefused),
+    Entry(USAGE_PREFIX, usage.UsageReport),
+    Entry(f"{USAGE_BUCKET_PREFIX}rule.", usage.RuleUsage),
+    Entry(f"{USAGE_BUCKET_PREFIX}pod.", usage.PodUsage),
+    Entry(f"{USAGE_BUCKET_PREFIX}node.", usage.NodeUsage),
     Entry(SUBJECT_STATUS_CONTROLLER, status.ControllerStatus),
     Entry("yett.status.recorder.", status.RecorderStatus),
     Entry("yett.status.", status.AgentStatus),
@@ -331,8 +361,8 @@ def hash_body(body: bytes) -> str:
 
 
 def _published_types() -> list[type[msgspec.Struct]]:
-    """Every body's type once, and the line of a flow log."""
-    return [*dict.fromkeys(entry.type for entry in TABLE), flowlog.FlowLog]
+    """Every body's type once, the answer to a report of usage, and the line of a flow log."""
+    return [*dict.fromkeys(entry.type for entry in TABLE), usage.UsageTaken, flowlog.FlowLog]
 
 
 def export_json_schema() -> dict[str, Any]:

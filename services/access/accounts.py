@@ -25,12 +25,14 @@ CONTROLLER_ACCOUNT = "YETT"
 NODE_ACCOUNT = "NODES"
 
 _NODE_STREAMS = (wire.STREAM_POLICY, wire.STREAM_RESOLUTION)
-_ALL_STREAMS = (*_NODE_STREAMS, wire.STREAM_VERDICT)
+_ALL_STREAMS = (*_NODE_STREAMS, wire.STREAM_VERDICT, wire.STREAM_USAGE)
 _CALLS = ("STREAM.INFO.{}", "CONSUMER.CREATE.{}.*", "CONSUMER.DELETE.{}.*")
 _PULL = "CONSUMER.MSG.NEXT.{}.*"
 """Many answers to one request, where the others have one."""
 _STORED = (wire.RESOLUTION_PREFIX + ">", wire.DENIED_PREFIX + ">")
 """What nodes say that a stream keeps: acknowledged, so a service."""
+_USAGE = wire.USAGE_PREFIX + ">"
+"""What nodes report to whoever leads, who answers."""
 _STATUSES = "yett.status.>"
 
 
@@ -64,14 +66,14 @@ def write_accounts(controllers: Iterable[str], nodes: Mapping[str, str], readers
 def _controller_exports() -> list[str]:
     calls = [_export("service", f"$JS.API.{call}", NODE_ACCOUNT) for call in _single_calls()]
     pulls = [_export("service", f"$JS.API.{call}", NODE_ACCOUNT, "response_type: Stream") for call in _pulls()]
-    services = [*_STORED, wire.SUBJECT_STATUS_CONTROLLER_GET]
+    services = [*_STORED, _USAGE, wire.SUBJECT_STATUS_CONTROLLER_GET]
     spoken = _export("stream", wire.SUBJECT_STATUS_CONTROLLER, NODE_ACCOUNT)
     return [*calls, *pulls, *(_export("service", subject, NODE_ACCOUNT) for subject in services), spoken]
 
 
 def _node_imports() -> list[str]:
     calls = [_import("service", f"$JS.API.{call}", f"{API_PREFIX}.{call}") for call in [*_single_calls(), *_pulls()]]
-    services = [_import("service", subject) for subject in [*_STORED, wire.SUBJECT_STATUS_CONTROLLER_GET]]
+    services = [_import("service", subject) for subject in [*_STORED, _USAGE, wire.SUBJECT_STATUS_CONTROLLER_GET]]
     return [*calls, *services, _import("stream", wire.SUBJECT_STATUS_CONTROLLER)]
 
 
@@ -96,6 +98,7 @@ def _node_permissions(node: NodeName) -> str:
         wire.subject_observed(node),
         wire.subject_status(node),
         wire.subject_status_recorder(node),
+        wire.subject_usage(node),
     ]
     hears = [f"{inbox_prefix('nodes', node)}.>", wire.RESOLUTION_PREFIX + ">", wire.subject_observed(node)]
     return _permissions([*says, *_reads(_NODE_STREAMS)], hears)

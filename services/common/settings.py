@@ -115,6 +115,8 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     flow_log_files: Count = 5
     span_allow_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Share of the allowed flows told that become spans too; denials all do."""
+    usage_seconds: Annotated[float, Meta(ge=0.2, le=3600)] = 10.0
+    """How often what rules and pods are used for is read and reported."""
     map_flows: Count = 262_144
     map_resolutions: Count = 65_536
     map_ipcache: Count = 262_144
@@ -122,6 +124,7 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     map_frontends: Count = 65_536
     map_endpoints: Count = 1_024
     map_query_sets: Count = 256
+    map_reach_sets: Count = 8
     map_rulesets: Count = 1_024
     map_prefixes: Count = 262_144
     map_identities: Count = 65_536

@@ -49,10 +49,12 @@ from services.nodeagent.namebus import HeardName, NameBus
 from services.nodeagent.names import BusNames
 from services.nodeagent.nftwatch import NftWatch
 from services.nodeagent.policystate import PolicyState
+from services.nodeagent.reached import Reached
 from services.nodeagent.replica import Applied, Replica, SavedRowsError
 from services.nodeagent.sizes import make_capacities, make_sizes
 from services.nodeagent.statefile import StateFile
 from services.nodeagent.tables import Tables
+from services.nodeagent.usagebus import UsageBus
 from services.nodeagent.verdictbus import Shares, VerdictBus
 from services.nodeagent.verdicts import Storyteller
 from services.nodeagent.verdictspans import VerdictSpans
@@ -171,6 +173,7 @@ class App:
         place = Place(self._node, loaded.layout, Path(settings.state_dir), former.name if former else "")
         limits = Limits(allow_events=settings.allow_ratio > 0)
         self._enforcer = Enforcer(place, self._datapath, make_capacities(settings), limits)
+        self._usage = self._open_usage(loaded)
         await self._close_gate()
         await self._links.open(dict(loaded.programs), is_held=former is not None)
         ring = self._datapath.open_verdicts()
@@ -184,6 +187,7 @@ class App:
                 group.create_task(self._collect())
                 group.create_task(self._save())
                 group.create_task(self._verdicts.tick())
+                group.create_task(self._count_usage())
                 if self._flow_log:
                     group.create_task(self._flow_log.run())
                 group.create_task(self._watch_gate())
@@ -195,6 +199,7 @@ class App:
                 self._flow_log.close()
             self._verdicts.detach(ring)
             ring.close()
+            self._usage.close()
             self._write_state()
             await self._links.close()
             self._datapath.close()
@@ -222,11 +227,33 @@ class App:
         os.utime(loaded.maps[_RECORDERS_RING], (0, 0))
         return former
 
+    def _open_usage(self, loaded: loader.Loaded) -> UsageBus:
+        usage = UsageBus(self._node, Path(self._settings.state_dir), self._open_reached(loaded.maps), loaded.layout)
+        usage.resume(self._enforcer)
+        if self._swapped.is_set():
+            usage.begin()
+        return usage
+
+    def _open_reached(self, maps: Mapping[str, Path]) -> Reached:
+        return Reached(maps, self._datapath.endpoint_slots)
+
+    def _begin_usage(self) -> None:
+        """What was counted under the layout before, where its numbers are ours too."""
+        carrier = self._carrier
+        is_same = carrier is not None and {"reached", "rule_counters"} <= carrier.same
+        former = {name: carrier.former / name for name in ("reached", "rule_counters", "flows")} if carrier else {}
+        self._usage.begin(self._open_reached(former) if is_same else None)
+
+    async def _count_usage(self) -> None:
+        await self._swapped.wait()
+        await self._usage.tick(self._settings.usage_seconds)
+
     async def _swap(self) -> None:
         """The new maps hold what is in force: its programs go on, and what the old ones learned meanwhile is added."""
         await self._links.release()
         if self._carrier is not None:
             await asyncio.to_thread(self._carrier.copy_after)
+        self._begin_usage()
         os.utime(self._loaded.maps[_RECORDERS_RING])
         self._counters["layouts_swapped"] += 1
         _log.info("layout swapped", layout=self._loaded.layout)
@@ -286,6 +313,7 @@ class App:
         if done:
             if not self._swapped.is_set():
                 await self._swap()
+            self._usage.follow(self._enforcer, self._storyteller)
             self._note_enforced(state, trace if is_new else self._trace)
             if is_new and state.number == self._heard_number:
                 self._programming.observe(time.monotonic() - self._heard_at)
@@ -297,6 +325,7 @@ class App:
                     millis=round((time.monotonic() - began) * 1000, 1),
                 )
         else:
+            self._usage.read()
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._mailbox.put_state, state, None)
         self._status_due.set()
         await self._links.set_judged(self._enforcer.judged())
@@ -408,6 +437,7 @@ class App:
                 group.create_task(self._speak(connection))
                 group.create_task(self._verdicts.run(connection))
                 group.create_task(self._follow_names(connection))
+                group.create_task(self._usage.run(connection, self._settings.usage_seconds))
         finally:
             await self._verdicts.drain(connection)
             await bus.close(connection)
@@ -529,6 +559,7 @@ class App:
             self._datapath.read_reasons(),
             self._verdicts.counters,
             self._flow_log.counters if self._flow_log else {},
+            self._usage.left_out,
             {f"names_{name}": count for name, count in self._names.counters.items()},
             {"revisions_refused": self._replica.revisions_refused} if self._replica.revisions_refused else {},
             {f"undecodable_{name}": count for name, count in self._replica.undecodable.items()},

@@ -24,6 +24,7 @@ from services.nodeagent.memory import MemoryFile, keep_present, recall, take_ove
 from services.nodeagent.numbers import Capacities, NumbersExhausted
 from services.nodeagent.policystate import PolicyState
 from services.nodeagent.tables import Tables
+from services.nodeagent.usage import Owner, Watched
 from services.nodeagent.verdicts import PodName
 from services.nodeagent.wanted import Limits, Wanted
 
@@ -184,6 +185,33 @@ class Enforcer:
             row = rows.get(self.bindings[ifindex].uid) if ifindex in self.bindings else None
             if row is not None:
                 found[entry.id] = PodName(row.namespace, row.pod)
+        return found
+
+    def owners(self) -> dict[int, Owner]:
+        """Endpoint id -> whose it is, with its uid."""
+        rows = {row.uid: row for row in self.state.endpoints.values()}
+        found = {}
+        for ifindex, entry in self.tables.endpoints.items():
+            row = rows.get(self.bindings[ifindex].uid) if ifindex in self.bindings else None
+            if row is not None:
+                found[entry.id] = Owner(row.namespace, row.pod, row.uid)
+        return found
+
+    def endpoint_ids(self) -> dict[str, int]:
+        """Uid -> endpoint id, of every pod that has one, known by name or not."""
+        return dict(self._memory.spaces.endpoint_ids.given)
+
+    def watched(self) -> list[Watched]:
+        """The rulesets in force, and where their rules are counted."""
+        enforced = {handle for one in self.tables.endpoints.values() for handle in (one.egress, one.ingress)}
+        shadows = {
+            handle for one in self.tables.endpoints.values() for handle in (one.egress_shadow, one.ingress_shadow)
+        }
+        found = []
+        for handle, entry in self.tables.rulesets.items():
+            ruleset = self._wanted.find_ruleset(handle)
+            if ruleset is not None:
+                found.append(Watched(entry.counters, ruleset, is_shadow=handle in shadows - enforced))
         return found
 
     def rulesets_by_handle(self) -> dict[int, Any]:

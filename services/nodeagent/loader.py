@@ -49,6 +49,7 @@ SOURCES = (
     "lookup.h",
     "names.h",
     "judge.h",
+    "reach.h",
     "learn.h",
     "established.h",
     "pod_tc.c",
@@ -71,6 +72,7 @@ TAIL_PROGRAMS: Mapping[str, int] = {
 DEFAULT_SIZES: Mapping[str, int] = {
     "ENDPOINT_SLOTS": 1024,  # power of two; endpoints of one node, and ids below it
     "QUERY_SETS": 256,  # power of two; of 8 queries, for each endpoint; 32 KiB an endpoint
+    "REACH_SETS": 8,  # power of two; of 8 peers, for each endpoint and direction; 5.1 KiB an endpoint
     "RULESETS": 1024,
     "ADDRESSES": 131_072,
     "PREFIXES": 262_144,
@@ -93,7 +95,7 @@ DEFAULT_SIZES: Mapping[str, int] = {
 """Entries a map; each is a setting. Sparse hashes and tries cost memory for what they hold only."""
 POWERS_OF_TWO = frozenset(
     (
-        *("ENDPOINT_SLOTS", "QUERY_SETS", "FLOWS", "SEEN", "FRAGMENTS"),
+        *("ENDPOINT_SLOTS", "QUERY_SETS", "REACH_SETS", "FLOWS", "SEEN", "FRAGMENTS"),
         *("VERDICT_PAGES", "RESOLUTION_PAGES", "HANDOVER_PAGES"),
     )
 )

@@ -14,6 +14,7 @@ _SIZES = {
     "FRONTENDS": "map_frontends",
     "ENDPOINT_SLOTS": "map_endpoints",
     "QUERY_SETS": "map_query_sets",
+    "REACH_SETS": "map_reach_sets",
     "RULESETS": "map_rulesets",
     "PREFIXES": "map_prefixes",
     "IDENTITIES": "map_identities",

@@ -102,6 +102,10 @@ class Storyteller:
             others = (one for one in self._told.get(key, ()) if one.name != observed.name)
             self._told.remember(key, (told, *others)[:NAMES_AN_ADDRESS])
 
+    def names_of(self, endpoint: int, address: str) -> tuple[str, ...]:
+        """The names under which an endpoint was told an address, newest first."""
+        return tuple(one.name for one in self._told.get((endpoint, address), ()))
+
     def note_lesson(self, lesson: Lesson, trace: str = "") -> None:
         """What another node taught. ``trace``: traceparent of the span that wrote it to this node's kernel."""
         self._taught.remember((lesson.address, lesson.row), Named(lesson.name, lesson.node, trace))

@@ -40,7 +40,7 @@ _AGENT_MAPS = (
     *("peers", "port_classes", "ports", "frontends", "mixed", "domains", "resolvers", "guard"),
     *("config", "credits"),
 )
-_PROGRAM_MAPS = ("resolutions", "seen", "queries", "flows", "places", "fragments", "quotas")
+_PROGRAM_MAPS = ("resolutions", "seen", "queries", "flows", "places", "fragments", "quotas", "reached")
 _counter = itertools.count()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from services.dnsrecorder import event as resolution_events
-from services.nodeagent import events, mapcodec
+from services.nodeagent import events, mapcodec, reached
 from services.nodeagent.loader import find_sources
 from tests.bpf.prog_run import Kernel
 
@@ -57,6 +57,9 @@ _STRUCTS = (
     "verdict_event",
     "resolution_event",
     "event_header",
+    "reach_set",
+    "reach",
+    "flow",
 )
 
 
@@ -161,6 +164,17 @@ def test_events_are_read_where_they_are_written(structs: dict[str, Any]) -> None
     assert offsets_of(resolution_events._LAYOUT) >= {
         getattr(resolution, field).offset for field, *_ in resolution._fields_ if field not in ("message", "pad")
     }
+
+
+def test_rows_of_peers_are_words_where_they_are_read(structs: dict[str, Any]) -> None:
+    """A row is tag, peer, what and flows in five words, a set eight of them and a count; a flow's counter is found."""
+    row, rows, flow = structs["reach"], structs["reach_set"], structs["flow"]
+    assert [row.tag.offset, row.peer.offset, row.what.offset, row.flows.offset] == [0, 8, 24, 32]
+    assert ctypes.sizeof(row) == 8 * reached._ROW_WORDS
+    assert rows.lost.offset == 8 * reached.WAYS * reached._ROW_WORDS and ctypes.sizeof(rows) == rows.lost.offset + 8
+    assert [flow.expires.offset, flow.domain.offset, flow.counter.offset] == [
+        reached._FLOW_AT + place for place in (0, 4, 8)
+    ]
 
 
 def test_pinned_maps_have_the_sizes_of_their_structs(loaded_kernel: Kernel, structs: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ from schemas.terms import (
     RulesetHash,
     Tier,
 )
-from services.controller.policy.model import ANY_PORT, AWS_KINDS, NamedPort, Policy, PolicyKey, Rule
+from services.controller.policy.model import ANY_PORT, AWS_KINDS, NamedPort, Policy, PolicyKey, Rule, hash_rule
 
 BUDGETS = {Tier.ADMIN: RULES_ADMIN, Tier.NETWORK_POLICY: RULES_NETWORK_POLICY, Tier.BASELINE: RULES_BASELINE}
 
@@ -71,6 +71,7 @@ class Bit:
     peers: tuple[Peer, ...]
     ports: tuple[PortRange, ...]
     source: RuleSource
+    hash: str
 
     @property
     def content(self) -> tuple[Action, tuple[Peer, ...], tuple[PortRange, ...]]:
@@ -123,9 +124,9 @@ def compile_policy(policy: Policy, direction: Direction, numbers: Numbers) -> Fr
     bits: list[Bit] = []
     for rule in policy.rules(direction):
         expand = _expand_egress if direction is Direction.EGRESS else _expand_ingress
-        order, source = _order(policy, rule), policy.source(rule.name)
+        order, source, digest = _order(policy, rule), policy.source(rule.name), hash_rule(direction, rule)
         for peers, ports in expand(rule, numbers):
-            bits.append(Bit(order=order, action=rule.action, peers=peers, ports=ports, source=source))
+            bits.append(Bit(order=order, action=rule.action, peers=peers, ports=ports, source=source, hash=digest))
     patterns = {peer.pattern for bit in bits for peer in bit.peers if isinstance(peer, DomainPeer)}
     return Fragment(policy=policy, bits=tuple(bits), patterns=frozenset(patterns))
 
@@ -300,11 +301,17 @@ def _encode_list(rows: Sequence[msgspec.Struct]) -> msgspec.Raw:
 def _merge(fragments: Iterable[Fragment]) -> tuple[RulesetRule, ...]:
     """Bits of one tier in order; identical ones share the first one's place."""
     bits = [bit for each in fragments for bit in each.bits]
-    sources: dict[tuple[Action, tuple[Peer, ...], tuple[PortRange, ...]], dict[RuleSource, None]] = {}
+    sources: dict[tuple[Action, tuple[Peer, ...], tuple[PortRange, ...]], dict[RuleSource, str]] = {}
     for bit in sorted(bits, key=lambda each: each.order):
-        sources.setdefault(bit.content, {})[bit.source] = None
+        sources.setdefault(bit.content, {})[bit.source] = bit.hash
     return tuple(
-        RulesetRule(action=action, peers=peers, ports=ports, sources=tuple(given)[:SOURCES_MAX])
+        RulesetRule(
+            action=action,
+            peers=peers,
+            ports=ports,
+            sources=tuple(given)[:SOURCES_MAX],
+            hashes=tuple(given.values())[:SOURCES_MAX],
+        )
         for (action, peers, ports), given in sources.items()
     )
 

@@ -9,7 +9,10 @@ Rules of this module: frozen, no I/O, no behaviour beyond lookup.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import NamedTuple
+
+import msgspec
 
 from schemas.policy import Config, Peer, PortRange, RuleSource, Selector
 from schemas.terms import (
@@ -83,6 +86,16 @@ class Rule:
     ports: tuple[PortSpec, ...]
     name: str
     index: int
+
+
+def hash_rule(direction: Direction, rule: Rule) -> str:
+    """16 hex digits of what a rule says, whatever it is called and wherever in its policy it stands."""
+    ports = [tuple(port) if isinstance(port, NamedPort) else port for port in rule.ports]
+    said = (int(direction), int(rule.action), rule.peers, ports)
+    return blake2b(_ENCODER.encode(said), digest_size=8).hexdigest()
+
+
+_ENCODER = msgspec.json.Encoder(order="deterministic")
 
 
 @dataclass(frozen=True, slots=True)
