@@ -23,6 +23,7 @@
 #define TYPE_CNAME 5
 #define TYPE_AAAA 28
 #define CLASS_IN 1
+#define HEADER_TRUNCATED 2 // in the third byte
 #define WALK_BITE 64   // records walked in one program
 #define WRITE_BITE 16  // pages tried in one program
 #define OWNER_LABELS 16 // labels before a record's owner name ends or points
@@ -210,7 +211,7 @@ static INLINE int check_answer(struct scratch *s)
     if (d->bad_name)
         return REASON_LEARN_BAD_NAME;
     d->left = read_u16(s->event.message, 6);
-    return d->left ? 0 : NOTHING_TO_LEARN;
+    return d->left ? 0 : REASON_LEARN_NO_ADDRESS;
 }
 
 // From the pod's own interface it came through a Service: whoever stands behind that one wrote it.
@@ -297,6 +298,8 @@ static INLINE void finish_dns(struct __sk_buff *skb, struct scratch *s, struct e
             tails.call(skb, TAIL_LEARN_WALK);
         else if (!check_answer(s))
             hand_over_datagram(skb, s);
+        else // its header says so, whatever of it is missing here
+            tails.call(skb, TAIL_LEARN_REFUSED);
     }
 }
 
@@ -322,17 +325,17 @@ static INLINE void renew_budget(struct scratch *s, struct quota *q)
     if (q->answer_tick == s->job.ticks)
         return;
     q->answer_tick = s->job.ticks;
-    q->answers = q->pieces = 0;
+    q->answers = q->pieces = q->refusals = 0;
 }
 
 // Who told whom, in every event of the learner.
-static INLINE void describe_event(struct scratch *s, struct endpoint *ep, struct quota *q)
+static INLINE void describe_event(struct scratch *s, struct endpoint *ep, __u32 suppressed)
 {
     struct resolution_event *e = &s->event;
 
     e->header.boottime_nanos = bpf_ktime_get_boot_ns();
     e->header.endpoint = ep->id;
-    e->header.suppressed = q->answers_suppressed;
+    e->header.suppressed = suppressed;
     e->resolver = s->packet.source;
     e->resolver_port_be = s->packet.source_port_be;
     e->own_port_be = s->packet.destination_port_be;
@@ -341,12 +344,27 @@ static INLINE void describe_event(struct scratch *s, struct endpoint *ep, struct
     e->pad = 0;
 }
 
-// Tell user space: the whole message, and what was made of it.
-static INLINE void emit_answer(struct scratch *s, struct endpoint *ep, __u8 reason)
+// Tell user space: the message as far as it was read, and what was made of it. 0, or the ring is full.
+static INLINE long send_answer(struct scratch *s, struct endpoint *ep, __u8 reason, __u32 suppressed)
 {
     struct resolution_event *e = &s->event;
-    struct quota *q = find_quota(ep->id);
     __u64 size = s->dns.length;
+
+    describe_event(s, ep, suppressed);
+    e->message_bytes = size;
+    e->reason = reason;
+    e->learned = s->dns.learned > 255 ? 255 : s->dns.learned;
+    e->answers = s->dns.found > 255 ? 255 : s->dns.found;
+    e->domain = s->dns.domain;
+    e->piece = PIECE_NONE;
+    e->place = e->whole = e->id = 0;
+    size = (size & DNS_MASK) + __builtin_offsetof(struct resolution_event, message);
+    return resolution_events.ringbuf_output(e, size, 0);
+}
+
+static INLINE void emit_answer(struct scratch *s, struct endpoint *ep, __u8 reason)
+{
+    struct quota *q = find_quota(ep->id);
 
     if (!q)
         return;
@@ -356,16 +374,7 @@ static INLINE void emit_answer(struct scratch *s, struct endpoint *ep, __u8 reas
         return;
     }
     q->answers++;
-    describe_event(s, ep, q);
-    e->message_bytes = size;
-    e->reason = reason;
-    e->learned = s->dns.learned > 255 ? 255 : s->dns.learned;
-    e->answers = s->dns.found > 255 ? 255 : s->dns.found;
-    e->domain = s->dns.domain;
-    e->piece = PIECE_NONE;
-    e->place = e->whole = e->id = 0;
-    size = (size & DNS_MASK) + __builtin_offsetof(struct resolution_event, message);
-    if (resolution_events.ringbuf_output(e, size, 0))
+    if (send_answer(s, ep, reason, q->answers_suppressed))
         q->answers_suppressed++;
     else
         q->answers_suppressed = 0;
@@ -459,6 +468,15 @@ static INLINE int start_walk(struct scratch *s, struct endpoint *ep)
     return 0;
 }
 
+static INLINE int learn_found(struct __sk_buff *skb, struct scratch *s)
+{
+    if (s->dns.found)
+        tails.call(skb, TAIL_LEARN_WRITE);
+    else
+        tails.call(skb, TAIL_LEARN_REFUSED);
+    return TC_ACT_UNSPEC;
+}
+
 int learn_walk(struct __sk_buff *skb)
 {
     struct scratch *s = find_scratch();
@@ -469,6 +487,10 @@ int learn_walk(struct __sk_buff *skb)
         return TC_ACT_UNSPEC;
     if (!s->dns.started) {
         checked = start_walk(s, ep);
+        if (checked == REASON_LEARN_RCODE)
+            count_reason(INGRESS, checked, skb->len);
+        if (checked == REASON_LEARN_RCODE || checked == REASON_LEARN_NO_ADDRESS)
+            tails.call(skb, TAIL_LEARN_REFUSED);
         if (checked == NOTHING_TO_LEARN)
             return leave_message(skb, s);
         if (checked)
@@ -497,8 +519,7 @@ int learn_walk(struct __sk_buff *skb)
     }
     if (s->dns.alias)
         tails.call(skb, TAIL_LEARN_ALIAS);
-    tails.call(skb, TAIL_LEARN_WRITE);
-    return TC_ACT_UNSPEC;
+    return learn_found(skb, s);
 }
 
 // ----------------------------------------------------------------------------------------------------------------------
@@ -596,8 +617,7 @@ int learn_alias(struct __sk_buff *skb)
     if (shortened)
         shorten_name(s);
     s->dns.left = 0;
-    tails.call(skb, TAIL_LEARN_WRITE);
-    return TC_ACT_UNSPEC;
+    return learn_found(skb, s);
 }
 
 // ----------------------------------------------------------------------------------------------------------------------
@@ -743,28 +763,40 @@ static INLINE int make_page(struct scratch *s, struct endpoint *ep, __u64 slot)
     return WRITTEN;
 }
 
-// Whether this (endpoint, name, address) is news, and note it. ``kind`` 1: the whole answer.
-static INLINE int is_news(struct scratch *s, struct endpoint *ep, const struct address *a, __u32 kind, __u32 lifetime,
-                          int note)
+// The set of ``kept_key`` in ``seen``, which is filled for an address, or for the whole answer of a type (address null).
+static INLINE struct kept_set *find_seen(struct scratch *s, struct endpoint *ep, const struct address *a, __u64 kind)
 {
     struct kept_key *key = &s->kept_key;
-    struct kept_set *set;
-    struct kept *known;
     __u32 index;
 
-    key->one = *a;
+    if (a)
+        key->one = *a;
+    else
+        key->one.half[0] = key->one.half[1] = 0;
     key->two.half[0] = s->dns.name_hash;
     key->two.half[1] = key->four = 0;
-    key->three = (__u64)kind << 32 | ep->id;
+    key->three = kind << 32 | ep->id;
     index = choose_set(ep, SETS_OF(SEEN), key);
-    set = seen.lookup(&index);
+    return seen.lookup(&index);
+}
+
+static INLINE struct kept_set *find_seen_answer(struct scratch *s, struct endpoint *ep, int is_a)
+{
+    return find_seen(s, ep, 0, is_a ? SEEN_ANSWER_A : SEEN_ANSWER_AAAA);
+}
+
+// Whether this (endpoint, name, address) is news, and note it.
+static INLINE int is_news(struct scratch *s, struct endpoint *ep, const struct address *a, __u32 lifetime)
+{
+    struct kept_set *set = find_seen(s, ep, a, SEEN_ADDRESS);
+    struct kept *known;
+
     if (!set)
         return 1;
-    known = find_kept(set, key);
+    known = find_kept(set, &s->kept_key);
     if (known && known->value == s->dns.domain && is_fresh(known->stamp.expires, s->dns.now, lifetime))
         return 0;
-    if (note)
-        keep(set, key, s->dns.now + lifetime, s->dns.domain);
+    keep(set, &s->kept_key, s->dns.now + lifetime, s->dns.domain);
     return 1;
 }
 
@@ -782,7 +814,7 @@ static INLINE void take_address(struct scratch *s, struct endpoint *ep, __u32 at
         __builtin_memcpy(a, message + (at & DNS_MASK), 16);
     if (d->lifetime < d->shortest)
         d->shortest = d->lifetime;
-    if (!d->quiet && is_news(s, ep, a, 0, d->lifetime, 1))
+    if (!d->quiet && is_news(s, ep, a, d->lifetime))
         d->news++;
     if (!d->domain)
         return;
@@ -867,6 +899,35 @@ static INLINE void sum_addresses(struct scratch *s)
     }
 }
 
+static INLINE __u64 digest_answer(const struct dns *d)
+{
+    return (mix(mix(d->sum.half[0], d->sum.half[1]), d->domain) | 2) & ~SEEN_GIVEN; // never 0
+}
+
+// Whether this very answer was told before. Where it was refused since, that it is given again is news.
+static INLINE int is_quiet(struct scratch *s, struct endpoint *ep)
+{
+    struct dns *d = &s->dns;
+    struct kept_set *set = find_seen_answer(s, ep, d->type == TYPE_A);
+    struct kept *known = set ? find_kept(set, &s->kept_key) : 0;
+
+    if (!known)
+        return 0;
+    if (!known->value)
+        d->news = 1;
+    return d->found <= WALK_BITE && (known->value & ~SEEN_GIVEN) == digest_answer(d) &&
+           is_fresh(known->stamp.expires, d->now, d->min_ttl);
+}
+
+static INLINE void note_answer(struct scratch *s, struct endpoint *ep)
+{
+    struct dns *d = &s->dns;
+    struct kept_set *set = find_seen_answer(s, ep, d->type == TYPE_A);
+
+    if (set)
+        keep(set, &s->kept_key, d->now + d->shortest, digest_answer(d) | (d->refused < d->found ? SEEN_GIVEN : 0));
+}
+
 static INLINE void finish_learning(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep)
 {
     struct dns *d = &s->dns;
@@ -880,7 +941,7 @@ static INLINE void finish_learning(struct __sk_buff *skb, struct scratch *s, str
         count_reason(INGRESS, reason, skb->len);
     if (d->quiet)
         return;
-    is_news(s, ep, &d->sum, 1, d->shortest, 1);
+    note_answer(s, ep);
     if (d->news)
         emit_answer(s, ep, reason);
 }
@@ -898,9 +959,7 @@ int learn_write(struct __sk_buff *skb)
         s->dns.started = 2;
         s->dns.domain = find_domain_row(s);
         sum_addresses(s);
-        s->dns.quiet = 0;
-        if (s->dns.found <= WALK_BITE)
-            s->dns.quiet = !is_news(s, ep, &s->dns.sum, 1, s->dns.min_ttl, 0);
+        s->dns.quiet = is_quiet(s, ep);
     }
     for (int i = 0; i < WRITE_BITE; i++) {
         __u32 index = *(volatile __u32 *)&s->dns.applied;
@@ -920,6 +979,68 @@ int learn_write(struct __sk_buff *skb)
         return count_learn(skb, s, REASON_LEARN_HANDED_OVER);
     }
     finish_learning(skb, s, ep);
+    return leave_message(skb, s);
+}
+
+// ----------------------------------------------------------------------------------------------------------------------
+// The gate is open and DNS said no: a name that some pattern covers, and an answer without an address. User space decides
+// what is worth telling; here is left out what every lookup brings: that the other type's question found addresses.
+
+#define REFUSALS_PER_TICK 32 // told of one endpoint
+
+// Whether neither this question nor the one for the other family gives addresses now. What is refused vouches no more.
+static INLINE int is_refusal(struct scratch *s, struct endpoint *ep)
+{
+    __u32 now = s->dns.now, grace = s->dns.grace;
+    struct kept_set *set = find_seen_answer(s, ep, s->dns.type == TYPE_A);
+    struct kept *known = set ? find_kept(set, &s->kept_key) : 0;
+
+    if (known && known->value)
+        keep(set, &s->kept_key, now, 0);
+    set = find_seen_answer(s, ep, s->dns.type != TYPE_A);
+    known = set ? find_kept(set, &s->kept_key) : 0;
+    return !known || !(known->value & SEEN_GIVEN) || (__s32)(known->stamp.expires + grace - now) <= 0;
+}
+
+static INLINE void emit_refusal(struct scratch *s, struct endpoint *ep, __u8 reason)
+{
+    struct quota *q = find_quota(ep->id);
+
+    if (!q)
+        return;
+    renew_budget(s, q);
+    s->dns.learned = s->dns.found = 0;
+    if (q->refusals >= REFUSALS_PER_TICK || send_answer(s, ep, reason, q->refusals_suppressed)) {
+        q->refusals_suppressed++;
+        return;
+    }
+    q->refusals++;
+    q->refusals_suppressed = 0;
+}
+
+int learn_refused(struct __sk_buff *skb)
+{
+    struct scratch *s = find_scratch();
+    struct endpoint *ep = find_endpoint(skb->ifindex);
+    struct config *c = find_config();
+    struct dns *d;
+    __u8 reason;
+
+    if (!s || !ep || !c)
+        return TC_ACT_UNSPEC;
+    d = &s->dns;
+    reason = s->event.message[3] & 15 ? REASON_LEARN_RCODE : REASON_LEARN_NO_ADDRESS;
+    if (d->class != CLASS_IN || (d->type != TYPE_A && d->type != TYPE_AAAA) || d->bad_name ||
+        s->event.message[2] & HEADER_TRUNCATED) // asked again over TCP
+        return leave_message(skb, s);
+    d->now = read_boot_seconds(s);
+    d->grace = c->grace_seconds; // longer than it takes until such an answer is no longer quiet
+    d->domain = find_domain_row(s);
+    if (!d->domain || !is_refusal(s, ep))
+        return leave_message(skb, s);
+    if (reason == REASON_LEARN_NO_ADDRESS)
+        count_reason(INGRESS, reason, skb->len);
+    emit_refusal(s, ep, reason);
     return leave_message(skb, s);
 }
 
@@ -1051,7 +1172,7 @@ int learn_pieces(struct __sk_buff *skb)
         return TC_ACT_UNSPEC;
     }
     q->pieces++;
-    describe_event(s, ep, q);
+    describe_event(s, ep, q->answers_suppressed);
     e->message_bytes = size;
     e->reason = REASON_LEARN_HANDED_OVER;
     e->learned = e->answers = 0;

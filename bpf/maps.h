@@ -72,3 +72,4 @@ BPF_TABLE_PINNED("prog", __u32, __u32, tails, 16, TAILS_PIN, 0);
 #define TAIL_TO_POD 7
 #define TAIL_LEARN_STREAM 8
 #define TAIL_LEARN_PIECES 9
+#define TAIL_LEARN_REFUSED 10

@@ -57,6 +57,7 @@ enum reason {
     REASON_LEARN_RCODE = 101,
     REASON_LEARN_HANDED_OVER = 102,
     REASON_LEARN_BAD_NAME = 103,
+    REASON_LEARN_NO_ADDRESS = 104,
 };
 #define REASONS 128
 
@@ -241,9 +242,12 @@ struct names {
 
 // seen, fragments: arrays of sets; see kept.h. ``two``, ``three`` and ``four`` tell keys of one table apart.
 // seen: which answers were news already, so that steady state costs user space nothing. ``one``: the address, of a whole
-// answer the sum over its addresses; ``two``: hash of the name; ``three``: endpoint, and 1 for a whole answer.
-// ``expires``: seconds of CLOCK_BOOTTIME; ``value``: the domain row it was learned under, since a pattern added later
-// makes it news again.
+// answer zero; ``two``: hash of the name; ``three``: endpoint, enum seen_kind. ``expires``: seconds of CLOCK_BOOTTIME.
+// ``value``: of an address the domain row it was learned under, since a pattern added later makes it news again; of the
+// last whole answer a digest of addresses and row, whose last bit says that it gave the name addresses that it may have;
+// 0 after the same question was refused.
+enum seen_kind { SEEN_ADDRESS = 0, SEEN_ANSWER_A = 1, SEEN_ANSWER_AAAA = 2 };
+#define SEEN_GIVEN 1ULL
 // fragments: what the first fragment of a datagram that was let through tells of the rest. ``one``, ``two``: source,
 // destination; ``three``: identification, interface; ``four``: protocol. ``expires``: ticks; ``value``: struct fragment.
 #define KEPT_WAYS 4
@@ -366,6 +370,8 @@ struct quota {
     __u32 icmp;
     __u32 learned;
     __u32 pieces; // handed over in ``answer_tick``
+    __u32 refusals; // told of in ``answer_tick``
+    __u32 refusals_suppressed;
     __u64 hand[2]; // where the next place is looked for: of unanswered flows, of answered ones
 };
 
@@ -462,7 +468,8 @@ struct verdict_event {
     __u32 pad;
 };
 
-// A DNS answer that was news: the whole message follows (``message_bytes``). Or, on the ring ``handovers``, a piece of what
+// A DNS answer that was news, or one that gives a name which some pattern covers no address (LEARN_RCODE,
+// LEARN_NO_ADDRESS; ``suppressed`` counts those then): the message follows (``message_bytes``). Or, on the ring ``handovers``, a piece of what
 // came in more than one: bytes of a TCP stream from sequence number ``place`` on, or of one datagram from offset ``place``.
 #define MESSAGE_BYTES 4096
 enum piece { PIECE_NONE = 0, PIECE_BEGIN = 1, PIECE_STREAM = 2, PIECE_DATAGRAM = 3 };

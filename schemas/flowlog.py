@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from schemas.verdict import VerdictEvent
+from schemas.terms import Direction, Tier
+from schemas.verdict import NameRefused, VerdictEvent
 
 VERSION = 1
 
@@ -27,6 +28,8 @@ class FlowLog(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line. ``time``: RFC 3339, UTC, of the packet; of the last one where ``count`` is more than 1.
 
     ``direction``: egress or ingress, seen from ``pod``. ``verdict``: allow, deny, audit. ``reason``: docs/reasons.md.
+    Or ``name_refused``: no flow, but a name that a rule of the pod covers and DNS refused; ``reason`` is what DNS said
+    (docs/flows.md), ``destination_address`` a sinkhole's or empty, ``resolver`` who said it.
     ``name``: the domain that admitted, or under which the pod was told the address. ``trace_id``: of the change that
     made the revision. ``varies``: the denials counted differ in peer and port.
     """
@@ -54,6 +57,35 @@ class FlowLog(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     varies: bool = False
     suppressed: int = 0
     trace_id: str = ""
+    resolver: str = ""
+
+
+NAME_REFUSED = "name_refused"
+"""In place of a verdict."""
+
+
+def make_refused_log(event: NameRefused) -> FlowLog:
+    """The line that a refused name is."""
+    return FlowLog(
+        version=VERSION,
+        time=format_time(event.unix_nanos),
+        node=event.node,
+        namespace=event.namespace,
+        pod=event.pod,
+        direction=Direction.EGRESS.name.lower(),
+        verdict=NAME_REFUSED,
+        reason=event.reason.name if event.reason else "",
+        tier=Tier.NONE.name.lower(),
+        source_address="",
+        destination_address=event.addresses[0] if event.addresses else "",
+        protocol=0,
+        name=event.name,
+        count=event.count,
+        varies=event.varies,
+        suppressed=event.suppressed,
+        trace_id=event.learned_trace[3:35],
+        resolver=event.resolver,
+    )
 
 
 def make_flow_log(event: VerdictEvent) -> FlowLog:

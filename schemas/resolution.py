@@ -41,4 +41,10 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rcode: int = 0
     handed_over: bool = False
     reason: int = 0
-    """Why the kernel did not learn it, or not in full: a ``LEARN_*`` reason, 0 if it did."""
+    """Why the kernel did not learn it, or not in full: a ``LEARN_*`` reason, 0 if it did.
+
+    LEARN_RCODE and LEARN_NO_ADDRESS: the answer holds no address; some pattern in force covers the name.
+    """
+    resolver: str = ""
+    suppressed: int = 0
+    """Of such an answer: how many more of this endpoint the kernel held back since the last one."""

@@ -173,6 +173,22 @@ class Reason(enum.IntEnum):
     LEARN_HANDED_OVER = 102
     """Too long for one packet; the recorder finishes it."""
     LEARN_BAD_NAME = 103
+    LEARN_NO_ADDRESS = 104
+    """A name that some pattern covers, and no address of either family."""
+
+
+class RefusalReason(enum.StrEnum):
+    """What DNS said instead of an address that the name may have."""
+
+    NXDOMAIN = "nxdomain"
+    REFUSED = "refused"
+    SERVFAIL = "servfail"
+    NO_ADDRESS = "no_address"
+    """NOERROR, and no address of either family."""
+    SINKHOLE = "sinkhole"
+    """An address that no name may have."""
+    OTHER = "other"
+    """Another error."""
 
 
 class PolicyKind(enum.StrEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from schemas.policy import RuleSource
-from schemas.terms import Direction, NodeName, Reason, RevisionNumber, Tier, Verdict
+from schemas.terms import Direction, NodeName, Reason, RefusalReason, RevisionNumber, Tier, Verdict
 
 
 class VerdictEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -54,8 +54,11 @@ class VerdictEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 class NameRefused(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``yett.name_refused.<node>.<ns>.<pod>``: the gate is open, DNS said no.
 
-    A pattern in force on the node covers ``name``, and the resolver told this pod ``addresses`` of which at least one
-    is of those that no name may have: a sinkhole, as a DNS firewall answers with, or an attempt at rebinding.
+    A rule of the pod covers ``name``, and the resolver gave no address that the name may have. Refusals alike are told
+    once, then as a ``count`` of answers a window; where it ``varies``, they differ in name and the last one is given.
+    ``addresses``: a sinkhole's, as a DNS firewall answers with, or what an attempt at rebinding gave.
+    ``suppressed``: refusals of this pod, of whatever name, that the kernel held back since the last one.
+    Kept on YETT_VERDICT beside the denials.
     """
 
     node: NodeName
@@ -64,3 +67,11 @@ class NameRefused(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     name: str
     addresses: tuple[str, ...] = ()
     unix_nanos: int = 0
+    reason: RefusalReason | None = None
+    """None: of a sender that knew of sinkholes only."""
+    resolver: str = ""
+    count: int = 1
+    suppressed: int = 0
+    varies: bool = False
+    learned_trace: str = ""
+    """Traceparent of the recorder's span of the last answer."""

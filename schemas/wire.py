@@ -33,6 +33,8 @@ POLICY_PREFIX = "yett.policy."
 RESOLUTION_PREFIX = "yett.resolution."
 DENIED_PREFIX = "yett.denied."
 """Aggregated denials, on stream YETT_VERDICT; single verdicts are plain NATS below ``yett.verdict.``."""
+NAME_REFUSED_PREFIX = "yett.name_refused."
+"""The gate is open, DNS said no: on stream YETT_VERDICT too."""
 
 USAGE_PREFIX = "yett.usage."
 USAGE_BUCKET_PREFIX = f"$KV.{USAGE_BUCKET}."
@@ -216,7 +218,7 @@ def subject_verdict(node: NodeName, namespace: str, pod: str, conclusion: Verdic
 
 
 def subject_name_refused(node: NodeName, namespace: str, pod: str) -> str:
-    return f"yett.name_refused.{encode_name(node)}.{encode_name(namespace)}.{encode_name(pod)}"
+    return f"{NAME_REFUSED_PREFIX}{encode_name(node)}.{encode_name(namespace)}.{encode_name(pod)}"
 
 
 @lru_cache(maxsize=65536)
@@ -295,7 +297,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("yett.observed.", resolution.Observed),
     Entry("yett.verdict.", verdict.VerdictEvent),
     Entry(DENIED_PREFIX, verdict.VerdictEvent),
-    Entry("yett.name_refused.", verdict.NameRefused),
+    Entry(NAME_REFUSED_PREFIX, verdict.NameRefused),
     Entry(USAGE_PREFIX, usage.UsageReport),
     Entry(f"{USAGE_BUCKET_PREFIX}rule.", usage.RuleUsage),
     Entry(f"{USAGE_BUCKET_PREFIX}pod.", usage.PodUsage),

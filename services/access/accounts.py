@@ -29,7 +29,7 @@ _ALL_STREAMS = (*_NODE_STREAMS, wire.STREAM_VERDICT, wire.STREAM_USAGE)
 _CALLS = ("STREAM.INFO.{}", "CONSUMER.CREATE.{}.*", "CONSUMER.DELETE.{}.*")
 _PULL = "CONSUMER.MSG.NEXT.{}.*"
 """Many answers to one request, where the others have one."""
-_STORED = (wire.RESOLUTION_PREFIX + ">", wire.DENIED_PREFIX + ">")
+_STORED = (wire.RESOLUTION_PREFIX + ">", wire.DENIED_PREFIX + ">", wire.NAME_REFUSED_PREFIX + ">")
 """What nodes say that a stream keeps: acknowledged, so a service."""
 _USAGE = wire.USAGE_PREFIX + ">"
 """What nodes report to whoever leads, who answers."""
@@ -94,6 +94,7 @@ def _node_permissions(node: NodeName) -> str:
     says = [
         f"{wire.RESOLUTION_PREFIX}{own}.>",
         f"{wire.DENIED_PREFIX}{own}.>",
+        f"{wire.NAME_REFUSED_PREFIX}{own}.>",
         f"yett.verdict.{own}.>",
         wire.subject_observed(node),
         wire.subject_status(node),

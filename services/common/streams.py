@@ -49,10 +49,10 @@ def resolution_stream(*, max_bytes: int, replicas: int = 1) -> Config:
 
 
 def verdict_stream(*, max_bytes: int, max_age_seconds: int, replicas: int = 1) -> Config:
-    """Aggregated denials only. Single verdicts are plain NATS: no stream takes 50,000 a second from every node."""
+    """Aggregated denials and refused names. Single verdicts are plain NATS: no stream takes 50,000 a second a node."""
     return {
         "name": wire.STREAM_VERDICT,
-        "subjects": [wire.DENIED_PREFIX + ">"],
+        "subjects": [wire.DENIED_PREFIX + ">", wire.NAME_REFUSED_PREFIX + ">"],
         "max_msgs_per_subject": -1,
         "max_age": max_age_seconds * 1_000_000_000,
         "max_bytes": max_bytes,

@@ -29,7 +29,7 @@ from services.common.metrics import Page, serve_metrics
 from services.common.settings import RecorderSettings
 from services.common.telemetry import get_tracer, inject
 from services.dnsrecorder.capture import HANDOVERS, Capture
-from services.dnsrecorder.dnswire import Answer, AnswerError, parse_answer
+from services.dnsrecorder.dnswire import Answer, AnswerError, parse_answer, parse_refusal
 from services.dnsrecorder.event import ResolutionEvent, decode_event
 from services.dnsrecorder.handover import Handed, Handovers
 from services.dnsrecorder.metrics import put_recorder
@@ -97,10 +97,13 @@ class App:
         except ValueError as error:
             self._refuse("event_malformed", error)
             return
-        self._counters["events"] += 1
         self._counters["suppressed"] += event.suppressed
         if event.reason:
             self._counters[_reason_name(event.reason)] += 1
+        if event.is_refusal:
+            await self._take_refusal(event)
+            return
+        self._counters["events"] += 1
         try:
             answer = parse_answer(event.message, self._recorder.config.search_suffixes)
         except AnswerError as error:
@@ -115,6 +118,22 @@ class App:
                 self._counters["from_outside"] += 1  # it serves the asker alone
             elif event.learned or event.reason not in _NOT_BELIEVED:
                 self._publish(self._recorder.note(answer, str(event.endpoint), boottime_seconds()), event)
+
+    async def _take_refusal(self, event: ResolutionEvent) -> None:
+        try:
+            answer = parse_refusal(event.message, self._recorder.config.search_suffixes)
+        except AnswerError as error:
+            self._refuse(error.reason.name.lower(), error)
+            return
+        await self._tell_refusal(event, answer, Reason(event.reason))
+
+    async def _tell_refusal(self, event: ResolutionEvent, answer: Answer, reason: Reason) -> None:
+        """To the agent, which knows the pod's rules and tells everybody else."""
+        attributes = {**_describe(event, answer), "yett.reason": reason.name.lower()}
+        with _tracer.start_as_current_span(
+            "dns answer", kind=SpanKind.INTERNAL, attributes=attributes, start_time=_unix_nanos(event)
+        ):
+            await self._observe(event, answer, reason=reason)
 
     def _compare(self, event: ResolutionEvent, answer: Answer) -> None:
         if event.is_complete and event.answers != len(answer.records):
@@ -145,9 +164,13 @@ class App:
         except AnswerError as error:
             self._refuse(error.reason.name.lower(), error)
             return
-        if answer.rcode or not answer.records:
-            return
         event = handed.last
+        if answer.rcode or not answer.records:
+            if self._recorder.is_refusal(answer, boottime_seconds()):
+                reason = Reason.LEARN_RCODE if answer.rcode else Reason.LEARN_NO_ADDRESS
+                self._counters[_reason_name(reason)] += 1
+                await self._tell_refusal(event, answer, reason)
+            return
         is_believed = not event.is_from_outside
         with _tracer.start_as_current_span(
             "dns answer", kind=SpanKind.INTERNAL, attributes=_describe(event, answer), start_time=_unix_nanos(event)
@@ -166,7 +189,9 @@ class App:
 
     # -- to the agent of this node
 
-    async def _observe(self, event: ResolutionEvent, answer: Answer, *, handed_over: bool = False) -> None:
+    async def _observe(
+        self, event: ResolutionEvent, answer: Answer, *, handed_over: bool = False, reason: int | None = None
+    ) -> None:
         observed = Observed(
             endpoint_id=event.endpoint,
             name=answer.name,
@@ -174,7 +199,9 @@ class App:
             ttl_seconds=answer.ttl_seconds,
             rcode=answer.rcode,
             handed_over=handed_over,
-            reason=event.reason,
+            reason=event.reason if reason is None else reason,
+            resolver=event.resolver,
+            suppressed=event.suppressed if event.is_refusal else 0,
         )
         if not self._connection.is_connected:
             self._counters["observed_dropped"] += 1

@@ -54,6 +54,10 @@ class Answer:
     name: str
     rcode: int
     records: tuple[Record, ...]
+    is_ipv6: bool = False
+    """AAAA was asked for."""
+    is_cut: bool = False
+    """Truncated: the client asks again over TCP."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -76,12 +80,26 @@ def parse_answer(message: bytes, suffixes: Sequence[str] = ()) -> Answer:
     asked = _plain_name(question.name)
     records = tuple(record for rrset in parsed.answer for record in _read_records(rrset, question.rdtype))
     name = _strip_suffix(asked, parsed.answer, suffixes)
-    return Answer(name, int(parsed.rcode()), records)
+    is_cut = bool(parsed.flags & dns.flags.TC)
+    return Answer(name, int(parsed.rcode()), records, question.rdtype == dns.rdatatype.AAAA, is_cut)
 
 
-def _decode(message: bytes) -> dns.message.Message:
+def parse_refusal(message: bytes, suffixes: Sequence[str] = ()) -> Answer:
+    """An answer without addresses, of which the kernel may have read the beginning only; AnswerError if it is none."""
     try:
-        parsed = dns.message.from_wire(message, ignore_trailing=True, one_rr_per_rrset=True)
+        return parse_answer(message, suffixes)
+    except AnswerError:
+        parsed = _decode(message, question_only=True)
+    question = parsed.question[0]
+    name = _plain_name(question.name)
+    return Answer(name, int(parsed.rcode()), (), question.rdtype == dns.rdatatype.AAAA)
+
+
+def _decode(message: bytes, *, question_only: bool = False) -> dns.message.Message:
+    try:
+        parsed = dns.message.from_wire(
+            message, ignore_trailing=True, one_rr_per_rrset=True, question_only=question_only
+        )
     except (dns.exception.DNSException, ValueError) as error:
         raise AnswerError(Reason.LEARN_MALFORMED, f"{type(error).__name__}: {error}") from error
     if not parsed.flags & dns.flags.QR:

@@ -55,6 +55,11 @@ class ResolutionEvent:
     datagram: int = 0
 
     @property
+    def is_refusal(self) -> bool:
+        """Whether the kernel says that the answer gives a covered name no address; ``suppressed`` counts such."""
+        return self.reason in (Reason.LEARN_RCODE, Reason.LEARN_NO_ADDRESS)
+
+    @property
     def is_complete(self) -> bool:
         """Whether the kernel read the whole answer, so that its count can be held against ours."""
         return self.reason == Reason.UNKNOWN

@@ -114,6 +114,16 @@ class Recorder:
             return None
         return publication
 
+    def is_refusal(self, answer: Answer, now: float) -> bool:
+        """Whether an answer without addresses is DNS' no to a covered name: not if the other family has some.
+
+        For answers that the kernel handed over; where it reads them itself it knows for each endpoint.
+        """
+        if answer.is_cut or not self.patterns.covers(answer.name):
+            return False
+        pairs = self._known.get(answer.name, {})
+        return not any((":" in address) != answer.is_ipv6 and one.expires > now for address, one in pairs.items())
+
     def add_pattern(self, pattern: str, now: float) -> list[Publication]:
         """A pattern is in force: publish what is known already of the names that it covers."""
         self.patterns.add(pattern)

@@ -138,8 +138,10 @@ class App:
         self._flow_log = FlowLog(settings) if settings.flow_log else None
         if self._flow_log:
             self._verdicts.sinks.append(self._flow_log)
+            self._verdicts.refused_sinks.append(self._flow_log)
         self._verdict_counts = VerdictCounts()
         self._verdicts.sinks.append(self._verdict_counts)
+        self._verdicts.refused_sinks.append(self._verdict_counts.count_refused)
         self._programming = make_histogram(metrics.PROGRAMMING, metrics.PROGRAMMING_BUCKETS)
         self._heard_number, self._heard_at = 0, 0.0
         self._spans = VerdictSpans(emitter, settings.span_allow_ratio) if emitter else None
@@ -574,6 +576,7 @@ class App:
             ring_bytes=self._verdicts.waiting_bytes,
             queued=self._verdicts.queued,
             verdicts=self._verdict_counts.counted,
+            refused=self._verdict_counts.refused,
             names=self._names.counters,
             maps=self._datapath.read_occupancy(),
         )

@@ -184,7 +184,7 @@ class Enforcer:
         for ifindex, entry in self.tables.endpoints.items():
             row = rows.get(self.bindings[ifindex].uid) if ifindex in self.bindings else None
             if row is not None:
-                found[entry.id] = PodName(row.namespace, row.pod)
+                found[entry.id] = PodName(row.namespace, row.pod, entry.egress)
         return found
 
     def owners(self) -> dict[int, Owner]:

@@ -15,8 +15,9 @@ from typing import TextIO
 
 import msgspec
 
-from schemas.flowlog import make_flow_log
-from schemas.verdict import VerdictEvent
+from schemas.flowlog import FlowLog as FlowLine
+from schemas.flowlog import make_flow_log, make_refused_log
+from schemas.verdict import NameRefused, VerdictEvent
 from services.common.log import get_logger
 from services.common.settings import NodeagentSettings
 
@@ -28,18 +29,25 @@ EMF_NAMESPACE = "Yett"
 EMF_METRIC = "Verdicts"
 EMF_DIMENSIONS = (("verdict",), ("namespace", "verdict"), ("reason", "verdict"))
 
+Event = VerdictEvent | NameRefused
+
 _encode = msgspec.json.Encoder().encode
 _log = get_logger("flowlog")
 
 
-def format_json(event: VerdictEvent) -> str:
+def make_line(event: Event) -> FlowLine:
+    """Its fields."""
+    return make_refused_log(event) if isinstance(event, NameRefused) else make_flow_log(event)
+
+
+def format_json(event: Event) -> str:
     """One line, without its end."""
-    return _encode(make_flow_log(event)).decode()
+    return _encode(make_line(event)).decode()
 
 
-def format_emf(event: VerdictEvent) -> str:
+def format_emf(event: Event) -> str:
     """The same fields, and the metric ``Verdicts`` by verdict, namespace and reason."""
-    fields = msgspec.to_builtins(make_flow_log(event))
+    fields = msgspec.to_builtins(make_line(event))
     metrics = {
         "Namespace": EMF_NAMESPACE,
         "Dimensions": EMF_DIMENSIONS,
@@ -58,12 +66,12 @@ class FlowLog:
     def __init__(self, settings: NodeagentSettings) -> None:
         self._format = FORMATS[settings.flow_log_format]
         self._namespaces = frozenset(settings.flow_log_namespaces)
-        self._queue: deque[VerdictEvent] = deque()
+        self._queue: deque[Event] = deque()
         self._arrived = asyncio.Event()
         self.counters: Counter[str] = Counter()
         self._handler = self._open(settings)
 
-    def __call__(self, event: VerdictEvent) -> None:
+    def __call__(self, event: Event) -> None:
         """One event, if its namespace is among those chosen."""
         if self._namespaces and event.namespace not in self._namespaces:
             return
@@ -87,10 +95,10 @@ class FlowLog:
             self._write(self._take())
         self._handler.close()
 
-    def _take(self) -> list[VerdictEvent]:
+    def _take(self) -> list[Event]:
         return [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
 
-    def _write(self, events: list[VerdictEvent]) -> None:
+    def _write(self, events: list[Event]) -> None:
         for event in events:
             self._handler.handle(logging.makeLogRecord({"msg": self._format(event)}))
         self.counters["flow_log_lines"] += len(events)

@@ -64,6 +64,7 @@ TAIL_PROGRAMS: Mapping[str, int] = {
     "learn_write": 5,
     "learn_stream": 8,
     "learn_pieces": 9,
+    "learn_refused": 10,
     "handle_from_pod": 6,
     "handle_to_pod": 7,
 }

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from schemas.status import AgentStatus
-from schemas.verdict import VerdictEvent
+from schemas.terms import RefusalReason
+from schemas.verdict import NameRefused, VerdictEvent
 from services.common.metrics import Family, Page
 
 PACKETS = Family("yett_packets_total", "counter", "Packets judged, by the kernel's count.", ("direction", "reason"))
@@ -16,6 +17,12 @@ VERDICTS = Family(
     "counter",
     "Verdicts told: denials in full, of allowed flows the share that is told.",
     ("direction", "verdict", "tier", "reason"),
+)
+NAMES_REFUSED = Family(
+    "yett_names_refused_total",
+    "counter",
+    "Answers by which DNS refused a name that a rule of the pod covers.",
+    ("reason",),
 )
 EVENTS = Family("yett_verdict_events_total", "counter", "Verdict events by what became of them.", ("outcome",))
 RING = Family("yett_verdict_ring_waiting_bytes", "gauge", "How far the agent is behind the kernel's verdicts.")
@@ -38,7 +45,21 @@ MAP_REFUSED = Family("yett_map_writes_refused_total", "counter", "Writes that a 
 PROBLEMS = Family("yett_problems", "gauge", "What a person must hear about, on this node.")
 FILTERS = Family("yett_filters_put_back_total", "counter", "Filters that somebody removed and the agent put back.")
 FAMILIES = (
-    *(PACKETS, VERDICTS, EVENTS, RING, QUEUE, REVISION, HEARD, PROVEN, PROGRAMMING, ENDPOINTS, WINDOW, NAMES),
+    *(
+        PACKETS,
+        VERDICTS,
+        NAMES_REFUSED,
+        EVENTS,
+        RING,
+        QUEUE,
+        REVISION,
+        HEARD,
+        PROVEN,
+        PROGRAMMING,
+        ENDPOINTS,
+        WINDOW,
+        NAMES,
+    ),
     *(RESOLUTIONS, MAP_ENTRIES, MAP_CAPACITY, MAP_REFUSED, PROBLEMS, FILTERS),
 )
 PROGRAMMING_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -63,15 +84,21 @@ class Numbers:
     ring_bytes: int
     queued: int
     verdicts: Mapping[tuple[str, str, str, str], int]
+    refused: Mapping[str, int]
     names: Mapping[str, int]
     maps: Mapping[str, tuple[int, int]]
 
 
 class VerdictCounts:
-    """A sink of the verdict bus: told verdicts by direction, verdict, tier and reason."""
+    """Sinks of the verdict bus: told verdicts by direction, verdict, tier and reason; refused names by reason."""
 
     def __init__(self) -> None:
         self.counted: Counter[tuple[str, str, str, str]] = Counter()
+        self.refused: Counter[str] = Counter()
+
+    def count_refused(self, event: NameRefused) -> None:
+        """One refused name."""
+        self.refused[event.reason or RefusalReason.SINKHOLE] += event.count
 
     def __call__(self, event: VerdictEvent) -> None:
         key = (
@@ -93,6 +120,8 @@ def put_agent(page: Page, status: AgentStatus, numbers: Numbers) -> None:
             page.put(MAP_REFUSED, count, name.removeprefix("refused_"))
     for labels, count in numbers.verdicts.items():
         page.put(VERDICTS, count, *labels)
+    for reason in RefusalReason:
+        page.put(NAMES_REFUSED, numbers.refused.get(reason, 0), reason)
     for outcome, name in OUTCOMES.items():
         page.put(EVENTS, status.counters.get(name, 0), outcome)
     page.put(RING, numbers.ring_bytes)

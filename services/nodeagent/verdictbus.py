@@ -24,12 +24,12 @@ from nats.aio.msg import Msg
 from schemas import wire
 from schemas.resolution import Observed
 from schemas.terms import NodeName, Verdict
-from schemas.verdict import VerdictEvent
+from schemas.verdict import NameRefused, VerdictEvent
 from services.common.bpf import RingBuffer
-from services.common.bucket import Buckets
 from services.common.log import get_logger
 from services.nodeagent.aggregate import Aggregator, Told
 from services.nodeagent.events import RECORD_BYTES, VerdictRecord, decode_verdict, is_allow
+from services.nodeagent.refusals import Refusals, Refused, find_refusal
 from services.nodeagent.verdicts import Storyteller
 
 NAME_SECONDS = 0.010
@@ -41,8 +41,6 @@ MILLION = 1_000_000
 """Shares are added up in millionths, so that a tenth of a thousand is a hundred."""
 WAITING = 2_000
 BATCH = 512
-REFUSAL_SECONDS = 30.0
-"""A name that DNS refuses an endpoint again and again is told of once in so long."""
 TICK_SECONDS = 0.1
 """How often windows that are over are looked for."""
 _TURN = 256
@@ -50,6 +48,9 @@ _TURN = 256
 
 Sink = Callable[[VerdictEvent], None]
 """Takes every event that is told; must not wait."""
+
+RefusedSink = Callable[[NameRefused], None]
+"""The same for names that DNS refused."""
 
 _log = get_logger("verdicts")
 
@@ -70,15 +71,16 @@ class VerdictBus:
         self._storyteller = storyteller
         self._shares = shares or Shares()
         self._aggregator = Aggregator(self._shares.denial_seconds)
-        self._queue: deque[VerdictEvent] = deque(maxlen=QUEUE)
+        self._queue: deque[VerdictEvent | NameRefused] = deque(maxlen=QUEUE)
         self._ready = asyncio.Event()
         self._waiting: deque[tuple[float, VerdictRecord, Told]] = deque()
         self._clock_offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._allow_millionths = round(self._shares.allow_ratio * MILLION)
         self._allowed = 0
         self._ring: RingBuffer | None = None
-        self._refusals = Buckets(rate=1 / REFUSAL_SECONDS, burst=1)
+        self._refusals = Refusals()
         self.sinks: list[Sink] = []
+        self.refused_sinks: list[RefusedSink] = []
         self.counters: Counter[str] = Counter()
 
     # -- the ring
@@ -162,18 +164,33 @@ class VerdictBus:
         if event is None:
             self.counters["verdicts_of_unknown_endpoints"] += told.count
             return
+        self._put(event)
+        for sink in self.sinks:
+            sink(event)
+
+    def _put(self, event: VerdictEvent | NameRefused) -> None:
         if len(self._queue) == QUEUE:
             self.counters["verdicts_dropped"] += self._queue[0].count
         self._queue.append(event)
-        for sink in self.sinks:
-            sink(event)
         self._ready.set()
+
+    def _tell_refused(self, refused: Refused) -> None:
+        """The gate is open and DNS said no."""
+        event = self._storyteller.tell_refused(refused, unix_nanos=time.time_ns())
+        if event is None:
+            return
+        self.counters["names_refused_by_dns"] += event.count
+        self._put(event)
+        for sink in self.refused_sinks:
+            sink(event)
 
     def flush(self, *, everything: bool = False) -> None:
         """Tell the counts of windows that are over; of all, at the end."""
         now = asyncio.get_running_loop().time()
         for told in self._aggregator.rest() if everything else self._aggregator.due(now):
             self._tell(decode_verdict(told.record), told)
+        for refused in self._refusals.rest(now) if everything else self._refusals.due(now):
+            self._tell_refused(refused)
 
     async def tick(self) -> None:
         """Tell counts as their windows end, for ever, with or without NATS."""
@@ -187,7 +204,7 @@ class VerdictBus:
         """Publish for ever. While NATS is away the newest ``QUEUE`` are kept."""
 
         async def on_observed(message: Msg) -> None:
-            await self._on_observed(connection, message)
+            self._on_observed(message)
 
         await connection.subscribe(wire.subject_observed(self._node), cb=on_observed)
         while True:
@@ -207,20 +224,28 @@ class VerdictBus:
         while self._queue and connection.is_connected:
             await self._publish(connection, self._queue.popleft())
 
-    async def _publish(self, connection: Client, event: VerdictEvent) -> None:
-        where = (event.node, event.namespace, event.pod, event.verdict)
-        body = wire.encode(event)
-        headers = _HEADERS | {wire.HEADER_TRACE: event.applied_trace} if event.applied_trace else _HEADERS
+    async def _publish(self, connection: Client, event: VerdictEvent | NameRefused) -> None:
         try:
-            await connection.publish(wire.subject_verdict(*where), body, headers=headers)
-            if event.verdict is not Verdict.ALLOW:
-                await connection.publish(wire.subject_denied(*where), body, headers=headers)
-            self.counters["verdicts_published"] += 1
+            if isinstance(event, NameRefused):
+                subject = wire.subject_name_refused(event.node, event.namespace, event.pod)
+                headers = wire.headers_for(event, trace=event.learned_trace)
+                await connection.publish(subject, wire.encode(event), headers=headers)
+            else:
+                await self._publish_verdict(connection, event)
+                self.counters["verdicts_published"] += 1
         except (nats.errors.Error, OSError) as error:
             self.counters["verdicts_dropped"] += event.count
             _log.debug("verdict not published", problem=str(error) or type(error).__name__)
 
-    async def _on_observed(self, connection: Client, message: Msg) -> None:
+    async def _publish_verdict(self, connection: Client, event: VerdictEvent) -> None:
+        where = (event.node, event.namespace, event.pod, event.verdict)
+        body = wire.encode(event)
+        headers = _HEADERS | {wire.HEADER_TRACE: event.applied_trace} if event.applied_trace else _HEADERS
+        await connection.publish(wire.subject_verdict(*where), body, headers=headers)
+        if event.verdict is not Verdict.ALLOW:
+            await connection.publish(wire.subject_denied(*where), body, headers=headers)
+
+    def _on_observed(self, message: Msg) -> None:
         try:
             observed = wire.decode(message.subject, message.data)
         except wire.WireError as error:
@@ -230,20 +255,14 @@ class VerdictBus:
         if isinstance(observed, Observed):
             trace = (message.headers or {}).get(wire.HEADER_TRACE, "")
             self._storyteller.note_observed(observed, trace)
-            await self._tell_refused(connection, observed, trace)
+            self._take_refusal(observed, trace)
 
-    async def _tell_refused(self, connection: Client, observed: Observed, trace: str) -> None:
-        """The gate is open and DNS said no; once a while for each endpoint and name."""
-        refused = self._storyteller.tell_refused(observed, unix_nanos=time.time_ns())
-        key = f"{observed.endpoint_id} {observed.name}"
-        if refused is None or not self._refusals.take(key, asyncio.get_running_loop().time()):
-            return
-        self.counters["names_refused_by_dns"] += 1
-        subject = wire.subject_name_refused(refused.node, refused.namespace, refused.pod)
-        try:
-            await connection.publish(subject, wire.encode(refused), headers=wire.headers_for(refused, trace=trace))
-        except (nats.errors.Error, OSError) as error:
-            _log.debug("refused name not told", problem=str(error) or type(error).__name__)
+    def _take_refusal(self, observed: Observed, trace: str) -> None:
+        now = asyncio.get_running_loop().time()
+        if find_refusal(observed) is None or self._storyteller.covers(observed.endpoint_id, observed.name):
+            self._refusals.take(observed, now, trace)
+        for refused in self._refusals.due(now):
+            self._tell_refused(refused)
 
 
 _HEADERS = {wire.HEADER_SCHEMA: f"{VerdictEvent.__name__}/{wire.SCHEMA_VERSION}"}

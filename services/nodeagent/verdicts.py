@@ -18,13 +18,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-from schemas.policy import AddressRow, Ruleset, RuleSource
+from schemas.policy import AddressRow, DomainPeer, PeersetPeer, Ruleset, RuleSource
 from schemas.resolution import Observed
 from schemas.selectors import pattern_covers
 from schemas.terms import Direction, NodeName, Reason, RevisionNumber, Tier, Verdict
 from schemas.verdict import NameRefused, VerdictEvent
 from services.nodeagent.events import NO_BIT, VerdictRecord
 from services.nodeagent.names import Lesson
+from services.nodeagent.refusals import Refused
 from services.nodeagent.rules import find_source
 
 MAX_REMEMBERED = 50_000
@@ -49,10 +50,11 @@ class Recent(OrderedDict[K, V], Generic[K, V]):
 
 @dataclass(frozen=True, slots=True)
 class PodName:
-    """Whose endpoint it is."""
+    """Whose endpoint it is. ``egress``: handle of the ruleset in force, 0: none."""
 
     namespace: str
     pod: str
+    egress: int = 0
 
 
 class Named(NamedTuple):
@@ -74,6 +76,7 @@ class Storyteller:
         self._pods: dict[int, PodName] = {}
         self._rulesets: dict[int, Ruleset] = {}
         self._patterns: dict[int, str] = {}
+        self._of_ruleset: Recent[int, tuple[Ruleset, frozenset[str] | None]] = Recent()
         self._owners: Mapping[str, AddressRow] = {}
         self._told: Recent[tuple[int, str], tuple[Named, ...]] = Recent()
         self._taught: Recent[tuple[str, int], Named] = Recent()
@@ -114,20 +117,38 @@ class Storyteller:
         """Which span made a revision the one in force."""
         self._applied.remember(revision & 0xFFFFFFFF, trace)
 
-    def tell_refused(self, observed: Observed, *, unix_nanos: int) -> NameRefused | None:
-        """That DNS gave a name which a pattern in force covers what no name may have; None if it did not."""
-        pod = self._pods.get(observed.endpoint_id)
-        if pod is None or observed.reason != Reason.LEARN_REFUSED_ADDRESS:
-            return None
-        if not any(pattern_covers(pattern, observed.name) for pattern in self._patterns.values()):
+    def covers(self, endpoint: int, name: str) -> bool:
+        """Whether some rule of the endpoint's own names it."""
+        pod = self._pods.get(endpoint)
+        ruleset = self._rulesets.get(pod.egress) if pod else None
+        return ruleset is not None and any(pattern_covers(one, name) for one in self._list_patterns(ruleset))
+
+    def _list_patterns(self, ruleset: Ruleset) -> frozenset[str]:
+        """Of a ruleset; all in force, if it has peers that are rows of their own."""
+        found = self._of_ruleset.get(id(ruleset))
+        if found is None or found[0] is not ruleset:
+            found = (ruleset, list_patterns(ruleset))
+            self._of_ruleset.remember(id(ruleset), found)
+        return frozenset(self._patterns.values()) if found[1] is None else found[1]
+
+    def tell_refused(self, refused: Refused, *, unix_nanos: int) -> NameRefused | None:
+        """That DNS gave a name which a rule of the pod covers no address that it may have; None for other names."""
+        pod = self._pods.get(refused.endpoint)
+        if pod is None or not self.covers(refused.endpoint, refused.name):
             return None
         return NameRefused(
             node=self._node,
             namespace=pod.namespace,
             pod=pod.pod,
-            name=observed.name,
-            addresses=observed.addresses,
+            name=refused.name,
+            addresses=refused.addresses,
             unix_nanos=unix_nanos,
+            reason=refused.reason,
+            resolver=refused.resolver,
+            count=refused.count,
+            suppressed=refused.suppressed,
+            varies=refused.varies,
+            learned_trace=refused.trace,
         )
 
     def lacks_name(self, record: VerdictRecord) -> bool:
@@ -215,6 +236,15 @@ class Storyteller:
         if record.verdict == Verdict.ALLOW:
             self._admitted.remember(flow, named)
         return named
+
+
+def list_patterns(ruleset: Ruleset) -> frozenset[str] | None:
+    """The domain patterns of its rules; None if some of its peers stand elsewhere."""
+    tiers = (ruleset.admin, ruleset.network_policy, ruleset.baseline)
+    peers = [peer for tier in tiers for rule in tier for peer in rule.peers]
+    if any(isinstance(peer, PeersetPeer) for peer in peers):
+        return None
+    return frozenset(peer.pattern for peer in peers if isinstance(peer, DomainPeer))
 
 
 _DIRECTIONS = (Direction.EGRESS, Direction.INGRESS)

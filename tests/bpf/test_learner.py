@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from schemas.terms import Direction, Reason
+from services.dnsrecorder.event import decode_event
 from services.nodeagent.mapcodec import SCOPE_LEARNED
 from services.nodeagent.tables import ConfigEntry, Tables
 from tests.bpf import messages, packets
@@ -381,13 +382,15 @@ def test_a_label_of_64_in_the_question_is_no_label(dns: Kernel) -> None:
 
 @pytest.mark.parametrize("asked", [64, 65])
 def test_hints_in_service_bindings_teach_nothing(dns: Kernel, asked: int) -> None:
-    """SVCB and HTTPS records carry addresses as hints (RFC 9460 7.3): no answer to a question for addresses."""
+    """SVCB and HTTPS records carry addresses as hints (RFC 9460 7.3): a question for addresses has none in answer."""
     binding = Record(asked, b"\0\1\0" + struct.pack("!HH", 4, 4) + packets.pack(WEB))
     ask(dns, kind=asked)
     assert tell(dns, answer(NAME, binding, kind=asked)).passed
+    assert dns.drain() == []
     ask(dns)
     assert tell(dns, answer(NAME, binding, kind=A)).passed
-    assert learned_nothing(dns) and dns.drain() == []
+    assert learned_nothing(dns)
+    assert [decode_event(record).reason for record in dns.drain()] == [Reason.LEARN_NO_ADDRESS]
 
 
 def test_a_compressed_question_is_no_question(dns: Kernel) -> None:
@@ -581,8 +584,6 @@ def test_a_pattern_added_later_makes_an_answer_news_again(dns: Kernel) -> None:
 
 def test_the_recorder_decodes_what_the_kernel_tells(dns: Kernel) -> None:
     """The event says who asked whom, how many addresses there were, and how many are open."""
-    from services.dnsrecorder.event import decode_event
-
     ask(dns)
     tell(dns, answer(NAME, WEB, "198.51.100.8"))
     event = decode_event(dns.drain()[0])

@@ -75,6 +75,7 @@ def test_tail_calls_have_the_indices_that_the_loader_writes() -> None:
         "learn_write": "TAIL_LEARN_WRITE",
         "learn_stream": "TAIL_LEARN_STREAM",
         "learn_pieces": "TAIL_LEARN_PIECES",
+        "learn_refused": "TAIL_LEARN_REFUSED",
         "handle_from_pod": "TAIL_FROM_POD",
         "handle_to_pod": "TAIL_TO_POD",
     }

@@ -88,11 +88,13 @@ def test_the_pipeline_works_under_its_credentials(server: SecuredServer, tmp_pat
             await _acknowledge(node, replica)
             await _share_name(node, other)
             denied = wire.subject_denied(NodeName(NODE), "shop", "web", Verdict.DENY)
+            refused = wire.subject_name_refused(NodeName(NODE), "shop", "web")
             async with Window(node) as window:
                 await window.publish(denied, b"{}", {})
+                await window.publish(refused, b"{}", {})
                 await window.drain()
             await node.publish(wire.subject_verdict(NodeName(NODE), "shop", "web", Verdict.DENY), b"{}")
-            assert (await JetStream(reader).read_stream(wire.STREAM_VERDICT)).last_sequence == 1
+            assert (await JetStream(reader).read_stream(wire.STREAM_VERDICT)).last_sequence == 2
             await _until_acknowledged(reader)
             await eventually(lambda: {"status", "verdict", "controller"} <= {m.subject.split(".")[1] for m in seen})
 

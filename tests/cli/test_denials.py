@@ -23,7 +23,7 @@ from services.common.jetstream import JetStream
 from services.common.settings import CommonSettings
 from services.common.streams import ensure_stream, verdict_stream
 from tests.bus.harness import run
-from tests.cli.test_flows import DENIED
+from tests.cli.test_flows import DENIED, REFUSED
 from tests.nats_server import NatsServer
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,10 @@ def test_durations_are_a_number_and_a_unit() -> None:
 
 def test_names_and_policies_are_matched_here_and_the_rest_by_the_subject() -> None:
     """A star in a name stands for anything; a policy may be given with its namespace."""
-    assert Wanted("app", "", "deny").subject("yett.denied.") == "yett.denied.*.app.*.deny"
+    assert Wanted("app", "", "deny").subjects("yett.denied.") == ["yett.denied.*.app.*.deny"]
+    assert Wanted("", "web").subjects("yett.denied.") == ["yett.denied.*.*.web.*", "yett.name_refused.*.*.web"]
+    assert Wanted("app", verdict="name_refused").subjects("yett.denied.") == ["yett.name_refused.*.app.*"]
+    assert Wanted(policy="isolate").subjects("yett.denied.") == ["yett.denied.*.*.*.*"]
     source = RuleSource(kind="NetworkPolicy", namespace="app", name="isolate", rule="")
     event = msgspec.structs.replace(DENIED, policy=source)
     assert all(Wanted(name=name).takes(event) for name in ("", "example.com", "*.com", "Example.com."))
@@ -78,6 +81,37 @@ def test_denials_are_queried_back_from_the_stream(nats_server: NatsServer) -> No
 
 
 @pytest.mark.nats
+def test_refused_names_stand_among_the_denials_in_their_order(nats_server: NatsServer) -> None:
+    """By the time of the event; alone if asked for alone, and by name."""
+
+    async def add() -> None:
+        client = await bus.connect(CommonSettings(nats_url=nats_server.url), "test")
+        await ensure_stream(JetStream(client), verdict_stream(max_bytes=1 << 24, max_age_seconds=60))
+        for nanos in (1, 3, 5):
+            event = msgspec.structs.replace(DENIED, unix_nanos=nanos)
+            subject = wire.subject_denied(event.node, event.namespace, event.pod, event.verdict)
+            await client.jetstream().publish(subject, wire.encode(event))
+        for nanos in (2, 4, 6):
+            refused = msgspec.structs.replace(REFUSED, unix_nanos=nanos)
+            subject = wire.subject_name_refused(refused.node, refused.namespace, refused.pod)
+            await client.jetstream().publish(subject, wire.encode(refused))
+        await bus.close(client)
+
+    def ask(*arguments: str) -> list[int]:
+        command = [sys.executable, "-m", "services.cli", "flows", "--nats", nats_server.url, "--output", "json"]
+        done = subprocess.run(
+            [*command, "--since", "10m", *arguments], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line)["unix_nanos"] for line in done.stdout.splitlines()]
+
+    run(add())
+    assert ask() == [1, 2, 3, 4, 5, 6]
+    assert ask("--verdict", "name_refused", "--name", "*.example.org") == [2, 4, 6]
+    assert ask("--verdict", "deny") == [1, 3, 5]
+
+
+@pytest.mark.nats
 def test_the_pages_example_in_python_hears_a_verdict_and_a_resolution(nats_server: NatsServer) -> None:
     """Run as it stands on the page, against a server where both are said."""
     (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
@@ -107,7 +141,7 @@ async def say(url: str) -> None:
 
 def test_the_pages_subjects_are_those_of_the_code() -> None:
     """Every subject in an example is in the table, wildcards included."""
-    subjects = set(re.findall(r"yett\.(?:verdict|denied|resolution|status|controller)\.[\w.*>-]+", PAGE))
+    subjects = set(re.findall(r"yett\.(?:verdict|denied|name_refused|resolution|status|controller)\.[\w.*>-]+", PAGE))
     assert len(subjects) >= 4
     for subject in subjects:
         wire.find_entry(subject)

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from schemas.policy import RuleSource
-from schemas.terms import Direction, NodeName, Reason, Tier, Verdict
-from schemas.verdict import VerdictEvent
-from services.cli.flows import describe_flow
+from schemas.terms import Direction, NodeName, Reason, RefusalReason, Tier, Verdict
+from schemas.verdict import NameRefused, VerdictEvent
+from services.cli.flows import describe_flow, describe_refused
 
 DENIED = VerdictEvent(
     node=NodeName("node-a"),
@@ -25,6 +25,26 @@ DENIED = VerdictEvent(
     name="example.com",
     unix_nanos=1_765_000_000_123_000_000,
 )
+REFUSED = NameRefused(
+    node=NodeName("node-a"),
+    namespace="app",
+    pod="curl-frontend",
+    name="api.example.org",
+    reason=RefusalReason.NXDOMAIN,
+    resolver="10.96.0.10",
+    unix_nanos=1_765_000_000_123_000_000,
+)
+
+
+def test_a_refused_name_says_that_the_gate_is_open_and_what_dns_said() -> None:
+    """So that nobody looks for a rule where a resolver refuses."""
+    line = "05:46:40.123 app/curl-frontend -> api.example.org: the gate is open, DNS said NXDOMAIN by 10.96.0.10"
+    assert describe_refused(REFUSED) == line
+    many = msgspec.structs.replace(REFUSED, count=7, varies=True, suppressed=2)
+    assert describe_refused(many).endswith("DNS said NXDOMAIN by 10.96.0.10 (7 times) (and 2 more)")
+    assert "api.example.org and other names:" in describe_refused(many)
+    sinkhole = msgspec.structs.replace(REFUSED, reason=RefusalReason.SINKHOLE, addresses=("0.0.0.0",))
+    assert "DNS said SINKHOLE (0.0.0.0)" in describe_refused(sinkhole)
 
 
 def test_a_denial_names_the_pod_the_name_and_the_reason() -> None:

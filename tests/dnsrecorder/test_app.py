@@ -16,6 +16,7 @@ from nats.aio.msg import Msg
 from schemas import wire
 from schemas.policy import DomainRow
 from schemas.resolution import Observed, Resolution
+from schemas.terms import Reason
 from services.common import nats as bus
 from services.common.jetstream import JetStream
 from services.common.settings import RecorderSettings
@@ -55,10 +56,12 @@ class StandInRing:
         piece: int = 0,
         place: int = 0,
         whole: int = 0,
+        reason: int = 0,
+        suppressed: int = 0,
     ) -> None:
         port = (53).to_bytes(2, "big")
         header = LAYOUT.pack(
-            *(1, endpoint, 0, RESOLVER, port, len(message), 0, answers, answers, 17, 1),
+            *(1, endpoint, suppressed, RESOLVER, port, len(message), reason, answers, answers, 17, 1),
             *(flags, piece, bytes(2), place, whole, 0, 0),
         )
         self.queue.put_nowait(header + message)
@@ -250,5 +253,60 @@ def test_what_a_resolver_outside_says_is_not_published(nats_server: NatsServer, 
             assert not any(is_resolution_of("a.test")(message) for message in scene.heard)
             observed = [wire.decode(m.subject, m.data) for m in scene.heard if m.subject == "yett.observed.node_a"]
             assert not any(one.handed_over for one in observed if isinstance(one, Observed))
+
+    asyncio.run(scene())
+
+
+def test_an_answer_without_an_address_reaches_the_own_agent(nats_server: NatsServer, tmp_path: Path) -> None:
+    """As far as the kernel read it: name, code, resolver, and how many it held back; the cluster hears nothing."""
+
+    async def scene() -> None:
+        async with running(nats_server, tmp_path) as scene:
+            refused = make_answer("a.test.", rcode=3)
+            cut = (refused[:6] + b"\0\0\0\x09" + refused[10:]).ljust(300, b"\xc0")
+            scene.ring.tell(refused, answers=0, reason=Reason.LEARN_RCODE, suppressed=5)
+            scene.ring.tell(cut, answers=0, reason=Reason.LEARN_RCODE)
+            scene.ring.tell(make_answer("b.test.", kind="AAAA"), answers=0, reason=Reason.LEARN_NO_ADDRESS)
+            await scene.wait_for(lambda message: b"b.test" in message.data)
+            told = [wire.decode(message.subject, message.data) for message in scene.heard]
+            assert [
+                (one.name, one.rcode, one.reason, one.resolver, one.suppressed)
+                for one in told
+                if isinstance(one, Observed)
+            ] == [
+                ("a.test", 3, Reason.LEARN_RCODE, "10.100.0.10", 5),
+                ("a.test", 3, Reason.LEARN_RCODE, "10.100.0.10", 0),
+                ("b.test", 0, Reason.LEARN_NO_ADDRESS, "10.100.0.10", 0),
+            ]
+            assert len(told) == 3
+            counted = scene.app._count()
+            assert (counted["learn_rcode"], counted["learn_no_address"], counted.get("events", 0)) == (2, 1, 0)
+
+    asyncio.run(scene())
+
+
+def test_a_refusal_in_pieces_is_told_too(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Of a covered name; not where the other family has addresses, and not of a cut answer."""
+
+    async def scene() -> None:
+        async with running(nats_server, tmp_path) as scene:
+            await scene.add_pattern("*.test")
+            scene.ring.tell(make_answer("a.test.", ("a.test.", "A", "192.0.2.1")))
+            await scene.wait_for(is_resolution_of("a.test"))
+            cut = bytearray(make_answer("c.test."))
+            cut[2] |= 2
+            for message in (
+                make_answer("a.test.", kind="AAAA"),
+                bytes(cut),
+                make_answer("d.example.", rcode=3),
+                make_answer("e.test.", rcode=5),
+            ):
+                scene.pieces.tell(message, piece=3, whole=len(message))
+            await scene.wait_for(lambda message: b"e.test" in message.data)
+            told = [wire.decode(message.subject, message.data) for message in scene.heard]
+            refused = [one for one in told if isinstance(one, Observed) and one.reason]
+            assert [(one.name, one.rcode, one.reason, one.handed_over) for one in refused] == [
+                ("e.test", 5, Reason.LEARN_RCODE, False)
+            ]
 
     asyncio.run(scene())

@@ -11,10 +11,10 @@ import pytest
 
 from schemas import wire
 from schemas.flowlog import FlowLog as Line
-from schemas.flowlog import make_flow_log
+from schemas.flowlog import make_flow_log, make_refused_log
 from schemas.policy import RuleSource
-from schemas.terms import Direction, NodeName, Reason, RevisionNumber, Tier, Verdict
-from schemas.verdict import VerdictEvent
+from schemas.terms import Direction, NodeName, Reason, RefusalReason, RevisionNumber, Tier, Verdict
+from schemas.verdict import NameRefused, VerdictEvent
 from services.common.settings import NodeagentSettings
 from services.nodeagent.flowlog import EMF_DIMENSIONS, QUEUE, FlowLog, format_emf, format_json
 
@@ -45,6 +45,23 @@ GOLDEN = (
     '"destination_port":443,"policy":{"kind":"NetworkPolicy","name":"isolate","namespace":"app"},'
     '"name":"example.com","revision":7,"count":12,"trace_id":"0af7651916cd43dd8448eb211c80319c"}'
 )
+REFUSED = NameRefused(
+    node=NodeName("node-a"),
+    namespace="app",
+    pod="web",
+    name="example.com",
+    reason=RefusalReason.NXDOMAIN,
+    resolver="10.96.0.10",
+    count=3,
+    unix_nanos=1_765_000_000_123_456_789,
+    learned_trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+)
+GOLDEN_REFUSED = (
+    '{"version":1,"time":"2025-12-06T05:46:40.123456Z","node":"node-a","namespace":"app","pod":"web",'
+    '"direction":"egress","verdict":"name_refused","reason":"NXDOMAIN","tier":"none","source_address":"",'
+    '"destination_address":"","protocol":0,"name":"example.com","count":3,'
+    '"trace_id":"0af7651916cd43dd8448eb211c80319c","resolver":"10.96.0.10"}'
+)
 
 
 def make_log(path: Path, **settings: object) -> FlowLog:
@@ -55,6 +72,16 @@ def test_a_line_is_stable() -> None:
     """Golden text: SIEMs parse it; a field may be added, never renamed."""
     assert format_json(EVENT) == GOLDEN
     assert msgspec.json.decode(GOLDEN, type=Line) == make_flow_log(EVENT)
+
+
+def test_a_refused_name_is_a_line_of_the_same_form() -> None:
+    """What reads lines needs no second parser: ``verdict`` says that no flow was judged."""
+    assert format_json(REFUSED) == GOLDEN_REFUSED
+    assert msgspec.json.decode(GOLDEN_REFUSED, type=Line) == make_refused_log(REFUSED)
+    counted = json.loads(format_emf(REFUSED))
+    assert (counted["Verdicts"], counted["verdict"], counted["reason"]) == (3, "name_refused", "NXDOMAIN")
+    sinkhole = msgspec.structs.replace(REFUSED, reason=RefusalReason.SINKHOLE, addresses=("0.0.0.0",))
+    assert make_refused_log(sinkhole).destination_address == "0.0.0.0"
 
 
 def test_the_line_has_a_published_schema() -> None:

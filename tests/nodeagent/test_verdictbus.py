@@ -12,8 +12,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from schemas import wire
+from schemas.policy import DomainPeer, PortRange, Ruleset, RulesetRule
 from schemas.resolution import Observed
-from schemas.terms import NodeName, Reason, Verdict
+from schemas.terms import Action, Default, Direction, NodeName, Reason, RefusalReason, Verdict
 from schemas.verdict import NameRefused, VerdictEvent
 from services.common import nats as bus
 from services.common.jetstream import JetStream
@@ -39,10 +40,27 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
     server.stop()
 
 
+NAMED = Ruleset(
+    direction=Direction.EGRESS,
+    default=Default.DENY,
+    network_policy=(
+        RulesetRule(
+            action=Action.ACCEPT,
+            peers=(DomainPeer(pattern="*.example.com"),),
+            ports=(PortRange(protocol=6),),
+            sources=(),
+        ),
+    ),
+)
+
+
 def make_storyteller() -> Storyteller:
     told = Storyteller(NODE)
     told.set_state(
-        pods={4: PodName("app", "web"), 5: PodName("app", "db")}, rulesets={}, patterns={9: "*.example.com"}, owners={}
+        pods={4: PodName("app", "web", 6), 5: PodName("app", "db", 7)},
+        rulesets={6: NAMED},
+        patterns={9: "*.example.com"},
+        owners={},
     )
     told.note_applied(17, TRACE)
     return told
@@ -166,28 +184,39 @@ def test_at_the_end_counts_are_told_though_their_window_is_open(nats_server: Nat
     run(scenario())
 
 
-def test_a_name_that_dns_refuses_is_told_once_in_a_while(nats_server: NatsServer) -> None:
-    """With the trace of the answer; not at every question of a pod that tries again and again."""
+def test_a_name_that_dns_refuses_is_told_and_stored(nats_server: NatsServer) -> None:
+    """With the trace of the answer; not at every question, not of an uncovered name, and of the sinks each hears it."""
 
     async def scenario() -> None:
         async with scene(nats_server) as one:
             heard: list[Msg] = []
+            sunk: list[NameRefused] = []
+            one.verdicts.refused_sinks.append(sunk.append)
 
             async def on_refused(message: Msg) -> None:
                 heard.append(message)
 
             await one.client.subscribe("yett.name_refused.node-a.>", cb=on_refused)
-            reason = int(Reason.LEARN_REFUSED_ADDRESS)
-            for name in ("a.example.com", "a.example.com", "b.example.com"):
-                observed = Observed(endpoint_id=4, name=name, addresses=("0.0.0.0",), reason=reason)
+            sinkhole, negative = int(Reason.LEARN_REFUSED_ADDRESS), int(Reason.LEARN_RCODE)
+            for observed in (
+                Observed(endpoint_id=4, name="a.example.com", addresses=("0.0.0.0",), reason=sinkhole),
+                Observed(endpoint_id=4, name="a.example.com", addresses=("0.0.0.0",), reason=sinkhole),
+                Observed(endpoint_id=4, name="b.example.org", addresses=(), rcode=3, reason=negative),
+                Observed(endpoint_id=5, name="b.example.com", addresses=(), rcode=3, reason=negative),
+                Observed(endpoint_id=4, name="b.example.com", addresses=(), rcode=3, reason=negative),
+            ):
                 headers = wire.headers_for(observed, trace=TRACE)
                 await one.client.publish(wire.subject_observed(NODE), wire.encode(observed), headers=headers)
             await eventually(lambda: len(heard) == 2)
             refused = [wire.decode(message.subject, message.data) for message in heard]
-            assert [event.name for event in refused if isinstance(event, NameRefused)] == [
-                "a.example.com",
-                "b.example.com",
+            assert refused == sunk
+            assert [(event.pod, event.name, event.reason) for event in sunk] == [
+                ("web", "a.example.com", RefusalReason.SINKHOLE),
+                ("web", "b.example.com", RefusalReason.NXDOMAIN),
             ]
             assert {(message.headers or {})[wire.HEADER_TRACE] for message in heard} == {TRACE}
+            assert (await JetStream(one.client).read_stream(wire.STREAM_VERDICT)).last_sequence == 2
+            await one.verdicts.drain(one.client)
+            assert sum(event.count for event in sunk) == one.verdicts.counters["names_refused_by_dns"] == 3
 
     run(scenario())

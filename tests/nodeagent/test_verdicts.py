@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from schemas.policy import AddressRow, AnyPeer, PortRange, Ruleset, RulesetRule, RuleSource
+from schemas.policy import AddressRow, AnyPeer, DomainPeer, PeersetPeer, PortRange, Ruleset, RulesetRule, RuleSource
 from schemas.resolution import Observed
 from schemas.terms import (
     FIRST_BIT,
@@ -15,11 +15,13 @@ from schemas.terms import (
     IdentityId,
     NodeName,
     Reason,
+    RefusalReason,
     Tier,
     Verdict,
 )
 from services.nodeagent.events import NO_BIT, VerdictRecord
 from services.nodeagent.names import Lesson
+from services.nodeagent.refusals import Refused
 from services.nodeagent.verdicts import PodName, Storyteller
 
 SOURCE = RuleSource(kind="NetworkPolicy", namespace="app", name="allow", rule="egress[0]")
@@ -180,17 +182,44 @@ def test_a_verdict_names_the_spans_that_explain_it() -> None:
     assert (event.applied_trace, event.learned_trace) == ("seventeen", "newer")
 
 
-def test_a_sinkhole_for_a_name_that_is_allowed_is_a_story_of_its_own() -> None:
-    """The gate is open, DNS said no: told for a covered name of a known pod, and for nothing else."""
+def with_names(*peers: DomainPeer | PeersetPeer) -> Ruleset:
+    """Whose rules name these."""
+    return replace(RULESET, network_policy=(replace(RULE, peers=(*peers, AnyPeer())),))
+
+
+def storyteller_with_names() -> Storyteller:
+    """Of two pods; *.example.com is a pattern in force on the node, and of the first pod alone."""
     told = storyteller()
-    refusal = int(Reason.LEARN_REFUSED_ADDRESS)
-    observed = Observed(endpoint_id=4, name="a.example.com", addresses=("127.0.0.1",), reason=refusal)
-    refused = told.tell_refused(observed, unix_nanos=5)
-    assert refused is not None
-    assert (refused.namespace, refused.pod, refused.name) == ("app", "web", "a.example.com")
-    for other in (
-        Observed(endpoint_id=4, name="a.example.com", addresses=("192.0.2.1",)),
-        Observed(endpoint_id=4, name="a.example.org", addresses=("127.0.0.1",), reason=refusal),
-        Observed(endpoint_id=99, name="a.example.com", addresses=("127.0.0.1",), reason=refusal),
-    ):
-        assert told.tell_refused(other, unix_nanos=5) is None
+    told.set_state(
+        pods={4: PodName("app", "web", 6), 5: PodName("app", "db", 7)},
+        rulesets={6: with_names(DomainPeer(pattern="*.example.com")), 7: with_names(DomainPeer(pattern="example.net"))},
+        patterns={9: "*.example.com", 10: "example.net"},
+        owners={},
+    )
+    return told
+
+
+def test_a_name_that_dns_refuses_is_a_story_of_its_own() -> None:
+    """The gate is open, DNS said no: with what it said, who said it, how often, and the trace of the answer."""
+    refused = Refused(4, "a.example.com", RefusalReason.NXDOMAIN, resolver="10.96.0.10", count=3, trace="answer")
+    told = storyteller_with_names().tell_refused(refused, unix_nanos=5)
+    assert told is not None
+    assert (told.node, told.namespace, told.pod, told.name) == ("node-a", "app", "web", "a.example.com")
+    assert (told.reason, told.resolver, told.count) == (RefusalReason.NXDOMAIN, "10.96.0.10", 3)
+    assert (told.learned_trace, told.unix_nanos) == ("answer", 5)
+
+
+@pytest.mark.parametrize(("endpoint", "name"), [(4, "a.example.org"), (5, "a.example.com"), (99, "a.example.com")])
+def test_what_the_pods_own_rules_do_not_name_is_not_refused_by_dns(endpoint: int, name: str) -> None:
+    """The gate is shut for it, whatever a neighbour may: an uncovered name, a neighbour's, an unknown pod's."""
+    refused = Refused(endpoint, name, RefusalReason.NXDOMAIN)
+    assert storyteller_with_names().tell_refused(refused, unix_nanos=5) is None
+
+
+def test_a_rule_whose_peers_stand_elsewhere_has_every_name_in_force() -> None:
+    """A pod is told too much rather than nothing."""
+    told = storyteller_with_names()
+    told.set_state(
+        pods={5: PodName("app", "db", 8)}, rulesets={8: with_names(PeersetPeer(hash="ab"))}, patterns={}, owners={}
+    )
+    assert told.covers(5, "a.example.com") and not told.covers(5, "a.example.org")

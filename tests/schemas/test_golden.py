@@ -20,12 +20,13 @@ from schemas.terms import (
     IdentityId,
     NodeName,
     Reason,
+    RefusalReason,
     RevisionNumber,
     RulesetHash,
     Tier,
     Verdict,
 )
-from schemas.verdict import VerdictEvent
+from schemas.verdict import NameRefused, VerdictEvent
 
 SOURCE = policy.RuleSource(kind="NetworkPolicy", namespace="app", name="p", rule="egress[0]")
 EQUALS = policy.Requirement(key="app", operator="In", values=("x", "y"))
@@ -174,6 +175,27 @@ GOLDEN: list[tuple[str, msgspec.Struct, bytes]] = [
         b'{"node":"node.one","namespace":"app","pod":"web","direction":0,"verdict":0,"reason":2,"tier":2,'
         b'"source_address":"10.0.0.1","destination_address":"198.51.100.1","protocol":6,"destination_port":443,'
         b'"policy":{"kind":"NetworkPolicy","namespace":"app","name":"p","rule":"egress[0]"}}',
+    ),
+    (
+        wire.subject_name_refused(NodeName("node.one"), "app", "web"),
+        NameRefused(
+            node=NodeName("node.one"), namespace="app", pod="web", name="a.example.com", addresses=("0.0.0.0",)
+        ),
+        b'{"node":"node.one","namespace":"app","pod":"web","name":"a.example.com","addresses":["0.0.0.0"]}',
+    ),
+    (
+        wire.subject_name_refused(NodeName("node.one"), "app", "web"),
+        NameRefused(
+            node=NodeName("node.one"),
+            namespace="app",
+            pod="web",
+            name="a.example.com",
+            reason=RefusalReason.NXDOMAIN,
+            resolver="10.96.0.10",
+            count=3,
+        ),
+        b'{"node":"node.one","namespace":"app","pod":"web","name":"a.example.com","reason":"nxdomain",'
+        b'"resolver":"10.96.0.10","count":3}',
     ),
     (
         wire.subject_status(NodeName("node.one")),
