@@ -126,13 +126,14 @@ class UsageTaken(Record, frozen=True, kw_only=True):
 
 
 class NodeCount(Record, frozen=True, kw_only=True):
-    """One node's part of a rule. ``before``: flows of that node's earlier epochs."""
+    """One node's part of a rule. ``before``: flows of that node's earlier epochs; ``at``: when it spoke of it last."""
 
     epoch: int
     flows: int = 0
     before: int = 0
     first: int = 0
     last: int = 0
+    at: int = 0
 
 
 class RuleUsage(Record, frozen=True, kw_only=True):

@@ -87,6 +87,9 @@ class ControllerSettings(CommonSettings, frozen=True, kw_only=True):
     resolution_max_bytes: Count = 256 * 1024 * 1024
     verdict_max_bytes: Count = 256 * 1024 * 1024
     verdict_max_age_seconds: Count = 24 * 3600
+    usage_max_bytes: Count = 256 * 1024 * 1024
+    usage_max_age_seconds: Count = 30 * 24 * 3600
+    """How long the use of a rule or pod that is gone is kept."""
 
 
 class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""The three streams: made if absent, brought to what is wanted if present, and checked field by field.
+"""The streams, the bucket of usage among them: made if absent, brought to what is wanted if present, and checked.
 
 A server that does not know a field ignores it without an error, so what it stored is compared with what was asked.
 """
@@ -57,6 +57,24 @@ def verdict_stream(*, max_bytes: int, max_age_seconds: int, replicas: int = 1) -
         "max_age": max_age_seconds * 1_000_000_000,
         "max_bytes": max_bytes,
         **_common(replicas),
+    }
+
+
+def usage_stream(*, max_bytes: int, max_age_seconds: int, replicas: int = 1) -> Config:
+    """The bucket ``yett_usage``. When it is full nothing new is stored, and that is told; nothing old is lost for it.
+
+    What is of use still is written again once a day, so only what is gone grows old.
+    """
+    return {
+        "name": wire.STREAM_USAGE,
+        "subjects": [wire.USAGE_BUCKET_PREFIX + ">"],
+        "max_msgs_per_subject": 1,
+        "max_age": max_age_seconds * 1_000_000_000,
+        "max_bytes": max_bytes,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+        **_common(replicas),
+        "discard": "new",
     }
 
 

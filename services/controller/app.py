@@ -43,6 +43,7 @@ from services.controller.policy.diff import diff
 from services.controller.policy.parse import identify
 from services.controller.policy_status import Published, Told, tell
 from services.controller.publisher import Publisher
+from services.controller.usagestore import Known, UsageStore
 
 ANNOUNCE_SECONDS = 1.0
 SILENCE_SECONDS = 4.0
@@ -112,6 +113,12 @@ class Controller:
         self._tracer = telemetry.get_tracer("controller")
         self._inventory = Inventory()
         self._board = Board(self._holder, os.getpid())
+        self._usage = UsageStore(
+            connection,
+            Known(self._inventory.find_uid, self._inventory.find_labels),
+            self._board.counters,
+            keep_seconds=settings.usage_max_age_seconds,
+        )
         self._batches: list[Batch] = []
         self._read_once = asyncio.Event()
         self._changed = asyncio.Event()
@@ -205,7 +212,7 @@ class Controller:
         """One term, to its end: raises what ended it, in a group where two tasks ran."""
         for config in self._streams():
             await streams.ensure_stream(self._jetstream, config)
-        async with self._answering():
+        async with self._answering(), self._usage.listening():
             await self._learn_epoch()
             term = await take_term(self._jetstream, self._holder, known_epoch=self._known_epoch)
             _log.info("leading", term=term.number, epoch=term.epoch, fence=term.fence)
@@ -231,6 +238,11 @@ class Controller:
             streams.verdict_stream(
                 max_bytes=settings.verdict_max_bytes,
                 max_age_seconds=settings.verdict_max_age_seconds,
+                replicas=replicas,
+            ),
+            streams.usage_stream(
+                max_bytes=settings.usage_max_bytes,
+                max_age_seconds=settings.usage_max_age_seconds,
                 replicas=replicas,
             ),
         ]

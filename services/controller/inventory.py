@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from schemas.policy import Labels
 from schemas.status import Problem
+from schemas.usage import PeerKind
 from services.controller.ledger import RowChange, Rows
 from services.controller.manifests import ManifestEvent
 from services.controller.policy.model import PolicyKey
@@ -58,6 +60,26 @@ class Inventory:
         found = ((key, event.obj) for key, event in self._objects.items() if key[0] in POLICY_KINDS)
         return {key: obj for key, obj in found if obj is not None}
 
+    def find_uid(self, key: PolicyKey) -> str | None:
+        """Of a present object, empty if it has none (an object from a file); None if there is no such object."""
+        event = self._objects.get(key)
+        if event is None or event.obj is None:
+            return None
+        uid = _read_metadata(event.obj).get("uid")
+        return uid if isinstance(uid, str) else ""
+
+    def find_labels(self, kind: PeerKind, name: str) -> Labels | None:
+        """A pod's labels, or those that a Service selects by, by namespace/name; None if nothing is known of it."""
+        event = self._objects.get(("Service" if kind is PeerKind.SERVICE else "Pod", *_split(name)))
+        if event is None or event.obj is None:
+            return None
+        if kind is PeerKind.SERVICE:
+            spec = event.obj.get("spec")
+            labels = spec.get("selector") if isinstance(spec, dict) else None
+            return labels if isinstance(labels, dict) and labels else None
+        labels = _read_metadata(event.obj).get("labels")
+        return labels if isinstance(labels, dict) else {}
+
     @property
     def is_partial(self) -> bool:
         """Whether a file cannot be read: what it held is not known to be gone."""
@@ -84,3 +106,13 @@ class Inventory:
                 if key not in self._objects:
                     state.delete(*key)
             self._adopted = []
+
+
+def _read_metadata(obj: dict[str, Any]) -> dict[str, Any]:
+    metadata = obj.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _split(name: str) -> tuple[str, str]:
+    namespace, _, own = name.partition("/")
+    return namespace, own

@@ -327,6 +327,11 @@ class Usage:
             node=self._node, epoch=self._epoch, since=self._since, at=now, rules=tuple(rules), pods=tuple(pods)
         )
 
+    def refresh(self) -> None:
+        """Everything that is in force here is news again, so that only what is gone grows old where it is kept."""
+        self._dirty_rules |= self._in_force & self._rules.keys()
+        self._dirty_pods |= self._pods.keys()
+
     @property
     def has_news(self) -> bool:
         """Whether something is yet to be reported."""

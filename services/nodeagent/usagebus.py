@@ -27,6 +27,8 @@ from services.nodeagent.usage import Facts, Owner, Totals, Usage
 from services.nodeagent.verdicts import Storyteller
 
 FILE_NAME = "usage"
+REFRESH_SECONDS = 86400.0
+"""How often everything is reported, changed or not."""
 LIVE_SECONDS = 60.0
 """How often live flows are looked through for the rules that they use."""
 ANSWER_SECONDS = 5.0
@@ -149,8 +151,12 @@ class UsageBus:
 
     async def run(self, connection: Client, seconds: float) -> None:
         """Report for ever, every ``seconds``."""
+        refreshed = time.monotonic()
         while True:
             await asyncio.sleep(seconds)
+            if time.monotonic() - refreshed >= REFRESH_SECONDS:
+                self._usage.refresh()
+                refreshed = time.monotonic()
             await self._report(connection)
 
     async def _report(self, connection: Client) -> None:

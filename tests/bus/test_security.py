@@ -324,7 +324,7 @@ def _consumer(stream: str, name: str, **config: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("kind", "name"), _intruders())
 def test_nobody_speaks_in_a_nodes_name(server: SecuredServer, kind: str, name: str) -> None:
-    """Names, verdicts, denials, observations, statuses of another node, of the controller; another's inbox."""
+    """Names, verdicts, denials, observations, statuses, usage of another node, of the controller; another's inbox."""
 
     async def scenario() -> None:
         async with attacked_by(server, kind, name) as scene:
@@ -337,6 +337,8 @@ def test_nobody_speaks_in_a_nodes_name(server: SecuredServer, kind: str, name: s
                 wire.subject_observed(other),
                 wire.subject_status(other),
                 wire.subject_status_recorder(other),
+                wire.subject_usage(other),
+                wire.subject_usage_node(NodeName(NODE)),
                 wire.SUBJECT_STATUS_CONTROLLER,
                 f"{inbox_prefix('nodes', VICTIM)}.x",
             ]
