@@ -22,33 +22,43 @@ class Digest:
     """Live rows by subject. ``hexdigest`` costs the changed buckets only; two sets of rows are equal iff it is."""
 
     def __init__(self) -> None:
-        self._rows: list[dict[str, bytes]] = [{} for _ in range(BUCKETS)]
-        self._buckets: list[bytes] = [bytes(_SIZE)] * BUCKETS
+        self._rows: dict[int, dict[str, bytes]] = {}
+        self._buckets = bytearray(_SIZE * BUCKETS)
         self._dirty: set[int] = set()
 
     def put(self, subject: str, body: bytes) -> None:
         """Add or replace a row."""
         index = _bucket(subject)
-        self._rows[index][subject] = hash_row(subject, body)
+        rows = self._rows.get(index)
+        if rows is None:
+            rows = self._rows[index] = {}
+        rows[subject] = hash_row(subject, body)
         self._dirty.add(index)
 
     def remove(self, subject: str) -> None:
         """Remove a row; unknown subjects are fine (a delete may come twice)."""
         index = _bucket(subject)
-        if self._rows[index].pop(subject, None) is not None:
+        rows = self._rows.get(index)
+        if rows is not None and rows.pop(subject, None) is not None:
             self._dirty.add(index)
+            if not rows:
+                del self._rows[index]
 
     def __len__(self) -> int:
-        return sum(len(rows) for rows in self._rows)
+        return sum(len(rows) for rows in self._rows.values())
 
     def hexdigest(self) -> str:
         """32 hex digits over all live rows."""
         for index in self._dirty:
-            rows = self._rows[index]
-            joined = b"".join(sorted(rows.values()))
-            self._buckets[index] = blake2b(joined, digest_size=_SIZE).digest() if rows else bytes(_SIZE)
+            rows = self._rows.get(index)
+            start = index * _SIZE
+            self._buckets[start : start + _SIZE] = _hash_bucket(rows) if rows else bytes(_SIZE)
         self._dirty.clear()
-        return blake2b(b"".join(self._buckets), digest_size=_SIZE).hexdigest()
+        return blake2b(self._buckets, digest_size=_SIZE).hexdigest()
+
+
+def _hash_bucket(rows: dict[str, bytes]) -> bytes:
+    return blake2b(b"".join(sorted(rows.values())), digest_size=_SIZE).digest()
 
 
 def _bucket(subject: str) -> int:

@@ -306,7 +306,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("yett.status.recorder.", status.RecorderStatus),
     Entry("yett.status.", status.AgentStatus),
 )
-"""First match wins. Subjects of YETT_POLICY are those below ``yett.policy.``."""
+"""Subjects of YETT_POLICY are those below ``yett.policy.``."""
 
 SCHEMA_VERSION = 1
 
@@ -316,12 +316,17 @@ _DECODERS: dict[type[msgspec.Struct], Callable[[bytes], Any]] = {
 }
 
 
+_BY_PREFIX = {entry.prefix: entry for entry in TABLE}
+
+
 def find_entry(subject: str) -> Entry:
-    """The table's entry for a subject; WireError if it has none."""
-    for entry in TABLE:
-        if subject == entry.prefix or (entry.prefix.endswith(".") and subject.startswith(entry.prefix)):
-            return entry
-    raise WireError("subject", f"{subject!r} is in no table")
+    """The table's entry for a subject; WireError if it has none. Of its prefixes, of two or three dots, the longest."""
+    second = subject.find(".", subject.find(".") + 1)
+    third = subject.find(".", second + 1)
+    entry = _BY_PREFIX.get(subject[: third + 1]) or _BY_PREFIX.get(subject[: second + 1]) or _BY_PREFIX.get(subject)
+    if entry is None:
+        raise WireError("subject", f"{subject!r} is in no table")
+    return entry
 
 
 def encode(row: msgspec.Struct) -> bytes:

@@ -1,68 +1,45 @@
-"""Endpoint rows, and with them the rulesets, peersets and domain patterns that somebody uses.
+"""Endpoint rows: which rulesets each pod has.
 
-* Pods that every question answers alike (profile, default, named ports) are one *group*: rulesets are asked for once a
-  group, and the flip is one replacement in each member's row, not a row made anew.
-* A ruleset is a row as long as some group uses it; so is what it refers to.
+* Pods that every question answers alike (profile, default, named ports) are one *group*. Its rows are a flock, whose
+  part is the pair of rulesets: a flip changes the part, and makes no row anew.
 * A pod that is not bound to a node has no row yet.
 * A group that a policy under audit governs has shadows beside its rulesets; they are rows like any other ruleset.
 
-Deliberately absent: which policies govern whom (``rulings``), facts' own rows (``facts``).
+Deliberately absent: which policies govern whom (``rulings``), the rows of rulesets (``cohorts``), of facts (``facts``).
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from schemas import wire
-from schemas.policy import DomainRow, EndpointRow
-from schemas.terms import Default, NodeName, RulesetHash
+from schemas.policy import EndpointRow
+from schemas.terms import Default, NodeName
+from services.controller.cohorts import Cohort, Cohorts, name_shadow
 from services.controller.facts import Facts
-from services.controller.policy.compile import Compiled
+from services.controller.flocks import Flock, Row
 from services.controller.policy.defaults import default_of
 from services.controller.policy.model import ObjectKey, Pod, PolicyKey, Settings
-from services.controller.policy.select import Applied, Profile, profile_of
-from services.controller.rows import Row, RowStore
+from services.controller.policy.select import Governed, Profile, profile_of
+from services.controller.rows import RowStore
 from services.controller.rulesets import Numbers
-from services.controller.rulings import Rulings, Side
+from services.controller.rulings import Rulings
 
-T = TypeVar("T")
 Question = tuple[Profile, Default | None, Numbers]
 """What a group is known by. No default: its pods are not bound to a node."""
 
 
 @dataclass(slots=True, eq=False)
-class Pair:
-    """The rulesets of some groups. ``reference``: how an endpoint row's body names them. ``users``: how many groups.
-
-    ``left_out``: policies that did not fit the NetworkPolicy tier; of a shadow those under audit only, because what is
-    enforced of the others stands beside it.
-    """
-
-    egress: Side
-    ingress: Side
-    reference: bytes
-    left_out: frozenset[PolicyKey]
-    users: int = 0
-
-    def rulesets(self) -> Iterator[Compiled]:
-        for side in (self.egress, self.ingress):
-            yield side.enforced
-            if side.shadow is not None:
-                yield side.shadow
-
-
-@dataclass(slots=True, eq=False)
 class Group:
-    """``rows``: the endpoint row of each pod, None while the pods are not bound."""
+    """``flock``: the endpoint row of each pod, none while the pods are not bound."""
 
-    profile: Profile
+    question: Question
+    governed: Governed
     default: Default | None
     ports: Numbers
-    rows: dict[ObjectKey, Row | None] = field(default_factory=dict)
-    pair: Pair | None = None
+    flock: Flock = field(default_factory=Flock)
+    cohort: Cohort | None = None
 
 
 class Endpoints:
@@ -72,27 +49,23 @@ class Endpoints:
         self._rows = rows
         self._facts = facts
         self._rulings = rulings
+        self._cohorts = Cohorts(rows, rulings)
         self._groups: dict[Question, Group] = {}
         self._group_of: dict[ObjectKey, Group] = {}
-        self._groups_of: dict[Profile, set[Group]] = {}
-        self._users: Counter[RulesetHash] = Counter()
-        self._live: dict[RulesetHash, Compiled] = {}
-        self._peersets: Counter[str] = Counter()
-        self._patterns: Counter[str] = Counter()
-        self._left_out: Counter[PolicyKey] = Counter()
+        self._groups_of: dict[Governed, list[Group]] = {}
 
     @property
     def left_out(self) -> list[PolicyKey]:
         """The policies that did not fit the NetworkPolicy tier of some ruleset in use, in order."""
-        return sorted(self._left_out)
+        return self._cohorts.left_out
 
     def nodes_by_policy(self) -> dict[PolicyKey, set[NodeName]]:
         """The nodes that hold a ruleset of each policy that governs a pod."""
         found: dict[PolicyKey, set[NodeName]] = {}
         pods = self._facts.world.pods
         for group in self._groups.values():
-            nodes = {pods[key].node for key, row in group.rows.items() if row}
-            for policy in self._rulings.selection.policies_for(group.profile):
+            nodes = {pods[key].node for key, row in group.flock.rows.items() if row}
+            for policy in group.governed.applied:
                 found.setdefault(policy, set()).update(nodes)
         return found
 
@@ -105,11 +78,10 @@ class Endpoints:
         self._flip(fresh, dns=settings.config.dns_implicit)
         for key in touched:
             group = self._group_of.get(key)
-            row = group.rows[key] if group is not None else None
-            if row is not None and group is not None and group.pair is not None:
-                self._rows.write(row, self._encode(self._facts.world.pods[key], group.pair))
+            row = group.flock.rows[key] if group is not None else None
+            if row is not None and group is not None and group.cohort is not None:
+                self._rows.write_member(group.flock, row, self._encode(self._facts.world.pods[key], group.cohort))
         touched.clear()
-        self._rulings.prune(self._live)
 
     # -- groups -------------------------------------------------------------------------------------------------------
 
@@ -123,13 +95,13 @@ class Endpoints:
             if pod.node:
                 row = self._rows.at(wire.subject_endpoint(pod.node, pod.namespace, pod.name))
         old = self._group_of.pop(key, None)
-        before = old.rows.pop(key) if old is not None else None
+        before = old.flock.rows.pop(key) if old is not None else None
         if new is not None:
             self._group_of[key] = new
-            new.rows[key] = row
+            new.flock.rows[key] = row
         if before is not None and before is not row:
             self._rows.write(before, None)
-        if old is not None and not old.rows:
+        if old is not None and not old.flock.rows:
             self._disband(old)
         return new
 
@@ -143,140 +115,47 @@ class Endpoints:
         question = (profile_of(pod.namespace, pod.labels), default, tuple(sorted(pod.named_ports().items())))
         group = self._groups.get(question)
         if group is None:
-            group = self._groups[question] = Group(*question)
-            self._groups_of.setdefault(group.profile, set()).add(group)
-            self._rulings.selection.policies_for(group.profile)
+            governed = self._rulings.selection.find(question[0])
+            group = self._groups[question] = Group(question, governed, *question[1:])
+            self._groups_of.setdefault(governed, []).append(group)
         return group
 
     def _disband(self, group: Group) -> None:
-        del self._groups[group.profile, group.default, group.ports]
-        if group.pair is not None:
-            self._release(group.pair)
-        others = self._groups_of[group.profile]
-        others.discard(group)
+        del self._groups[group.question]
+        if group.cohort is not None:
+            self._cohorts.leave(group.flock, group.cohort)
+        others = self._groups_of[group.governed]
+        others.remove(group)
         if not others:
-            del self._groups_of[group.profile]
-            self._rulings.selection.forget(group.profile)
+            del self._groups_of[group.governed]
+            self._rulings.selection.forget(group.question[0])
 
     # -- the flip -----------------------------------------------------------------------------------------------------
 
-    def _flip(self, fresh: set[Group], *, dns: bool) -> None:
-        """Ask again for groups whose policies changed, and for these; point their members at what came out."""
+    def _flip(self, fresh: Iterable[Group], *, dns: bool) -> None:
+        """Bring these groups, and those that other policies govern now, to their cohorts; then ask what changed."""
+        changed = self._rulings.take_changed()
         groups = set(fresh)
-        for profile in self._rulings.stale:
-            groups |= self._groups_of.get(profile, set())
+        for governed in self._rulings.stale:
+            groups.update(self._groups_of.get(governed, ()))
         self._rulings.stale.clear()
-        answers: dict[tuple[Applied, Default, Numbers], Pair] = {}
-        policies_for = self._rulings.selection.policies_for
         for group in groups:
-            if group.default is None:
-                continue
-            question = (policies_for(group.profile), group.default, group.ports)
-            pair = answers.get(question)
-            if pair is None:
-                egress, ingress = self._rulings.find_rulesets(*question, dns=dns)
-                pair = answers[question] = Pair(
-                    egress, ingress, _refer(egress, ingress), _left_out((egress, ingress), self._rulings.audited)
-                )
-            self._point(group, pair)
+            if group.default is not None:
+                question = group.governed.applied, group.default, group.ports
+                group.cohort = self._cohorts.join(group.flock, group.cohort, *question, dns=dns)
+        self._cohorts.ask_again(changed)
 
-    def _point(self, group: Group, pair: Pair) -> None:
-        """A group's rulesets are these from now on."""
-        old = group.pair
-        if old is not None and (old.reference, old.left_out) == (pair.reference, pair.left_out):
-            return
-        group.pair = pair
-        self._retain(pair)
-        if old is not None:
-            self._rows.replace(filter(None, group.rows.values()), old.reference, pair.reference)
-            self._release(old)
-
-    def _encode(self, pod: Pod, pair: Pair) -> bytes:
+    def _encode(self, pod: Pod, cohort: Cohort) -> bytes:
         row = EndpointRow(
             node=pod.node,
             namespace=pod.namespace,
             pod=pod.name,
             uid=pod.uid,
             identity=self._facts.identity_of_pod(pod.key),
-            egress=pair.egress.enforced.hash,
-            ingress=pair.ingress.enforced.hash,
-            egress_shadow=_name_shadow(pair.egress),
-            ingress_shadow=_name_shadow(pair.ingress),
+            egress=cohort.egress.enforced.hash,
+            ingress=cohort.ingress.enforced.hash,
+            egress_shadow=name_shadow(cohort.egress),
+            ingress_shadow=name_shadow(cohort.ingress),
             addresses=pod.addresses,
         )
         return wire.encode(row)
-
-    # -- what groups use ----------------------------------------------------------------------------------------------
-
-    def _retain(self, pair: Pair) -> None:
-        pair.users += 1
-        if pair.users == 1:
-            self._left_out.update(pair.left_out)
-            for compiled in pair.rulesets():
-                self._publish(compiled)
-
-    def _release(self, pair: Pair) -> None:
-        pair.users -= 1
-        if not pair.users:
-            for key in pair.left_out:
-                _is_last(self._left_out, key)
-            for compiled in pair.rulesets():
-                self._withdraw(compiled)
-
-    def _publish(self, compiled: Compiled) -> None:
-        """A ruleset has one user more: the first one brings its rows."""
-        self._users[compiled.hash] += 1
-        if self._users[compiled.hash] > 1:
-            return
-        self._live[compiled.hash] = compiled
-        self._rows.put(wire.subject_ruleset(compiled.hash), compiled.body)
-        for digest, body in compiled.peersets.items():
-            self._peersets[digest] += 1
-            self._rows.put(wire.subject_peerset(digest), body)
-        for pattern in compiled.patterns:
-            self._patterns[pattern] += 1
-            self._rows.put(wire.subject_domain(pattern), wire.encode(DomainRow(pattern=pattern)))
-
-    def _withdraw(self, compiled: Compiled) -> None:
-        """A ruleset has one user less: with the last one its rows go."""
-        if not _is_last(self._users, compiled.hash):
-            return
-        published = self._live.pop(compiled.hash)
-        self._rows.drop(wire.subject_ruleset(published.hash))
-        for digest in published.peersets:
-            if _is_last(self._peersets, digest):
-                self._rows.drop(wire.subject_peerset(digest))
-        for pattern in published.patterns:
-            if _is_last(self._patterns, pattern):
-                self._rows.drop(wire.subject_domain(pattern))
-
-
-def _is_last(users: Counter[T], name: T) -> bool:
-    """Count one user less; whether nobody is left."""
-    users[name] -= 1
-    if users[name]:
-        return False
-    del users[name]
-    return True
-
-
-def _left_out(sides: Iterable[Side], audited: Container[PolicyKey]) -> frozenset[PolicyKey]:
-    found: set[PolicyKey] = set()
-    for side in sides:
-        found.update(side.enforced.left_out)
-        if side.shadow is not None:
-            found.update(key for key in side.shadow.left_out if key in audited)
-    return frozenset(found)
-
-
-def _name_shadow(side: Side) -> RulesetHash:
-    return side.shadow.hash if side.shadow is not None else RulesetHash("")
-
-
-def _refer(egress: Side, ingress: Side) -> bytes:
-    """As an endpoint row's body has it, field names and quotes included, so that nothing else in it looks so."""
-    text = b'"egress":"%b","ingress":"%b"' % (egress.enforced.hash.encode(), ingress.enforced.hash.encode())
-    for name, side in ((b"egress", egress), (b"ingress", ingress)):
-        if side.shadow is not None:
-            text += b',"%b_shadow":"%b"' % (name, side.shadow.hash.encode())
-    return text

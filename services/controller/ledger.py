@@ -25,7 +25,6 @@ from services.common.signing import Signer
 TOMBSTONE_SECONDS = 23 * 3600
 """Removals older than this count as forgotten: an hour less than ``wire.DELETE_TTL``, for clocks that differ."""
 
-ENDPOINT_PREFIX = "yett.policy.endpoint."
 NODE_PREFIX = "yett.policy.node."
 _NODE_TOKEN = 3
 """Place of the node in ``yett.policy.endpoint.<node>.<ns>.<pod>``."""
@@ -105,12 +104,12 @@ class Ledger:
         is_current = revision is not None and (signer is None or signer.has_signed(revision))
         self._published_digest = revision.digest if revision and is_current else ""
         self._nodes = dict(snapshot.nodes)
-        self._endpoints: dict[str, dict[str, bytes]] = {}
+        self._endpoints: dict[str, Digest] = {}
         self._stale_nodes: set[str] = set()
         self._digest = Digest()
         self._floor = Floor(self.number)
         for subject, body in self.rows.items():
-            self._note(subject, body)
+            self._note(wire.find_entry(subject), subject, body)
         for subject, body in self._nodes.items():
             self._digest.put(subject, body)
         self._stale_nodes.update(subject.rpartition(".")[2] for subject in self._nodes)
@@ -118,14 +117,15 @@ class Ledger:
     @property
     def nodes(self) -> frozenset[NodeName]:
         """Nodes with endpoints."""
-        return frozenset(NodeName(wire.decode_name(token)) for token, rows in self._endpoints.items() if rows)
+        return frozenset(NodeName(wire.decode_name(token)) for token, rows in self._endpoints.items() if len(rows))
 
     def plan_rows(self, changes: Iterable[RowChange], *, trace: str) -> list[Outgoing]:
         """These changes, in their order, then the node rows of nodes whose endpoints changed."""
+        rows, headers = self.rows, _Headers(trace)
         outgoing = [
-            self._plan_change(change.subject, change.body, trace)
+            self._plan_change(change.subject, change.body, headers)
             for change in changes
-            if self.rows.get(change.subject) != change.body
+            if rows.get(change.subject) != change.body
         ]
         for token in sorted(self._stale_nodes):
             outgoing += self._plan_node(token, trace)
@@ -148,22 +148,21 @@ class Ledger:
         outgoing = Outgoing(wire.SUBJECT_REVISION, wire.encode(revision), wire.headers_for(revision, trace=trace))
         return revision, outgoing
 
-    def _plan_change(self, subject: str, body: bytes | None, trace: str) -> Outgoing:
-        headers = {wire.HEADER_SCHEMA: f"{wire.find_entry(subject).kind}/{wire.SCHEMA_VERSION}"}
-        if trace:
-            headers[wire.HEADER_TRACE] = trace
+    def _plan_change(self, subject: str, body: bytes | None, headers_of: _Headers) -> Outgoing:
+        entry = wire.find_entry(subject)
+        headers = headers_of[entry.kind]
         if body is None:
-            headers |= _deletion_headers(read_uid(subject, self.rows.pop(subject, b"")))
+            headers = headers | _deletion_headers(read_uid(subject, self.rows.pop(subject, b"")))
             self._floor.note_removal()
         else:
             self.rows[subject] = body
-        self._note(subject, body)
+        self._note(entry, subject, body)
         return Outgoing(subject, body or b"", headers)
 
     def _plan_node(self, token: str, trace: str) -> list[Outgoing]:
         subject = NODE_PREFIX + token
         endpoints = self._endpoints.get(token)
-        if not endpoints:
+        if endpoints is None or not len(endpoints):
             self._endpoints.pop(token, None)
             if self._nodes.pop(subject, None) is None:
                 return []
@@ -171,7 +170,7 @@ class Ledger:
             self._floor.note_removal()
             headers = {wire.HEADER_SCHEMA: f"{NodeRow.__name__}/{wire.SCHEMA_VERSION}", **_deletion_headers("")}
             return [Outgoing(subject, b"", headers)]
-        digest = digest_rows(endpoints)
+        digest = endpoints.hexdigest()
         if self._is_node_current(subject, digest, len(endpoints)):
             return []
         node = NodeName(wire.decode_name(token))
@@ -188,21 +187,37 @@ class Ledger:
             return False
         return isinstance(row, NodeRow) and (row.digest, row.count) == (digest, count)
 
-    def _note(self, subject: str, body: bytes | None) -> None:
-        """Keep the digest and the index of endpoints in step with one row."""
-        if wire.find_entry(subject).digested:
-            if body is None:
-                self._digest.remove(subject)
-            else:
-                self._digest.put(subject, body)
-        if subject.startswith(ENDPOINT_PREFIX):
-            token = subject.split(".")[_NODE_TOKEN]
-            endpoints = self._endpoints.setdefault(token, {})
-            self._stale_nodes.add(token)
-            if body is None:
-                endpoints.pop(subject, None)
-            else:
-                endpoints[subject] = body
+    def _note(self, entry: wire.Entry, subject: str, body: bytes | None) -> None:
+        """Keep the digest, or that of the endpoint's node, in step with one row."""
+        digest = (
+            self._digest if entry.digested else self._digest_of_node(subject) if entry.type is EndpointRow else None
+        )
+        if digest is None:
+            return
+        if body is None:
+            digest.remove(subject)
+        else:
+            digest.put(subject, body)
+
+    def _digest_of_node(self, subject: str) -> Digest:
+        """Over the endpoints of the node of this one, which is about to change."""
+        token = subject.split(".", _NODE_TOKEN + 1)[_NODE_TOKEN]
+        self._stale_nodes.add(token)
+        digest = self._endpoints.get(token)
+        if digest is None:
+            digest = self._endpoints[token] = Digest()
+        return digest
+
+
+class _Headers(dict[str, dict[str, str]]):
+    """Kind -> the headers of its rows, made once for all that are planned together; nobody changes them."""
+
+    def __init__(self, trace: str) -> None:
+        self._trace = {wire.HEADER_TRACE: trace} if trace else {}
+
+    def __missing__(self, kind: str) -> dict[str, str]:
+        self[kind] = {wire.HEADER_SCHEMA: f"{kind}/{wire.SCHEMA_VERSION}", **self._trace}
+        return self[kind]
 
 
 class Floor:
@@ -229,14 +244,6 @@ class Floor:
         while self._removals and now_seconds - self._removals[0][0] > TOMBSTONE_SECONDS:
             self._floor = self._removals.popleft()[1]
         return self._floor
-
-
-def digest_rows(rows: Rows) -> str:
-    """The digest over these rows."""
-    digest = Digest()
-    for subject, body in rows.items():
-        digest.put(subject, body)
-    return digest.hexdigest()
 
 
 def read_uid(subject: str, body: bytes) -> str:

@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from services.controller.flocks import Flock, Flocks, Row
 from services.controller.policy.diff import RowChange, order
-
-
-@dataclass(slots=True, eq=False)
-class Row:
-    """One subject's row; no body: it is not wanted. ``before``: its body when changes were last taken, if ``is_noted``.
-
-    Held by who changes many at once: to look up ten thousand subjects costs more than what is done with them.
-    """
-
-    subject: str
-    body: bytes | None = None
-    before: bytes | None = None
-    is_noted: bool = False
 
 
 class RowStore:
@@ -27,11 +14,13 @@ class RowStore:
     def __init__(self) -> None:
         self._rows: dict[str, Row] = {}
         self._noted: list[Row] = []
+        self._flocks = Flocks()
 
     @property
     def rows(self) -> dict[str, bytes]:
         """Subject -> body, of the wanted ones. A copy."""
-        return {subject: row.body for subject, row in self._rows.items() if row.body is not None}
+        bodies = {subject: row.body for subject, row in self._rows.items() if row.body is not None}
+        return bodies | self._flocks.pending()
 
     def at(self, subject: str) -> Row:
         """The row of a subject, an unwanted one if there was none; good until it is dropped."""
@@ -52,31 +41,29 @@ class RowStore:
     def write(self, row: Row, body: bytes | None) -> None:
         """Put a row of this store; no body: drop it."""
         if row.body != body:
-            self._note(row)
+            if not row.is_noted:
+                row.before, row.is_noted = row.body, True
+                self._noted.append(row)
             row.body = body
 
-    def replace(self, rows: Iterable[Row], old: bytes, new: bytes) -> None:
-        """Put ``new`` where ``old`` stands in the bodies of these rows; those that are not wanted are passed over."""
-        for row in rows:
-            body = row.body
-            if body is not None:
-                if not row.is_noted:
-                    self._note(row)
-                row.body = body.replace(old, new, 1)
+    def write_member(self, flock: Flock, row: Row, body: bytes) -> None:
+        """Put a row of this store as one of a flock; its body has the flock's part."""
+        self.write(row, self._flocks.adopt(flock, row, body))
+
+    def flip(self, flocks: Iterable[Flock], part: bytes) -> None:
+        """Put another part into all rows of these flocks; the first part of those that have no rows yet."""
+        self._flocks.flip(flocks, part)
 
     def take_changes(self) -> list[RowChange]:
         """The changes since the last call, in an order that is safe at every prefix."""
+        flips = self._flocks.take()
         changes = []
         for row in self._noted:
             if row.body != row.before:
                 changes.append(RowChange(row.subject, row.body))
             row.before, row.is_noted = None, False
             if row.body is None:
+                self._flocks.abandon(row)
                 del self._rows[row.subject]
         self._noted.clear()
-        return order(changes)
-
-    def _note(self, row: Row) -> None:
-        if not row.is_noted:
-            row.before, row.is_noted = row.body, True
-            self._noted.append(row)
+        return order(changes, flips)

@@ -1,8 +1,8 @@
 """The rulesets of one direction, compiled once for each distinct combination of policies and remembered.
 
-Every accepted change of a policy, or of the numbers behind its named ports, gives it a new version, so that what is
-remembered is never wrong. What one tier contributes is remembered apart, because many rulesets share it: an edit of a
-policy that governs all pods merges its own tier again, and no other.
+What one tier contributes is remembered apart, because many rulesets share it. Every accepted change of a policy, or of
+the numbers behind its named ports, *renews* it: the tiers that hold it are merged again, and no other. One that comes
+out as it was stays what it was; the sets of policies whose tiers did not are *changed*, and must be asked about again.
 """
 
 from __future__ import annotations
@@ -17,24 +17,12 @@ from services.controller.policy.select import Applied, subject_ports
 
 Numbers = tuple[tuple[NamedPort, int], ...]
 """A subject's named ports with their numbers, as far as the policies in question ask."""
-Combination = tuple[int, bool, Part, Part, Part]
+Combination = tuple[Default, bool, Part, Part, Part]
 """(default, DNS implicit, the part of every tier)."""
 Fragments = Callable[[PolicyKey, Direction, Numbers], Fragment]
 
 IDLE_MAX = 256
-"""Rulesets remembered beyond twice those in use, for what comes back; beyond it the idle ones are dropped."""
-
-
-@dataclass
-class Versions:
-    """Of the policies in force; they only grow. ``last``: the newest of all."""
-
-    of: dict[PolicyKey, int] = field(default_factory=dict)
-    last: int = 0
-
-    def renew(self, key: PolicyKey) -> None:
-        self.last += 1
-        self.of[key] = self.last
+"""Rulesets, and sets of policies, remembered beyond twice those in use, for what comes back; the idle beyond go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +41,42 @@ class Shape:
 
 @dataclass(slots=True, eq=False)
 class Outline:
-    """One tier of a set of policies; sets that agree in it share it.
+    """One tier of a set of policies; sets that agree in it share it. ``stacks``: of those sets.
 
     ``keys``: those that say something, in order. ``asks``: the subject's named ports that they ask for. ``parts``: what
-    they come to, by these ports' numbers; good for policies no newer than version ``as_of``.
+    they come to, by these ports' numbers.
     """
 
     tier: Tier
     keys: tuple[PolicyKey, ...]
     asks: frozenset[NamedPort]
     parts: dict[Numbers, Part] = field(default_factory=dict)
-    as_of: int = 0
+    stacks: dict[Stack, None] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Stack:
+    """All tiers of a set of policies. ``found``: its rulesets."""
+
+    applied: Applied
+    outlines: tuple[Outline, ...]
+    found: dict[tuple[Default, bool, Numbers], Compiled] = field(default_factory=dict)
 
 
 class Rulesets:
     """``fragments``: makes and remembers what one policy contributes."""
 
-    def __init__(self, direction: Direction, versions: Versions, fragments: Fragments) -> None:
+    def __init__(self, direction: Direction, fragments: Fragments) -> None:
         self._direction = direction
-        self._versions = versions
         self._fragments = fragments
         self._shapes: dict[PolicyKey, Shape] = {}
-        self._refused: Container[PolicyKey] = ()
-        self._outlines: dict[Applied, tuple[Outline, Outline, Outline]] = {}
-        self._shared: dict[tuple[Tier, tuple[PolicyKey, ...]], Outline] = {}
+        self._refused: frozenset[PolicyKey] = frozenset()
+        self._stacks: dict[Applied, Stack] = {}
+        self._idle: dict[Applied, None] = {}
+        self._outlines: dict[tuple[Tier, tuple[PolicyKey, ...]], Outline] = {}
+        self._holding: dict[PolicyKey, dict[Outline, None]] = {}
+        self._stale: dict[Outline, None] = {}
+        self._changed: set[Applied] = set()
         self._combinations: dict[Combination, Compiled] = {}
         self._remember_max = IDLE_MAX
 
@@ -85,67 +85,122 @@ class Rulesets:
         shape = Shape.of(policy, self._direction)
         if self._shapes.get(policy.key) != shape:
             self._shapes[policy.key] = shape
-            self._forget_outlines()
+            self._reshape(policy.key)
+        self.renew(policy.key)
 
     def drop(self, key: PolicyKey) -> None:
-        self._shapes.pop(key, None)
+        if self._shapes.pop(key, None) is not None:
+            self._reshape(key)
 
-    def refuse(self, keys: Container[PolicyKey]) -> None:
+    def renew(self, key: PolicyKey) -> None:
+        """What a policy contributes may be something else now."""
+        self._stale.update(self._holding.get(key, {}))
+
+    def refuse(self, keys: frozenset[PolicyKey]) -> None:
         """Leave these out, until said otherwise."""
-        self._refused = keys
-        self._forget_outlines()
+        before, self._refused = self._refused, keys
+        for key in keys ^ before:
+            self._reshape(key)
+
+    def take_changed(self) -> set[Applied]:
+        """The sets of policies whose rulesets may have changed since the last call. To be called before ``find``."""
+        for outline in self._stale:
+            if self._remake(outline):
+                for stack in outline.stacks:
+                    stack.found.clear()
+                    self._changed.add(stack.applied)
+        self._stale.clear()
+        changed, self._changed = self._changed, set()
+        return changed
 
     def find(self, applied: Applied, default: Default, ports: Numbers, *, dns: bool) -> Compiled:
         """The ruleset of pods with these named ports that these policies govern, the refused ones left out."""
-        outlines = self._outlines.get(applied)
-        if outlines is None:
-            outlines = self._outlines[applied] = self._outline(applied)
-        admin, network_policy, baseline = outlines
-        parts = self._part(admin, ports), self._part(network_policy, ports), self._part(baseline, ports)
-        combination = (int(default), dns, *parts)
-        compiled = self._combinations.get(combination)
+        stack = self._stacks.get(applied)
+        if stack is None:
+            stack = self._stacks[applied] = self._stack(applied)
+        elif applied in self._idle:
+            del self._idle[applied]
+        compiled = stack.found.get((default, dns, ports))
         if compiled is None:
-            compiled = compile_ruleset(self._direction, default, *parts, dns_implicit=dns)
-            self._combinations[combination] = compiled
+            compiled = stack.found[default, dns, ports] = self._combine(stack, default, ports, dns=dns)
         return compiled
 
+    def release(self, applied: Applied) -> None:
+        """Nobody is governed by just these any more."""
+        if applied in self._stacks:
+            self._idle[applied] = None
+
     def prune(self, in_use: Container[str]) -> None:
-        """Forget rulesets that nobody uses, when there are many."""
-        if len(self._combinations) <= self._remember_max:
-            return
-        self._combinations = {place: each for place, each in self._combinations.items() if each.hash in in_use}
-        if len(self._outlines) > self._remember_max:
-            self._forget_outlines()
-        self._remember_max = 2 * len(self._combinations) + IDLE_MAX
+        """Forget what nobody uses, when there is much of it."""
+        while 2 * len(self._idle) > len(self._stacks) + IDLE_MAX:
+            self._detach(next(iter(self._idle)))
+        if len(self._combinations) > self._remember_max:
+            self._combinations = {place: each for place, each in self._combinations.items() if each.hash in in_use}
+            self._remember_max = 2 * len(self._combinations) + IDLE_MAX
 
-    def _forget_outlines(self) -> None:
-        self._outlines.clear()
-        self._shared.clear()
+    def _reshape(self, key: PolicyKey) -> None:
+        """Where a policy's rules stand is another place now: what holds it is outlined anew."""
+        for applied in [each for each in self._stacks if key in each]:
+            self._detach(applied)
+            self._changed.add(applied)
 
-    def _outline(self, applied: Applied) -> tuple[Outline, Outline, Outline]:
+    def _detach(self, applied: Applied) -> None:
+        self._idle.pop(applied, None)
+        stack = self._stacks.pop(applied)
+        for outline in stack.outlines:
+            del outline.stacks[stack]
+            if not outline.stacks:
+                del self._outlines[outline.tier, outline.keys]
+                self._stale.pop(outline, None)
+                for key in outline.keys:
+                    del self._holding[key][outline]
+
+    def _stack(self, applied: Applied) -> Stack:
         found: dict[Tier, list[PolicyKey]] = {tier: [] for tier in BUDGETS}
         for key in sorted(applied):
             if self._shapes[key].speaks and key not in self._refused:
                 found[self._shapes[key].tier].append(key)
-        admin, network_policy, baseline = (self._share(tier, tuple(keys)) for tier, keys in found.items())
-        return admin, network_policy, baseline
+        stack = Stack(applied, tuple(self._share(tier, tuple(keys)) for tier, keys in found.items()))
+        for outline in stack.outlines:
+            outline.stacks[stack] = None
+        return stack
 
     def _share(self, tier: Tier, keys: tuple[PolicyKey, ...]) -> Outline:
-        outline = self._shared.get((tier, keys))
+        outline = self._outlines.get((tier, keys))
         if outline is None:
             asks = frozenset(port for key in keys for port in self._shapes[key].asks)
-            outline = self._shared[tier, keys] = Outline(tier, keys, asks)
+            outline = self._outlines[tier, keys] = Outline(tier, keys, asks)
+            for key in keys:
+                self._holding.setdefault(key, {})[outline] = None
         return outline
 
+    def _combine(self, stack: Stack, default: Default, ports: Numbers, *, dns: bool) -> Compiled:
+        admin, network_policy, baseline = [self._part(outline, ports) for outline in stack.outlines]
+        combination = (default, dns, admin, network_policy, baseline)
+        compiled = self._combinations.get(combination)
+        if compiled is None:
+            compiled = compile_ruleset(self._direction, default, admin, network_policy, baseline, dns_implicit=dns)
+            self._combinations[combination] = compiled
+        return compiled
+
     def _part(self, outline: Outline, ports: Numbers) -> Part:
-        if outline.as_of < self._versions.last:
-            newest = max(map(self._versions.of.__getitem__, outline.keys), default=0)
-            if newest > outline.as_of:
-                outline.parts.clear()
-            outline.as_of = self._versions.last
-        numbers = tuple(pair for pair in ports if pair[0] in outline.asks) if outline.asks else ()
+        numbers = tuple([pair for pair in ports if pair[0] in outline.asks]) if outline.asks else ()
         part = outline.parts.get(numbers)
         if part is None:
-            fragments = [self._fragments(key, self._direction, numbers) for key in outline.keys]
-            part = outline.parts[numbers] = compile_part(self._direction, outline.tier, fragments)
+            part = outline.parts[numbers] = self._compile_part(outline, numbers)
         return part
+
+    def _remake(self, outline: Outline) -> bool:
+        """Merge a tier again; whether it came out as something else. By numbers it is merged when somebody asks."""
+        former = outline.parts.pop((), None)
+        outline.parts.clear()
+        if former is None or outline.asks:
+            return True
+        part = self._compile_part(outline, ())
+        is_changed = not former.is_like(part)
+        outline.parts[()] = part if is_changed else former
+        return is_changed
+
+    def _compile_part(self, outline: Outline, numbers: Numbers) -> Part:
+        fragments = [self._fragments(key, self._direction, numbers) for key in outline.keys]
+        return compile_part(self._direction, outline.tier, fragments)

@@ -1,7 +1,6 @@
 """Policies in force: which govern whom, what their named ports stand for, which do not fit; and the rulesets of both.
 
-A policy event concerns the profiles that the policy governs; a pod event usually finds its rulesets made. Versions
-stand for content: every accepted change of a policy, or of the numbers behind its named ports, is a new one.
+A policy event concerns the profiles that the policy governs; a pod event usually finds its rulesets made.
 
 Pods that a policy under audit governs have two rulesets a direction: one as if there were no such policy, which is
 enforced, and one with all of them, its *shadow*. Where the two are the same there is one. What does not fit is decided
@@ -11,7 +10,8 @@ for either by itself, so that no policy under audit crowds out another.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from schemas.policy import PodPeer
 from schemas.terms import Default, Direction, Tier
@@ -26,8 +26,8 @@ from services.controller.policy.compile import (
 from services.controller.policy.model import NamedPort, Policy, PolicyKey
 from services.controller.policy.select import (
     Applied,
+    Governed,
     Named,
-    Profile,
     Selection,
     named_by,
     peer_ports,
@@ -35,15 +35,14 @@ from services.controller.policy.select import (
     port_places,
     subject_ports,
 )
-from services.controller.rulesets import Numbers, Rulesets, Versions
+from services.controller.rulesets import Numbers, Rulesets
 
 ORDERED_TIERS = (Tier.ADMIN, Tier.BASELINE)
 BEYOND_PORTS = 1 << 16
 """Numbers from here on are no ports: stand-ins for names that no subject has resolved."""
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
+class Side(msgspec.Struct, frozen=True, gc=False):
     """The rulesets of one direction. ``shadow``: with the policies under audit, where that is another one."""
 
     enforced: Compiled
@@ -51,24 +50,28 @@ class Side:
 
 
 class Rulings:
-    """``stale``: profiles whose rulesets must be asked for again; who handles them clears it."""
+    """``stale``: profiles that other policies govern now; who handles them clears it."""
 
     def __init__(self, facts: Facts) -> None:
         self.selection = Selection()
         self.policies: dict[PolicyKey, Policy] = {}
-        self.stale: set[Profile] = set()
+        self.stale: set[Governed] = set()
         self.refused: frozenset[PolicyKey] = frozenset()
         """Admin and Baseline policies that do not fit some pod's budget, those under audit not counted in."""
         self.audited: set[PolicyKey] = set()
         self._refused_in_full: frozenset[PolicyKey] = frozenset()
         """Those under audit counted in: a superset, because more policies only fill a tier sooner."""
+        self._retold: set[PolicyKey] = set()
+        """Policies that were told apart from the others and are no longer, or the other way round."""
+        self._asks: dict[Applied, tuple[Applied, ...]] = {}
+        self._asked_by: dict[Applied, set[Applied]] = {}
         self._facts = facts
-        self._versions = Versions()
         self._numbers: dict[PolicyKey, dict[NamedPort, tuple[tuple[int, ...], ...]]] = {}
         self._asking: dict[tuple[NamedPort, str], set[PolicyKey]] = {}
-        self._named: dict[PolicyKey, Named] = {}
+        self._named_by: dict[PolicyKey, Named] = {}
+        self._named: Named | None = None
         self._fragments: dict[PolicyKey, dict[tuple[Direction, Numbers], Fragment]] = {}
-        self._rulesets = {each: Rulesets(each, self._versions, self._fragment) for each in Direction}
+        self._rulesets = {each: Rulesets(each, self._fragment) for each in Direction}
         self._stand_ins: dict[NamedPort, int] = {}
         self._weighed: frozenset[frozenset[PolicyKey]] | None = None
         self._can_overflow: bool | None = None
@@ -78,32 +81,33 @@ class Rulings:
     def put(self, policy: Policy) -> None:
         self._unindex(policy.key)
         self.policies[policy.key] = policy
-        self.audited.discard(policy.key)
-        if policy.is_audited:
-            self.audited.add(policy.key)
+        if policy.is_audited != (policy.key in self.audited):
+            self.audited ^= {policy.key}
+            self._retold.add(policy.key)
         for place in port_places(policy):
             self._asking.setdefault(place, set()).add(policy.key)
         self._renew(policy.key)
-        self._named[policy.key] = named_by(policy)
+        self._name(policy.key, named_by(policy))
         for rulesets in self._rulesets.values():
             rulesets.put(policy)
         self._numbers[policy.key] = self._resolve(policy)
-        self.stale |= self.selection.put(policy)
+        self.stale.update(self.selection.put(policy))
 
     def drop(self, key: PolicyKey) -> None:
         self._unindex(key)
         if self.policies.pop(key, None) is not None:
             self.audited.discard(key)
-            self.stale |= self.selection.remove(key)
-            for memory in (self._versions.of, self._numbers, self._named, self._fragments):
-                memory.pop(key, None)
+            self.stale.update(self.selection.remove(key))
+            self._numbers.pop(key, None)
+            self._fragments.pop(key, None)
+            self._name(key, None)
             for rulesets in self._rulesets.values():
                 rulesets.drop(key)
             self._weighed = self._can_overflow = None
 
     def relabel(self, namespace: str) -> None:
         """A namespace appeared or changed its labels."""
-        self.stale |= self.selection.relabel(namespace, self._facts.namespace_labels(namespace))
+        self.stale.update(self.selection.relabel(namespace, self._facts.namespace_labels(namespace)))
         self.renumber({(port, namespace) for port, _ in self._asking})
 
     def renumber(self, places: Iterable[tuple[NamedPort, str]]) -> None:
@@ -115,16 +119,30 @@ class Rulings:
             if numbers != self._numbers[key]:
                 self._numbers[key] = numbers
                 self._renew(key)
-                self.stale |= self.selection.profiles_of(key)
 
     def named(self) -> Named:
         """What identities must tell apart for the policies in force."""
-        named = Named()
-        for each in self._named.values():
-            named.pods.update(each.pods)
-            named.nodes.update(each.nodes)
-            named.ports.update(each.ports)
-        return named
+        if self._named is None:
+            self._named = Named()
+            for each in self._named_by.values():
+                self._named.pods.update(each.pods)
+                self._named.nodes.update(each.nodes)
+                self._named.ports.update(each.ports)
+        return self._named
+
+    def take_changed(self) -> set[Applied]:
+        """The sets of policies whose rulesets may have changed since the last call. To be called before asking."""
+        asked = {applied for rulesets in self._rulesets.values() for applied in rulesets.take_changed()}
+        changed = {applied for each in asked for applied in self._asked_by.get(each, ())}
+        if self._retold:
+            changed.update(applied for applied in self._asks if not applied.isdisjoint(self._retold))
+            self._retold.clear()
+        return changed
+
+    def release(self, applied: Applied) -> None:
+        """No group is governed by just these any more."""
+        for asked in set(self._asks.pop(applied, ())):
+            self._cease(applied, asked)
 
     def prune(self, in_use: Container[str]) -> None:
         """Forget rulesets that nobody uses, when there are many."""
@@ -145,8 +163,7 @@ class Rulings:
         refused = in_full
         if self.audited:
             refused = frozenset(key for applied in sets for key in self._overflow(applied - self.audited))
-        for key in (refused ^ self.refused) | (in_full ^ self._refused_in_full):
-            self.stale |= self.selection.profiles_of(key)
+        self._retold |= (refused ^ self.refused) | (in_full ^ self._refused_in_full)
         self._refused_in_full = in_full
         if refused != self.refused:
             self.refused = refused
@@ -161,24 +178,45 @@ class Rulings:
         """Egress and ingress of pods with these named ports that these policies govern."""
         told_apart = self.audited | (self._refused_in_full - self.refused)
         if applied.isdisjoint(told_apart):
+            self._ask(applied, (applied,))
             egress, ingress = self._rulesets[Direction.EGRESS], self._rulesets[Direction.INGRESS]
             return (
                 Side(egress.find(applied, default, (), dns=dns)),
                 Side(ingress.find(applied, default, ports, dns=dns)),
             )
-        egress_side = self._find_both(Direction.EGRESS, applied, default, (), dns=dns)
-        return egress_side, self._find_both(Direction.INGRESS, applied, default, ports, dns=dns)
+        full, enforced = applied - self._refused_in_full, applied - self.audited
+        self._ask(applied, (full, enforced))
+        egress_side = self._find_both(Direction.EGRESS, full, enforced, default, (), dns=dns)
+        return egress_side, self._find_both(Direction.INGRESS, full, enforced, default, ports, dns=dns)
 
     def _find_both(
-        self, direction: Direction, applied: Applied, default: Default, ports: Numbers, *, dns: bool
+        self, direction: Direction, full: Applied, enforced: Applied, default: Default, ports: Numbers, *, dns: bool
     ) -> Side:
         """A default of audit stands in the shadow alone: what is enforced beside one lets pass what no rule decides."""
-        rulesets, enforced = self._rulesets[direction], applied - self.audited
-        full = rulesets.find(applied - self._refused_in_full, default, ports, dns=dns)
-        if full.hash == rulesets.find(enforced, default, ports, dns=dns).hash:
-            return Side(full)
+        rulesets = self._rulesets[direction]
+        shadow = rulesets.find(full, default, ports, dns=dns)
+        if shadow.hash == rulesets.find(enforced, default, ports, dns=dns).hash:
+            return Side(shadow)
         without = Default.ALLOW if default is Default.AUDIT else default
-        return Side(rulesets.find(enforced, without, ports, dns=dns), full)
+        return Side(rulesets.find(enforced, without, ports, dns=dns), shadow)
+
+    def _ask(self, applied: Applied, asked: tuple[Applied, ...]) -> None:
+        """Note of which sets' rulesets those of a set are made."""
+        before = self._asks.get(applied, ())
+        if before != asked:
+            self._asks[applied] = asked
+            for each in asked:
+                self._asked_by.setdefault(each, set()).add(applied)
+            for each in set(before).difference(asked):
+                self._cease(applied, each)
+
+    def _cease(self, applied: Applied, asked: Applied) -> None:
+        users = self._asked_by[asked]
+        users.discard(applied)
+        if not users:
+            del self._asked_by[asked]
+            for rulesets in self._rulesets.values():
+                rulesets.release(asked)
 
     def _fragment(self, key: PolicyKey, direction: Direction, numbers: Numbers) -> Fragment:
         fragments = self._fragments.setdefault(key, {})
@@ -234,9 +272,19 @@ class Rulings:
             for port in peer_ports(policy)
         }
 
+    def _name(self, key: PolicyKey, named: Named | None) -> None:
+        """What identities must tell apart for one policy; None: it is gone."""
+        if self._named_by.get(key) != named:
+            self._named = None
+            if named is None:
+                del self._named_by[key]
+            else:
+                self._named_by[key] = named
+
     def _renew(self, key: PolicyKey) -> None:
-        self._versions.renew(key)
         self._fragments.pop(key, None)
+        for rulesets in self._rulesets.values():
+            rulesets.renew(key)
         self._weighed = self._can_overflow = None
 
     def _unindex(self, key: PolicyKey) -> None:

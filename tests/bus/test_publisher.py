@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -17,7 +18,6 @@ from services.common.jetstream import JetStream, JetStreamError
 from services.common.messages import Message
 from services.common.window import FencedError, Window
 from services.controller.leader import Term, TermEndedError, make_epoch, parity_of, take_term, watch_marks
-from services.controller.ledger import digest_rows
 from services.controller.policy.diff import diff
 from services.controller.publisher import Publisher
 from tests.bus.harness import connected, leading, run, stored
@@ -278,17 +278,17 @@ def _policy_rows(found: dict[str, Message]) -> dict[str, bytes]:
 def _assert_proven(found: dict[str, Message]) -> None:
     """The revision's digest is that of the live digested rows, and every node's row that of its endpoints."""
     digest = Digest()
-    endpoints: dict[str, dict[str, bytes]] = {}
+    endpoints: defaultdict[str, Digest] = defaultdict(Digest)
     for subject, message in found.items():
         if not message.is_delete and wire.find_entry(subject).digested:
             digest.put(subject, message.body)
         if not message.is_delete and subject.startswith("yett.policy.endpoint."):
-            endpoints.setdefault(subject.split(".")[3], {})[subject] = message.body
+            endpoints[subject.split(".")[3]].put(subject, message.body)
     revision = wire.decode(wire.SUBJECT_REVISION, found[wire.SUBJECT_REVISION].body)
     assert isinstance(revision, Revision) and revision.digest == digest.hexdigest()
-    for token, rows in endpoints.items():
+    for token, own in endpoints.items():
         row = wire.decode(f"yett.policy.node.{token}", found[f"yett.policy.node.{token}"].body)
-        assert isinstance(row, NodeRow) and (row.digest, row.count) == (digest_rows(rows), len(rows))
+        assert isinstance(row, NodeRow) and (row.digest, row.count) == (own.hexdigest(), len(own))
 
 
 def test_a_new_stream_has_a_new_epoch_of_the_other_parity(nats_server: NatsServer) -> None:

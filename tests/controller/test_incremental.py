@@ -157,6 +157,28 @@ def test_an_edit_compiles_the_part_of_its_own_tier_once(state: State, monkeypatc
     assert asked == {"compile_part": 1, "compile_ruleset": 2}
 
 
+def test_an_edit_that_changes_no_rule_compiles_no_ruleset(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tier is merged again and comes out as it was: whoever has it keeps it, and is not asked about."""
+    with counting(monkeypatch) as asked:
+        state.upsert(wide_policy(priority=7))
+        state.changes()
+    assert asked == {"compile_part": 1}
+
+
+def test_a_policy_that_comes_and_goes_finds_its_rulesets_again(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it is not in is remembered while it is there."""
+    state.delete("NetworkPolicy", "ns-1", "own")
+    state.changes()
+    with counting(monkeypatch) as asked:
+        state.upsert(workload_policy())
+        state.changes()
+    assert asked["compile_ruleset"] == 1 and asked["compile_part"] == 1
+    with counting(monkeypatch) as asked:
+        state.delete("NetworkPolicy", "ns-1", "own")
+        state.changes()
+    assert asked == {}
+
+
 # -- pods -------------------------------------------------------------------------------------------------------------
 
 

@@ -103,9 +103,16 @@ class Part:
     encoded_rules: msgspec.Raw
     encoded_isolated_by: msgspec.Raw
 
+    def is_like(self, other: Part) -> bool:
+        """Whether another contributes the same; what was moved to peersets is named in the rules by its hash."""
+        return (
+            self.encoded_rules == other.encoded_rules
+            and self.encoded_isolated_by == other.encoded_isolated_by
+            and self.left_out == other.left_out
+        )
 
-@dataclass(frozen=True, slots=True)
-class Compiled:
+
+class Compiled(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A ruleset ready to be published. ``left_out``: policies that did not fit the NetworkPolicy tier."""
 
     hash: RulesetHash

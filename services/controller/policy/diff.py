@@ -10,7 +10,7 @@ without its rulesets and identity, no ruleset without its peersets, no address w
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 
 import msgspec
@@ -49,8 +49,11 @@ def diff(old: Mapping[str, bytes], new: Mapping[str, bytes]) -> list[RowChange]:
     return order(changes)
 
 
-def order(changes: Iterable[RowChange]) -> list[RowChange]:
-    """Changes in an order that is safe at every prefix; ties by subject, so that a plan is reproducible."""
+def order(changes: Iterable[RowChange], flips: Sequence[RowChange] = ()) -> list[RowChange]:
+    """Changes in an order that is safe at every prefix; ties by subject, so that a plan is reproducible.
+
+    ``flips``: endpoint rows to write besides, ordered already.
+    """
     puts: list[list[RowChange]] = [[] for _ in range(len(PHASES) + 1)]
     removals: list[list[RowChange]] = [[] for _ in range(len(PHASES) + 1)]
     ordered = sorted(changes, key=_subject_of)
@@ -62,6 +65,9 @@ def order(changes: Iterable[RowChange]) -> list[RowChange]:
         puts[phase] += [change for change in ordered[start:end] if change.body is not None]
         removals[phase] += [change for change in ordered[start:end] if change.body is None]
         start = end
+    if flips:
+        written = puts[_PHASE_OF["endpoint"]]
+        puts[_PHASE_OF["endpoint"]] = sorted((*written, *flips), key=_subject_of) if written else list(flips)
     return [change for of_phase in (*puts, *reversed(removals)) for change in of_phase]
 
 

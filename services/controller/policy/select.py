@@ -109,6 +109,15 @@ def pod_peers(peers: Iterable[Peer]) -> list[PodPeer]:
     return [peer for peer in peers if isinstance(peer, PodPeer)]
 
 
+@dataclass(slots=True, eq=False)
+class Governed:
+    """A profile and the policies that govern it, today's. One a profile; held by who asks often."""
+
+    namespace: str
+    labels: Labels
+    applied: Applied = frozenset()
+
+
 class Selection:
     """Profiles x policies, kept up to date. Every method that changes something returns the profiles it concerns."""
 
@@ -116,89 +125,92 @@ class Selection:
         self._policies: dict[PolicyKey, Policy] = {}
         self._cluster: dict[PolicyKey, Policy] = {}
         self._local: dict[str, dict[PolicyKey, Policy]] = {}
-        self._applied: dict[Profile, Applied] = {}
+        self._governed: dict[Profile, Governed] = {}
         self._interned: dict[Applied, Applied] = {}
-        self._profiles: dict[str, set[Profile]] = {}
+        self._in: dict[str, dict[Governed, None]] = {}
         self._namespaces: dict[str, Labels] = {}
 
-    def policies_for(self, profile: Profile) -> Applied:
-        """The policies that govern a profile; remembered until ``forget``."""
-        applied = self._applied.get(profile)
-        if applied is None:
-            candidates = (*self._cluster.values(), *self._local.get(profile[0], {}).values())
-            labels = dict(profile[1])
-            governing = frozenset(policy.key for policy in candidates if self._governs(policy, profile[0], labels))
-            applied = self._applied[profile] = self._intern(governing)
-            self._profiles.setdefault(profile[0], set()).add(profile)
-        return applied
+    def find(self, profile: Profile) -> Governed:
+        """What governs a profile; remembered until ``forget``."""
+        governed = self._governed.get(profile)
+        if governed is None:
+            governed = self._governed[profile] = Governed(profile[0], dict(profile[1]))
+            governed.applied = self._ask(governed)
+            self._in.setdefault(profile[0], {})[governed] = None
+        return governed
 
     def forget(self, profile: Profile) -> None:
         """No pod has this profile any more."""
-        if self._applied.pop(profile, None) is not None:
-            self._profiles[profile[0]].discard(profile)
+        governed = self._governed.pop(profile, None)
+        if governed is not None:
+            del self._in[profile[0]][governed]
 
-    def profiles_of(self, key: PolicyKey) -> set[Profile]:
+    def governed_by(self, key: PolicyKey) -> list[Governed]:
         """The profiles that a policy governs."""
         policy = self._policies.get(key)
         if policy is None:
-            return set()
-        return {profile for profile in self._candidates(policy) if key in self._applied[profile]}
+            return []
+        return [governed for governed in self._candidates(policy) if key in governed.applied]
 
     def applied_sets(self) -> set[Applied]:
         """Every distinct set of policies that governs some pod."""
-        return set(self._applied.values())
+        return {governed.applied for governed in self._governed.values()}
 
-    def put(self, policy: Policy) -> set[Profile]:
-        """Add or replace a policy -> the profiles that it governs or governed."""
-        old = self._policies.get(policy.key)
-        self._policies[policy.key] = policy
-        self._shelf(policy)[policy.key] = policy
+    def put(self, policy: Policy) -> list[Governed]:
+        """Add or replace a policy -> the profiles that it came to govern or ceased to."""
+        key = policy.key
+        old = self._policies.get(key)
+        self._policies[key] = policy
+        self._shelf(policy)[key] = policy
         if old is not None and old.subject == policy.subject:
-            return self.profiles_of(policy.key)
-        concerned = set()
-        for profile in self._candidates(policy):
-            had = policy.key in self._applied[profile]
-            has = self._governs(policy, profile[0], dict(profile[1]))
+            return []
+        concerned = []
+        for governed in self._candidates(policy):
+            had, has = key in governed.applied, self._governs(policy, governed)
             if had != has:
-                applied = self._applied[profile]
-                self._applied[profile] = self._intern(applied | {policy.key} if has else applied - {policy.key})
-            if had or has:
-                concerned.add(profile)
+                governed.applied = self._intern(governed.applied | {key} if has else governed.applied - {key})
+                concerned.append(governed)
         return concerned
 
-    def remove(self, key: PolicyKey) -> set[Profile]:
+    def remove(self, key: PolicyKey) -> list[Governed]:
         """Remove a policy -> the profiles that it governed."""
-        concerned = self.profiles_of(key)
+        concerned = self.governed_by(key)
         policy = self._policies.pop(key, None)
         if policy is not None:
             self._shelf(policy).pop(key, None)
-        for profile in concerned:
-            self._applied[profile] = self._intern(self._applied[profile] - {key})
+        for governed in concerned:
+            governed.applied = self._intern(governed.applied - {key})
         return concerned
 
-    def relabel(self, namespace: str, labels: Labels) -> set[Profile]:
+    def relabel(self, namespace: str, labels: Labels) -> list[Governed]:
         """A namespace's labels, new or changed -> the profiles whose policies changed."""
         self._namespaces[namespace] = labels
-        concerned = set()
-        for profile in list(self._profiles.get(namespace, ())):
-            before = self._applied.pop(profile)
-            if self.policies_for(profile) != before:
-                concerned.add(profile)
+        concerned = []
+        for governed in self._in.get(namespace, ()):
+            applied = self._ask(governed)
+            if applied != governed.applied:
+                governed.applied = applied
+                concerned.append(governed)
         return concerned
 
+    def _ask(self, governed: Governed) -> Applied:
+        candidates = (*self._cluster.values(), *self._local.get(governed.namespace, {}).values())
+        return self._intern(frozenset(policy.key for policy in candidates if self._governs(policy, governed)))
+
     def _intern(self, applied: Applied) -> Applied:
-        if len(self._interned) > 2 * len(self._applied) + IDLE_MAX:
-            self._interned = {each: each for each in self._applied.values()}
+        if len(self._interned) > 2 * len(self._governed) + IDLE_MAX:
+            self._interned = {each.applied: each.applied for each in self._governed.values()}
         return self._interned.setdefault(applied, applied)
 
     def _shelf(self, policy: Policy) -> dict[PolicyKey, Policy]:
         return self._local.setdefault(policy.namespace, {}) if policy.kind in NAMESPACED_KINDS else self._cluster
 
-    def _candidates(self, policy: Policy) -> Iterable[Profile]:
+    def _candidates(self, policy: Policy) -> Iterable[Governed]:
         if policy.kind in NAMESPACED_KINDS:
-            return list(self._profiles.get(policy.namespace, ()))
-        return list(self._applied)
+            return self._in.get(policy.namespace, ())
+        return self._governed.values()
 
-    def _governs(self, policy: Policy, namespace: str, labels: Labels) -> bool:
+    def _governs(self, policy: Policy, governed: Governed) -> bool:
+        namespace = governed.namespace
         namespace_labels = self._namespaces.get(namespace) or {NAMESPACE_NAME_LABEL: namespace}
-        return governs(policy, namespace, namespace_labels, labels)
+        return governs(policy, namespace, namespace_labels, governed.labels)
