@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 
 from schemas.terms import Protocol
+from schemas.verdict import NameRefused
 from services.cli.connection import WAIT_SECONDS, Unreachable, WaitOption, open_connection
+from services.cli.flows import NAME_REFUSED, Asked, Wanted, describe_refused, read_denials
 from services.cli.output import (
     NatsOption,
     Output,
@@ -31,6 +34,8 @@ from services.scenario.walk import Facts
 from services.scenario.world import assemble_cluster
 
 DEFAULT_PORT = 443
+REFUSED_SECONDS = 3600.0
+"""How far back refused names are looked for."""
 
 
 def command(
@@ -49,19 +54,23 @@ def command(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """The verdict on a new flow: tiers, policies, rules that matched, and what the others lacked."""
+    refused: list[NameRefused] = []
     try:
         number = _read_protocol(protocol)
+        if not manifests:
+            refused = asyncio.run(_read_refused(find_nats_url(nats), wait, source, destination))
         if manifests:
             explanation = _explain_manifests(manifests, source, destination, number, default)
         else:
             explanation = _explain_live(find_nats_url(nats), wait, source, destination, number)
     except (files.UnusableInput, explain.EndError, RouteError, LiveError, Unreachable, ValueError) as error:
-        fail(str(error))
+        fail("\n".join([str(error), *map(describe_refused, refused)]))
     if output is Output.JSON:
-        json.dump(explain.explanation_to_json(explanation), sys.stdout, indent=2)
+        told = explain.explanation_to_json(explanation)
+        json.dump(told | {"name_refused": [msgspec.to_builtins(one) for one in refused]}, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
-    for line in explain.format_explanation(explanation):
+    for line in [*explain.format_explanation(explanation), *map(describe_refused, refused)]:
         Console(emoji=False).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -95,6 +104,26 @@ def _explain_live(url: str, wait_seconds: float, source: str, destination: str, 
     services = [key for key in live.world.services if key not in live.world.pods]
     end, port = explain.parse_end(destination, services)
     return explain.explain_flow(live, live.facts, _make_probe(live, start, end, protocol, port))
+
+
+async def _read_refused(url: str, wait_seconds: float, source: str, destination: str) -> list[NameRefused]:
+    """What DNS refused this pod of late, under the name that is asked about; the newest of each kind."""
+    start, _ = explain.parse_end(source)
+    end, _ = explain.parse_end(destination)
+    if start.pod is None or not end.name:
+        return []
+    namespace, pod = start.pod
+    wanted = Wanted(namespace, pod, NAME_REFUSED, end.name)
+    try:
+        newest = {
+            event.reason: event
+            async for event in read_denials(Asked(url, wait_seconds, wanted), REFUSED_SECONDS)
+            if isinstance(event, NameRefused)
+        }
+    except Unreachable as error:
+        complain(f"what DNS refused is not known: {error}")
+        return []
+    return list(newest.values())
 
 
 async def _read_live(url: str, wait_seconds: float) -> LiveCluster:

@@ -241,6 +241,8 @@ OUTSIDE: dict[str, tuple[str, str]] = {
 ZONES = ("example.com", "httpbin.org", "amazonaws.com", "company.com")
 
 FRESH_ZONE = "fresh.example.net"
+REFUSED_NAME, EMPTY_NAME = f"refused.{FRESH_ZONE}", f"empty.{FRESH_ZONE}"
+"""What the cluster's resolver refuses, and what it has no address for."""
 FRESH_RANGE = "198.19.0.0/16"
 """``n198-19-1-2.fresh.example.net`` is 198.19.1.2: a name, and an address, that nobody has seen before."""
 

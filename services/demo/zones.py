@@ -94,6 +94,9 @@ server:
     module-config: "iterator"
     qname-minimisation: no
     local-zone: "cluster.local." static
+    local-zone: "{topology.REFUSED_NAME}." refuse
+    local-zone: "{topology.EMPTY_NAME}." static
+    local-data: "{topology.EMPTY_NAME}. 5 TXT empty"
 {local}{stubs}"""
 
 

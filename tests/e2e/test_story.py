@@ -9,10 +9,12 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 
+import dns.message
 import nats
 import pytest
 
@@ -246,3 +248,52 @@ def test_an_allowed_name_with_a_sinkholes_address_is_an_event_of_its_own(traced:
     assert (f"{refused.namespace}/{refused.pod}", refused.name) == (ASKER.key, name)
     assert refused.addresses == ("198.19.200.1",)
     assert not connect(traced, ASKER, "198.19.200.1", name)
+
+
+def test_a_name_that_dns_refuses_is_told_apart_from_a_shut_gate(traced: Running) -> None:
+    """NXDOMAIN, REFUSED, no address: events, lines of ``yett flows`` and of ``yett explain``, each with what DNS said.
+
+    Not told: an empty AAAA beside a good A, and the same names asked by a pod that no rule lets use them.
+    """
+    missing = f"missing.{topology.FRESH_ZONE}"
+    expected = {missing: "nxdomain", topology.REFUSED_NAME: "refused", topology.EMPTY_NAME: "no_address"}
+    good, _ = FreshNames().take()
+    lab, bus = traced.demo.lab, traced.demo.run.state.nats_url
+    traced.apply("change-11.yaml", SWITCH.format(number=11))  # the other pod may ask, and may use none of the names
+
+    async def hear() -> dict[str, str]:
+        client = await nats.connect(bus)
+        heard = await client.subscribe("yett.name_refused.>")
+        await client.flush()
+        await asyncio.to_thread(ask_all)
+        told = {}
+        while len(told) < len(expected):
+            message = await heard.next_msg(timeout=20)
+            event = wire.decode(message.subject, message.data)
+            assert isinstance(event, NameRefused) and f"{event.namespace}/{event.pod}" == ASKER.key
+            told[event.name] = str(event.reason)
+        await client.close()
+        return told
+
+    def ask_all() -> None:
+        with open_questions(lab, STRANGER) as strange, open_questions(lab, ASKER) as questions:
+            ask(strange, missing)
+            ask(questions, good)
+            questions.send(dns.message.make_query(good, "AAAA").to_wire())
+            for name in expected:
+                ask(questions, name)
+
+    assert traced.run(hear()) == expected
+    flows = ("flows", "--since", "1m", "--verdict", "name_refused", "--name", missing)
+    (line,) = run_yett(bus, *flows).stdout.splitlines()
+    assert f"{ASKER.key} -> {missing}: the gate is open, DNS said NXDOMAIN by {topology.DNS_SERVICE}" in line
+    explained = run_yett(bus, "explain", "--from", ASKER.key, "--to", f"{missing}:80")
+    assert f"nobody has resolved {missing}" in explained.stderr and "DNS said NXDOMAIN" in explained.stderr
+    shut = run_yett(bus, "explain", "--from", STRANGER.key, "--to", f"{missing}:80")
+    assert f"nobody has resolved {missing}" in shut.stderr and "DNS said" not in shut.stderr
+
+
+def run_yett(nats_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command, against the run's server."""
+    command = [sys.executable, "-m", "services.cli", arguments[0], "--nats", nats_url, *arguments[1:]]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
