@@ -21,6 +21,7 @@ from typing import Any
 import uvloop
 
 from schemas.status import AgentStatus
+from schemas.verdict import VerdictEvent
 from services.demo import objects, servers
 from services.demo.app import owned_run
 from services.demo.bus import Bus
@@ -164,6 +165,18 @@ class OneNode:
             return bool(found)
 
         until(look, seconds, f"{what}; last: {self.status()}\n{self.read_agent_log()[-1500:]}")
+        return found[0]
+
+    def await_verdict(self, since: float, matches: Callable[[VerdictEvent], bool], what: str) -> VerdictEvent:
+        """The first verdict heard after ``since`` (monotonic seconds) that is so."""
+        found: list[VerdictEvent] = []
+
+        def look() -> bool:
+            self._runner.run(asyncio.sleep(0.02))
+            found.extend(self.bus.find_verdicts(since, matches)[:1])
+            return bool(found)
+
+        until(look, 20, what)
         return found[0]
 
     def await_agent(self, seconds: float = START_SECONDS) -> AgentStatus:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import resource
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 
 import pytest
 
+from schemas.terms import Direction, Reason, Tier, Verdict
+from schemas.verdict import VerdictEvent
 from services.demo import objects
 from services.demo.topology import NODE_A, Pod
 from tests.e2e.onenode import ALLOWED, DENIED, OneNode, allow_egress, echo_server, is_live, make_pod, one_node
@@ -177,6 +180,50 @@ def test_the_default_reaches_live_flows_both_ways(node: OneNode) -> None:
         set_default(node, "allow")
         live.settimeout(10)
         assert live.recv(8) == b"x\n"
+
+
+def make_trial(mode: str) -> str:
+    """A Deny of everything to one address, for the namespace u; ``mode`` empty: no annotation."""
+    rule = {"name": "not-there", "action": "Deny", "to": [{"networks": [f"{DENIED}/32"]}]}
+    spec = {"tier": "Admin", "priority": 5, "egress": [rule]}
+    spec["subject"] = {"namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "u"}}}
+    metadata = {"name": "trial", "annotations": {"yett.dev/mode": mode} if mode else {}}
+    kind = {"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy"}
+    return objects.render([{**kind, "metadata": metadata, "spec": spec}])
+
+
+def test_a_policy_under_audit_passes_and_tells_until_it_is_enforced(node: OneNode) -> None:
+    """Live connections and new ones pass and are told as audit with the policy's rule, those to elsewhere are not;
+    without the annotation the same policy ends the one and refuses the others at the next revision."""
+    with echo_server(node.lab.fabric) as port, closing(connect(node, STRANGER, DENIED, port)) as live:
+
+        def told_of(source_port: int, verdict: Verdict) -> VerdictEvent:
+            def matches(event: VerdictEvent) -> bool:
+                return event.verdict is verdict and event.source_port == source_port
+
+            return node.await_verdict(began, matches, f"{verdict.name} of port {source_port}")
+
+        assert is_live(live)
+        began = time.monotonic()
+        revision = node.apply("13-trial.yaml", make_trial("audit"))
+        assert is_live(live)
+        found = [told_of(live.getsockname()[1], Verdict.AUDIT)]
+        with closing(connect(node, STRANGER, DENIED, port)) as new, closing(connect(node, STRANGER, ALLOWED, port)):
+            assert is_live(new)
+            found.append(told_of(new.getsockname()[1], Verdict.AUDIT))
+        for event in found:
+            assert event.policy is not None and (event.policy.name, event.policy.rule) == ("trial", "not-there")
+            assert (event.direction, event.destination_address) == (Direction.EGRESS, DENIED)
+            assert (event.tier, event.reason, event.revision) == (Tier.ADMIN, Reason.RULE, revision)
+        audited = node.bus.find_verdicts(began, lambda event: event.verdict is Verdict.AUDIT)
+        assert {event.destination_address for event in audited} == {DENIED}
+        began = time.monotonic()
+        node.apply("13-trial.yaml", make_trial(""))
+        assert not is_live(live, CUT_SECONDS) and not node.reaches(STRANGER, DENIED, port, CUT_SECONDS)
+        assert node.reaches(STRANGER, ALLOWED, port)
+        ended = told_of(live.getsockname()[1], Verdict.DENY)
+        assert ended.policy is not None and (ended.policy.name, ended.policy.rule) == ("trial", "not-there")
+        node.remove("13-trial.yaml")
 
 
 def set_default(node: OneNode, default: str) -> None:
