@@ -196,7 +196,8 @@ class State:
         stand_in = parse_isolation(obj)
         if stand_in is not None:
             self._put_policy(stand_in)
-            self._complaints.add(key, "spec", "its pods are isolated until it can be read", severity="warning")
+            as_what = "count as isolated by a policy under audit" if stand_in.is_audited else "are isolated"
+            self._complaints.add(key, "spec", f"its pods {as_what} until it can be read", severity="warning")
 
     def _revive(self, key: PolicyKey) -> bool:
         """Put a restored last good version in force; False if there is none."""

@@ -17,7 +17,7 @@ from schemas.policy import CidrPeer, DomainPeer, PodPeer
 from schemas.selectors import parse_address, parse_network
 from schemas.terms import Action, Direction, PolicyKind, Protocol, Tier, Verdict
 from services.controller.policy.model import AWS_KINDS, ObjectKey, Packet, Policy, Rule, World
-from services.controller.policy.parse import identify
+from services.controller.policy.parse import MODE_ANNOTATION, identify
 from services.scenario import overlap
 from services.scenario.words import format_list, format_peer, format_source
 from services.scenario.world import Cluster, Placed
@@ -261,11 +261,18 @@ def find_shadowed(case: Case) -> Iterator[LintFinding]:
 def _shadows(case: Case, earlier: Placement, later: Placement) -> bool:
     if earlier.direction is not later.direction or earlier.policy.tier is Tier.NETWORK_POLICY:
         return False
+    if _is_unfelt(earlier, later):
+        return False
     if earlier.policy.tier is not later.policy.tier:
         is_final = earlier.rule.action is Action.DENY and earlier.policy.tier is Tier.ADMIN
         if not is_final:
             return False
     return _governs_all(case, earlier.policy, later.policy) and overlap.rule_covers(earlier.rule, later.rule)
+
+
+def _is_unfelt(earlier: Placement, later: Placement) -> bool:
+    """Under audit it stands before nothing that is enforced."""
+    return earlier.policy.is_audited and not later.policy.is_audited
 
 
 def _governs_all(case: Case, wide: Policy, narrow: Policy) -> bool:
@@ -285,7 +292,9 @@ def find_deny_first(case: Case) -> Iterator[LintFinding]:
             continue
         for later in admin[index + 1 :]:
             is_deny = later.rule.action is Action.DENY and later.direction is rule.direction
-            if is_deny and _share_pods(case, rule.policy, later.policy) and _meet(case, rule, later):
+            if _is_unfelt(rule, later) or not is_deny:
+                continue
+            if _share_pods(case, rule.policy, later.policy) and _meet(case, rule, later):
                 message = f"wins over the Deny of {later.title}: priority comes first, not Deny"
                 yield case.find_rule("deny-first", rule, message)
 
@@ -313,6 +322,14 @@ def find_equal_priorities(case: Case) -> Iterator[LintFinding]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Selectors and prefixes
+
+
+def find_audited(case: Case) -> Iterator[LintFinding]:
+    """A policy that enforces nothing yet."""
+    for policy in case.cluster.policies:
+        if policy.is_audited:
+            message = "under audit: what it would stop is told, and nothing is opened or shut by it"
+            yield case.find("under-audit", policy, f"metadata.annotations.{MODE_ANNOTATION}", message)
 
 
 def find_empty_selectors(case: Case) -> Iterator[LintFinding]:
@@ -395,6 +412,7 @@ LINTS: dict[str, Callable[[Case], Iterator[LintFinding]]] = {
     "shadowed": find_shadowed,
     "deny-first": find_deny_first,
     "equal-priority": find_equal_priorities,
+    "under-audit": find_audited,
     "selects-nothing": find_empty_selectors,
     "service-range": find_service_ranges,
     "metadata-one-family": find_metadata_gaps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,10 @@ from typer.testing import CliRunner
 
 from schemas.policy import PeersetRow, Ruleset
 from services.cli.__main__ import app
-from services.nodeagent import rules, wanted
+from services.nodeagent import loader, rules, wanted
 from services.nodeagent.datapath import Datapath
 from services.nodeagent.plan import Op
-from services.scenario.kernel_engine import KernelEngine
+from services.scenario.kernel_engine import KernelEngine, open_kernel
 from tests.strategies import Scene, scenes
 from tests.twins.document import make_document
 from tests.twins.volume import Outcome, differs, prove_scene, prove_seed, write_scenario
@@ -73,6 +74,15 @@ def corrupt_a_row(patch: Patch) -> None:
     patch.setattr(Datapath, "_apply_one", apply)
 
 
+SHADOW_OF_STEP = "!ep->ruleset[2 + (s->question.direction & 1)]"
+SOURCE_MUTANTS = {
+    "no_shadow_is_asked": (SHADOW_OF_STEP, "1"),
+    "a_shadow_opens": (
+        "q->ruleset = ep->ruleset[direction & 1];",
+        "q->ruleset = ep->ruleset[2 + (direction & 1)] ?: ep->ruleset[direction & 1];",
+    ),
+}
+"""Faults of the programs: what stands in ``pod_tc.c`` once, and what stands there instead."""
 MUTANTS = (lose_deny_bits, forget_excepts, shift_ports, corrupt_a_row)
 Mutant = Callable[[Patch], None]
 
@@ -107,6 +117,26 @@ def test_a_mutant_is_found_made_small_and_printed(
     monkeypatch.undo()
     broken._tables = None
     assert not differs(document, broken)
+
+
+@pytest.mark.parametrize("name", SOURCE_MUTANTS)
+def test_a_mutant_of_the_programs_is_found_and_made_small(
+    name: str, engine: KernelEngine, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """Programs compiled with the fault differ from the oracle on a small scenario, on which the right ones do not."""
+    folder, (old, new) = tmp_path / "bpf", SOURCE_MUTANTS[name]
+    shutil.copytree(loader.find_sources(), folder)
+    text = (folder / "pod_tc.c").read_text()
+    assert text.count(old) == 1, f"{text.count(old)} places like {old}"
+    (folder / "pod_tc.c").write_text(text.replace(old, new))
+    monkeypatch.setenv("YETT_BPF_SOURCES", str(folder))
+    with open_kernel() as mutant:
+        failures = (prove_seed(seed, mutant, tmp_path).failure for seed in range(SEEDS))
+        assert "the smallest scenario that differs" in next(filter(None, failures), "")
+        document = yaml.safe_load(next(tmp_path.glob("*.yaml")).read_text())
+        assert differs(document, mutant)
+    assert len(document["probes"]) == 1 and len(document["objects"]) <= SMALL
+    assert not differs(document, engine)
 
 
 def test_what_is_printed_fails_where_the_fault_is(broken: KernelEngine, tmp_path: Path, monkeypatch: Patch) -> None:

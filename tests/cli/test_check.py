@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from services.scenario.lint import LINTS
 from tests.cli.golden import FOLDER, compare, yett
@@ -34,6 +35,35 @@ def test_json_has_findings_and_problems_apart(monkeypatch: pytest.MonkeyPatch, t
         ("warning", "spec"),
     ]
     assert {each["lint"] for each in told["findings"]} == LINTS.keys()
+
+
+def test_what_is_under_audit_stands_before_nothing_that_is_enforced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It shadows no rule of an enforced policy and wins over none, and is shadowed like any other."""
+
+    def lints(*audited: str) -> list[tuple[str, str]]:
+        rule = {"action": "Deny", "from": [{"namespaces": {}}]}
+        objects = []
+        for place, (name, action) in enumerate(
+            (("one", "Deny"), ("two", "Deny"), ("open", "Accept"), ("last", "Deny"))
+        ):
+            spec = {"tier": "Admin", "priority": place + 1, "subject": {"namespaces": {}}}
+            direction = "ingress" if name in ("one", "two") else "egress"
+            end = {"action": action, "to": rule["from"]} if direction == "egress" else {**rule, "action": action}
+            metadata = {"name": name, "annotations": {"yett.dev/mode": "audit"} if name in audited else {}}
+            kind = {"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy"}
+            objects.append({**kind, "metadata": metadata, "spec": {**spec, direction: [end]}})
+        (tmp_path / "p.yaml").write_text(yaml.safe_dump_all(objects))
+        found = json.loads(yett(monkeypatch, "check", str(tmp_path), "-o", "json").stdout)["findings"]
+        order = ("shadowed", "deny-first")
+        return [(each["lint"], each["object"].split()[-1]) for each in found if each["lint"] in order]
+
+    shut, won = ("shadowed", "two"), ("deny-first", "open")
+    assert set(lints()) == {shut, won, ("shadowed", "last")}
+    assert set(lints("one", "open")) == set()
+    assert set(lints("one", "two", "open", "last")) == {shut, won, ("shadowed", "last")}
+    assert set(lints("two", "last")) == {shut, won, ("shadowed", "last")}
 
 
 def test_what_is_fine_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:

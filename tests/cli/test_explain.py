@@ -16,6 +16,7 @@ CASES = {
     "explain-admin-deny": ("--from", "shop/web-1", "--to", "169.254.169.254:80", *OLD),
     "explain-own-node": ("--from", "192.168.0.1", "--to", "data/db-0:5432", *OLD),
     "explain-default": ("--from", "data/db-0", "--to", "shop/web-1", "--default", "deny", *OLD),
+    "explain-audit": ("--from", "shop/web-1", "--to", "data/db-0:5432", *OLD, "--manifests", "audit.yaml"),
     "explain-no-pod": ("--from", "203.0.113.1", "--to", "198.51.100.1:443", *OLD),
 }
 
@@ -34,6 +35,15 @@ def test_json_has_every_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (told["verdict"], told["crossings"][0]["finding"]["rule"]) == ("deny", "no-metadata")
     outcomes = [rule["outcome"] for tier in told["crossings"][0]["walks"][0]["tiers"] for rule in tier["rules"]]
     assert outcomes == ["decides", "peer", "neither", "neither", "peer"]
+
+
+def test_json_has_both_walks_of_a_flow_under_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The finding is that of full, told as audit; what enforced says stands beside it."""
+    told = json.loads(yett(monkeypatch, "explain", *CASES["explain-audit"], "-o", "json").stdout)
+    out, into = told["crossings"]
+    assert (told["verdict"], out["finding"]["verdict"], out["finding"]["rule"]) == ("audit", "audit", "not-to-data")
+    assert (out["enforced"]["verdict"], out["full"]["finding"]["verdict"]) == ("allow", "deny")
+    assert out["full"]["walks"] != out["walks"] and "full" not in into
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,21 @@ def make_admin(roll: random.Random, name: str) -> Obj:
     return k8s.cluster_policy(name, spec, creationTimestamp=roll.choice(DAYS))
 
 
-def story_of(state: State) -> tuple[Ruleset, list[str]]:
-    """The egress ruleset of the pod, and every complaint."""
+def put_under_audit(roll: random.Random, obj: Obj) -> Obj:
+    """One in three."""
+    if roll.random() < 1 / 3:
+        obj["metadata"]["annotations"] = {"yett.dev/mode": "audit"}
+    return obj
+
+
+def story_of(state: State) -> tuple[Ruleset, Ruleset | None, list[str]]:
+    """The egress ruleset of the pod, its shadow, and every complaint."""
     rows = {subject: wire.decode(subject, body) for subject, body in state.rows().items()}
     (endpoint,) = [row for row in rows.values() if isinstance(row, EndpointRow)]
-    ruleset = rows[wire.subject_ruleset(endpoint.egress)]
-    assert isinstance(ruleset, Ruleset)
-    return ruleset, sorted(f"{each.object}: {each.message}" for each in state.problems())
+    found = [rows[wire.subject_ruleset(each)] for each in (endpoint.egress, endpoint.egress_shadow) if each]
+    rulesets = [each for each in found if isinstance(each, Ruleset)]
+    complaints = sorted(f"{each.object}: {each.message}" for each in state.problems())
+    return rulesets[0], rulesets[1] if len(rulesets) > 1 else None, complaints
 
 
 def state_of(objects: list[Obj]) -> State:
@@ -60,10 +68,11 @@ def state_of(objects: list[Obj]) -> State:
 def test_a_full_tier_is_the_same_after_any_history(seed: int) -> None:
     """Policies come, change and go, rows are asked for in between; then a cold start in another order agrees."""
     roll = random.Random(seed)
-    state, present = state_of(CLUSTER), {}
+    state = state_of(CLUSTER)
+    present: dict[object, Obj] = {}
     for _ in range(24):
         name = f"p{roll.randrange(14)}"
-        obj = make_tenant(roll, name) if roll.random() < 0.4 else make_admin(roll, name)
+        obj = put_under_audit(roll, make_tenant(roll, name) if roll.random() < 0.4 else make_admin(roll, name))
         key = identify(obj)
         assert key is not None
         if key in present and roll.random() < 0.4:
@@ -80,11 +89,11 @@ def test_a_full_tier_is_the_same_after_any_history(seed: int) -> None:
 
 def test_such_histories_fill_the_tiers() -> None:
     """Or the test above would say nothing: policies are left out of one tier and refused in the others."""
-    complaints = set()
+    complaints, has_shadow = set(), False
     for seed in range(12):
         roll = random.Random(seed)
         objects = [make_tenant(roll, f"t{n}") for n in range(5)] + [make_admin(roll, f"c{n}") for n in range(30)]
-        complaints |= {
-            each.split(" rules of the ")[1].split(":")[0] for each in story_of(state_of(CLUSTER + objects))[1]
-        }
-    assert complaints >= {"NETWORK_POLICY tier", "BASELINE tier"}, complaints
+        _, shadow, found = story_of(state_of(CLUSTER + [put_under_audit(roll, each) for each in objects]))
+        complaints |= {each.split(" rules of the ")[1].split(":")[0] for each in found}
+        has_shadow |= shadow is not None
+    assert has_shadow and complaints >= {"NETWORK_POLICY tier", "BASELINE tier"}, complaints

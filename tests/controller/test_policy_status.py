@@ -15,8 +15,8 @@ FAULT = Problem(object="x", path="spec.egress[2].ports[0].port", message="0 is o
 WARNING = Problem(object="x", path="spec.egress[0].name", message="has no name", severity="warning")
 
 
-def standing(*problems: Problem, generation: int | None = 3, nodes: str = "ab") -> Standing:
-    return Standing(problems, generation, frozenset(NodeName(node) for node in nodes))
+def standing(*problems: Problem, generation: int | None = 3, nodes: str = "ab", is_audited: bool = False) -> Standing:
+    return Standing(problems, generation, frozenset(NodeName(node) for node in nodes), is_audited)
 
 
 def at(**nodes: int) -> dict[str, RevisionNumber]:
@@ -29,6 +29,14 @@ CASES = [
     ("one is silent", standing(), at(a=7), (True, "Accepted"), (False, "Pending", "enforced on 1 of 2 nodes")),
     ("others do not count", standing(nodes="a"), at(a=7, c=1), (True, "Accepted"), (True, "Enforced", "1 of 1")),
     ("no pod", standing(nodes=""), at(a=1), (True, "Accepted"), (True, "NothingToEnforce", "no pod")),
+    (
+        "audit",
+        standing(is_audited=True),
+        at(a=7, b=9),
+        (True, "Accepted"),
+        (True, "Audited", "audited on 2 of 2 nodes"),
+    ),
+    ("audit lags", standing(is_audited=True), at(a=7), (True, "Accepted"), (False, "Pending", "audited on 1 of 2")),
     ("a warning", standing(WARNING), at(a=7, b=7), (True, "AcceptedWithWarnings"), (True, "Enforced", "2 of 2")),
     ("refused", standing(FAULT, generation=2), at(a=7, b=7), (False, "Invalid"), (False, "LastGoodVersion", "2")),
     ("refused, new", standing(WARNING, FAULT, generation=None), at(), (False, "Invalid"), (False, "Refused", "no")),

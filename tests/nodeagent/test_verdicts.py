@@ -114,7 +114,8 @@ def test_an_endpoint_never_known_tells_nothing() -> None:
 def test_a_denied_address_has_the_name_it_was_told_under() -> None:
     """The last name under which this very endpoint was told the address; another endpoint's does not count."""
     told = storyteller()
-    assert told.lacks_name(RECORD)
+    assert told.lacks_name(RECORD) and told.lacks_name(replace(RECORD, verdict=int(Verdict.AUDIT)))
+    assert not told.lacks_name(replace(RECORD, verdict=int(Verdict.ALLOW)))
     told.note_observed(Observed(endpoint_id=5, name="other.org", addresses=("192.0.2.9",)))
     assert told.lacks_name(RECORD)
     told.note_observed(Observed(endpoint_id=4, name="httpbin.org", addresses=("192.0.2.9",)))
