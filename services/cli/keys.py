@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 from services.access.folder import SERVER_DAYS, Folder, FolderError
+from services.access.kubernetes import make_objects
 from services.cli.output import fail
 
 app = typer.Typer(help="Accounts, credentials, certificates and signing keys.", no_args_is_help=True)
@@ -83,6 +85,16 @@ def env(
         fail(str(error))
     for variable, value in values.items():
         print(f"{variable}={value}")
+
+
+@app.command("kubernetes")
+def kubernetes(folder: FolderArgument) -> None:
+    """The Secrets and the ConfigMap that deploy/ expects, for ``kubectl apply -f -``. Secrets: mind where they go."""
+    try:
+        objects = make_objects(Folder(folder))
+    except (FolderError, OSError) as error:
+        fail(str(error))
+    print(yaml.safe_dump_all(objects, sort_keys=False), end="")
 
 
 def _complete(keys: Folder, hosts: list[str], nodes: list[str], readers: list[str], days: float) -> None:

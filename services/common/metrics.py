@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: families declared once, read when they are asked for, served by prometheus-client.
+"""Metrics for Prometheus, and a kubelet's probes: families declared once, read when they are asked for.
 
 Rules of this module:
 
@@ -11,10 +11,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
+from socketserver import ThreadingMixIn
+from threading import Thread
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from nats.aio.client import Client
-from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Histogram, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -25,7 +30,8 @@ from services.common.settings import CommonSettings
 _log = get_logger("metrics")
 
 SCRAPE_SECONDS = 5.0
-"""A loop that is busy for longer gives an empty page."""
+"""A loop that is busy for longer gives an empty page, and is not alive."""
+READY_PATH, LIVE_PATH = "/readyz", "/livez"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,23 +112,33 @@ def make_histogram(family: Family, buckets: Iterable[float]) -> Histogram:
     return Histogram(family.name, family.help, buckets=tuple(buckets), registry=None)
 
 
-def serve_metrics(settings: CommonSettings, read: Read, histograms: Iterable[Histogram] = ()) -> Callable[[], None]:
-    """Serve ``/metrics`` where the settings say so; returns what ends it.
+def serve_metrics(
+    settings: CommonSettings,
+    read: Read,
+    histograms: Iterable[Histogram] = (),
+    is_ready: Callable[[], bool] = lambda: True,
+) -> Callable[[], None]:
+    """Serve ``/metrics``, ``/readyz`` and ``/livez`` where the settings say so; returns what ends it.
 
+    ``/readyz`` is 200 once ``is_ready`` says so and 503 before; ``/livez`` is 200 while the service's loop turns.
     A port that cannot be had is an error in the log and no more: nothing that is enforced depends on a page.
     """
     if not settings.metrics_port:
         return lambda: None
+    loop = asyncio.get_running_loop()
     registry = CollectorRegistry()
-    registry.register(_LoopCollector(read, asyncio.get_running_loop()))
+    registry.register(_LoopCollector(read, loop))
     for histogram in histograms:
         registry.register(histogram)
+    application = _Probes(make_wsgi_app(registry), is_ready, loop)
     try:
-        server, thread = start_http_server(settings.metrics_port, settings.metrics_address, registry)
+        server = make_server(settings.metrics_address, settings.metrics_port, application, _Server, _Quiet)
     except OSError as error:
         where = f"{settings.metrics_address}:{settings.metrics_port}"
         _log.error("metrics are not served", address=where, problem=str(error))
         return lambda: None
+    thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
 
     def end() -> None:
         server.shutdown()
@@ -130,3 +146,46 @@ def serve_metrics(settings: CommonSettings, read: Read, histograms: Iterable[His
         thread.join()
 
     return end
+
+
+class _Probes:
+    """The page of metrics, with the two probes beside it."""
+
+    def __init__(self, page: WSGIApplication, is_ready: Callable[[], bool], loop: asyncio.AbstractEventLoop) -> None:
+        self._page = page
+        self._is_ready = is_ready
+        self._loop = loop
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path not in (READY_PATH, LIVE_PATH):
+            return self._page(environ, start_response)
+        is_good = self._ask(self._is_ready) if path == READY_PATH else self._ask(lambda: True)
+        start_response("200 OK" if is_good else "503 Service Unavailable", [("Content-Type", "text/plain")])
+        return [b"ok\n" if is_good else b"not yet\n"]
+
+    def _ask(self, question: Callable[[], bool]) -> bool:
+        """The answer of the service's loop; False if it does not turn."""
+
+        async def answer() -> bool:
+            return question()
+
+        asked = asyncio.run_coroutine_threadsafe(answer(), self._loop)
+        try:
+            return asked.result(SCRAPE_SECONDS)
+        except FutureTimeoutError:
+            asked.cancel()
+            return False
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A slow reader holds up nobody else."""
+
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    """A request is no event."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class's name
+        pass

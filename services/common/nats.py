@@ -12,16 +12,19 @@ import ssl
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import nats.errors
 import nkeys
 import tenacity
 from nats.aio.client import Client
 
+from schemas import wire
 from services.common.jetstream import API_PREFIX
 from services.common.log import get_logger
-from services.common.settings import CommonSettings, SettingsError
+from services.common.settings import CommonSettings, NodeagentSettings, RecorderSettings, SettingsError
 
+NODE_PLACEHOLDER = "{node}"
 SERVER_LEAST = (2, 11)
 """Per-message TTL (``Nats-TTL``) came with 2.11."""
 CONNECT_SECONDS = 2
@@ -42,6 +45,7 @@ class ServerTooOldError(Exception):
 
 async def connect(settings: CommonSettings, name: str) -> Client:
     """A connection that reconnects for ever. Waits until there is a server; ServerTooOldError if it is too old."""
+    _check_address(settings.nats_url)
     retrying = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type((nats.errors.Error, OSError, asyncio.TimeoutError)),
         wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=WAIT_MAX_SECONDS, jitter=0.1),
@@ -59,7 +63,7 @@ def security_options(settings: CommonSettings) -> dict[str, Any]:
     With an authority the first byte is TLS: a server that speaks first in the clear is not asked whether it wants TLS,
     because somebody in between could say that it does not.
     """
-    options: dict[str, Any] = {"inbox_prefix": settings.nats_inbox_prefix}
+    options: dict[str, Any] = {"inbox_prefix": _inbox_prefix(settings)}
     if settings.nats_creds:
         options["user_credentials"] = settings.nats_creds
     if settings.nats_nkey:
@@ -70,7 +74,33 @@ def security_options(settings: CommonSettings) -> dict[str, Any]:
         except (OSError, ssl.SSLError) as error:
             raise SettingsError("YETT_NATS_CA", f"{settings.nats_ca}: {error}") from error
         options |= {"tls": context, "tls_handshake_first": True}
+        if settings.nats_tls_name:
+            options["tls_hostname"] = settings.nats_tls_name
     return options
+
+
+def _check_address(address: str) -> None:
+    """SettingsError for what no waiting mends. A kubelet leaves ``$(NAME)`` as it is where it knows no such Service
+    yet; it tries again with the next start of the container.
+    """
+    for url in address.split(","):
+        try:
+            parts = urlsplit(url.strip())
+            is_good = bool(parts.hostname) and "$(" not in url and parts.port != 0
+        except ValueError:
+            is_good = False
+        if not is_good:
+            raise SettingsError("YETT_NATS_URL", f"{url.strip()!r}: not the URL of a server")
+
+
+def _inbox_prefix(settings: CommonSettings) -> str:
+    """With the node's own name in it where the settings ask for that: one text then serves every node."""
+    prefix = settings.nats_inbox_prefix
+    if NODE_PLACEHOLDER not in prefix:
+        return prefix
+    if not isinstance(settings, NodeagentSettings | RecorderSettings):
+        raise SettingsError("YETT_NATS_INBOX_PREFIX", f"{prefix}: this service has no node")
+    return prefix.replace(NODE_PLACEHOLDER, wire.encode_name(settings.node))
 
 
 def _read_seed(path: str) -> str:

@@ -18,6 +18,8 @@ from services.demo.topology import NODES, Node
 
 CONTROLLER = "controller"
 METRICS_CONTROLLER, METRICS_AGENT, METRICS_RECORDER = 9470, 9471, 9472
+CAPABILITIES = ("bpf", "net_admin", "perfmon")
+"""All that an agent and a recorder have here, and in an installation (``deploy/base``), of what root may do."""
 INHERITED = frozenset({"YETT_BPF_SOURCES", "YETT_LOG_LEVEL", "YETT_OTEL_EXPORTER", "YETT_SPAN_ALLOW_RATIO"})
 """What a user may want to say to every service; the rest would lead them out of the lab."""
 
@@ -30,6 +32,12 @@ def agent_name(node: Node) -> str:
 def recorder_name(node: Node) -> str:
     """The name of a node's recorder among the processes."""
     return f"dnsrecorder-{node.key}"
+
+
+def confine(*command: str) -> list[str]:
+    """The command with the capabilities of an installation, and no way to others."""
+    kept = ",".join(["-all", *(f"+{each}" for each in CAPABILITIES)])
+    return ["setpriv", f"--bounding-set={kept}", f"--inh-caps={kept}", "--no-new-privs", *command]
 
 
 class Pipeline:
@@ -58,17 +66,20 @@ class Pipeline:
 
     def start_agent(self, node: Node, own: Mapping[str, str] | None = None) -> Process:
         """A node's agent; ``own``: settings of this one alone."""
-        command = in_namespace(self._lab.node_namespace(node), sys.executable, "-m", "services.nodeagent")
+        command = self._confined(node, "services.nodeagent")
         return self._start(agent_name(node), command, {**self.node_environment(node, METRICS_AGENT), **(own or {})})
 
     def start_recorder(self, node: Node) -> Process:
         """A node's recorder."""
-        command = in_namespace(self._lab.node_namespace(node), sys.executable, "-m", "services.dnsrecorder")
+        command = self._confined(node, "services.dnsrecorder")
         return self._start(recorder_name(node), command, self.node_environment(node, METRICS_RECORDER))
 
     def find_dead(self) -> list[Process]:
         """Services whose newest process has ended."""
         return [process for process in self.processes.values() if not is_alive(process)]
+
+    def _confined(self, node: Node, module: str) -> list[str]:
+        return in_namespace(self._lab.node_namespace(node), *confine(sys.executable, "-m", module))
 
     def _start(self, name: str, command: list[str], environment: Mapping[str, str]) -> Process:
         self.processes[name] = start_process(self._lab.run, name, command, environment)

@@ -161,6 +161,8 @@ class App:
         self._carrier: carry.Carrier | None = None
         self._swapped = asyncio.Event()
         """No programs of another layout are in force."""
+        self._is_ready = False
+        """Programs are attached and a state is in force. Latched: lag is a metric."""
 
     async def run(self) -> None:
         """Until cancelled; programs and maps stay, and go on enforcing."""
@@ -180,7 +182,7 @@ class App:
         await self._links.open(dict(loaded.programs), is_held=former is not None)
         ring = self._datapath.open_verdicts()
         self._verdicts.attach(ring)
-        end_metrics = serve_metrics(settings, self._put_metrics, [self._programming])
+        end_metrics = serve_metrics(settings, self._put_metrics, [self._programming], lambda: self._is_ready)
         self._resume()
         try:
             async with asyncio.TaskGroup() as group:
@@ -331,6 +333,7 @@ class App:
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._mailbox.put_state, state, None)
         self._status_due.set()
         await self._links.set_judged(self._enforcer.judged())
+        self._is_ready = self._is_ready or done
 
     def _start_span(self, state: PolicyState, *, is_new: bool) -> AbstractContextManager[Span]:
         """A revision's application is part of its change's trace; a new interface only refers to it."""

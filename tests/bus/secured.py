@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +21,10 @@ NODE, VICTIM, READER = "node-a", "ip-10-0-1-2.ec2.internal", "grafana"
 class SecuredServer(NatsServer):
     """It speaks TLS from the first byte, so it does not answer who only listens."""
 
-    def __init__(self, folder: Path, *, days: float = 1.0) -> None:
+    def __init__(self, folder: Path, *, days: float = 1.0, hosts: Sequence[str] = ("127.0.0.1",)) -> None:
         self.keys = Folder(folder / "keys")
         now = datetime.now(UTC)
-        self.keys.complete(hosts=["127.0.0.1"], nodes=[NODE, VICTIM], readers=[READER], now=now, days=days)
+        self.keys.complete(hosts=hosts, nodes=[NODE, VICTIM], readers=[READER], now=now, days=days)
         super().__init__(folder, extra_config='include "keys/server/yett.conf"')
 
     @property

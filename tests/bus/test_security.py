@@ -417,6 +417,22 @@ def test_a_server_in_the_clear_is_not_believed(server: SecuredServer, nats_serve
     run(scenario())
 
 
+def test_a_server_reached_by_its_address_is_known_by_its_name(tmp_path: Path) -> None:
+    """An installation reaches it without DNS: the certificate has the Service's name, the URL its address."""
+    server = SecuredServer(tmp_path, hosts=["yett-nats.yett-system.svc"])
+    server.start()
+
+    async def scenario() -> None:
+        with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+            await _try(server.settings("nodes", NODE))
+        await _try(_change(server, YETT_NATS_TLS_NAME="yett-nats.yett-system.svc"))
+
+    try:
+        run(scenario())
+    finally:
+        server.stop()
+
+
 def test_an_expired_certificate_is_not_believed(tmp_path: Path) -> None:
     """The clock decides."""
     server = SecuredServer(tmp_path, days=-0.001)

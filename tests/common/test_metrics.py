@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -69,3 +71,29 @@ def test_a_port_that_is_taken_is_no_reason_to_stop() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         asyncio.run(scenario(taken.getsockname()[1]))
+
+
+def test_ready_is_what_the_service_says_and_alive_is_that_its_loop_turns() -> None:
+    """A kubelet asks both; the answer comes from the loop, so a loop that hangs is neither."""
+    port, said = find_free_port(), [False]
+
+    def status_of(path: str) -> int:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    async def scenario() -> list[int]:
+        end = serve_metrics(make_settings(port), lambda page: None, is_ready=lambda: said[0])
+        found = [await asyncio.to_thread(status_of, path) for path in ("/readyz", "/livez")]
+        said[0] = True
+        found.append(await asyncio.to_thread(status_of, "/readyz"))
+        with ThreadPoolExecutor(1) as pool:
+            hung = pool.submit(status_of, "/livez")
+            found.append(hung.result(timeout=30))  # the loop does nothing else meanwhile
+        await asyncio.to_thread(end)
+        return found
+
+    assert asyncio.run(scenario()) == [503, 200, 200, 503]

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from services.demo import servers, topology
 from services.demo.figures import FreshNames, ask, open_questions
-from services.demo.pipeline import CONTROLLER, agent_name, recorder_name
+from services.demo.pipeline import CAPABILITIES, CONTROLLER, agent_name, recorder_name
 from services.demo.state import Process, is_alive
 from services.demo.topology import NODE_A
 from services.demo.traffic import Traffic
@@ -54,6 +55,10 @@ def start_nats(running: Running) -> Process:
 def find_process(running: Running, name: str) -> Process:
     """The newest process of that name."""
     return [process for process in running.demo.run.state.processes if process.name == name][-1]
+
+
+CAPABILITY_BITS = {"net_admin": 12, "perfmon": 38, "bpf": 39}
+"""Of linux/capability.h."""
 
 
 VICTIMS: dict[str, Callable[[Running], Process]] = {
@@ -184,3 +189,13 @@ def test_a_new_flow_of_every_pod_is_judged_while_every_service_is_dead(running: 
             ask(questions, name)
         assert _passes(running, routes[0].pod, address)
     assert watch.find_changes() == []
+
+
+def test_agents_and_recorders_have_the_capabilities_of_an_installation_and_no_others(running: Running) -> None:
+    """Everything that these tests see them do is done with three of root's forty; deploy/base grants the same."""
+    wanted = sum(1 << CAPABILITY_BITS[name] for name in CAPABILITIES)
+    for name in [name_of(node) for node in topology.NODES for name_of in (agent_name, recorder_name)]:
+        status = Path(f"/proc/{find_process(running, name).pid}/status").read_text()
+        said = dict(line.split(":\t", 1) for line in status.splitlines())
+        assert {int(said[each], 16) for each in ("CapPrm", "CapEff", "CapBnd")} == {wanted}, name
+        assert said["NoNewPrivs"] == "1"

@@ -17,7 +17,7 @@ from tests.nats_server import NatsServer
 
 pytestmark = pytest.mark.kube
 
-ROLE_FILE = Path(__file__).parents[2] / "deploy" / "rbac" / "controller.yaml"
+ROLE_FILE = Path(__file__).parents[2] / "deploy" / "base" / "rbac.yaml"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 ROLE = "/apis/rbac.authorization.k8s.io/v1/clusterroles/yett-controller"
 ROLE_IN_NAMESPACE = "/apis/rbac.authorization.k8s.io/v1/namespaces/yett-system/roles/yett-controller"
@@ -75,7 +75,7 @@ def path_of(kind: Kind) -> str:
 
 def install(kube: KubeServer) -> None:
     """The shipped role, every kind of policy that there is, and an object of each; one of them is to be refused."""
-    kube.kubectl("apply", "-f", str(ROLE_FILE))
+    kube.kubectl("apply", "-f", str(ROLE_FILE.parent / "namespace.yaml"), "-f", str(ROLE_FILE))
     for kind in CUSTOM:
         made = open_definition(kind.group, kind.versions[0], kind.kind, kind.plural, scope=scope_of(kind))
         kube.admin.create(DEFINITIONS, made)

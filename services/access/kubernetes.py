@@ -1,0 +1,53 @@
+"""The folder of keys as the Kubernetes objects that ``deploy/base`` mounts. Reads files, writes none."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from services.access.folder import Folder, FolderError
+
+NAMESPACE = "yett-system"
+MOUNTED = "/etc/nats/keys"
+"""Where the server of deploy/base sees its part of the folder (``yett keys init --mounted``)."""
+SERVICE_HOST = "yett-nats.yett-system.svc"
+"""What services call the server; the certificate must have it (``yett keys init --host``)."""
+
+Manifest = dict[str, Any]
+
+
+def make_objects(keys: Folder) -> list[Manifest]:
+    """Secrets ``yett-nats``, ``yett-controller``, ``yett-nodes`` and ConfigMap ``yett-trust``; FolderError, OSError.
+
+    The authority's key and the readers' credentials are in none: nothing that runs in the cluster needs them.
+    """
+    folder = keys.path
+    configuration = _read(folder / "server" / "yett.conf")
+    if f'"{MOUNTED}/tls.pem"' not in configuration:
+        raise FolderError(f"{folder}: the server would look elsewhere: yett keys init --mounted {MOUNTED}")
+    server = {name: _read(folder / "server" / name) for name in ("yett.conf", "tls.pem", "tls-key.pem")}
+    authority = _read(folder / "ca.pem")
+    nodes = {path.name: _read(path) for path in sorted((folder / "nodes").glob("*.nk"))}
+    return [
+        _secret("yett-nats", server | {"ca.pem": authority}),
+        _secret("yett-controller", {name: _read(folder / name) for name in ("controller.nk", "signing.key")}),
+        _secret("yett-nodes", nodes),
+        _object("ConfigMap", "yett-trust", data={"ca.pem": authority, "policy-keys": ",".join(keys.policy_keys)}),
+    ]
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _secret(name: str, values: Mapping[str, str]) -> Manifest:
+    encoded = {key: base64.b64encode(text.encode()).decode() for key, text in values.items()}
+    return _object("Secret", name, type="Opaque", data=encoded)
+
+
+def _object(kind: str, name: str, **body: Any) -> Manifest:
+    labels = {"app.kubernetes.io/part-of": "yett"}
+    metadata = {"name": name, "namespace": NAMESPACE, "labels": labels}
+    return {"apiVersion": "v1", "kind": kind, "metadata": metadata, **body}

@@ -1,0 +1,36 @@
+"""What is shipped, sent to a real API server as a person would send it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from services.access.folder import Folder
+from services.access.kubernetes import MOUNTED, SERVICE_HOST, make_objects
+from tests.deploy.test_overlays import DEPLOY, PLACES, render
+from tests.kube.servers import KubeServer
+
+pytestmark = pytest.mark.kube
+
+NEWER = {("policy/v1", "PodDisruptionBudget")}
+"""Not known to the server that we have; held against the published schema in tests/deploy."""
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_server_takes_every_object(kube: KubeServer, tmp_path: Path, place: str) -> None:
+    """Each overlay, and the keys; but for kinds that this server is too old for, which are listed."""
+    keys = Folder(tmp_path / "keys", MOUNTED)
+    keys.complete(hosts=[SERVICE_HOST], nodes=["node-a"], readers=[], now=datetime.now(UTC), days=1)
+    rendered = render(DEPLOY / place)
+    left_out = {(each["apiVersion"], each["kind"]) for each in rendered} & NEWER
+    print(f"not sent, too new for this server: {sorted(left_out)}")
+    assert left_out == NEWER
+    sent = [each for each in rendered if (each["apiVersion"], each["kind"]) not in NEWER]
+    text = yaml.safe_dump_all([*sent, *make_objects(keys)])
+    said = kube.kubectl("apply", "-f", "-", stdin=text).stdout.splitlines()
+    assert len(said) == len(sent) + 4
+    again = kube.kubectl("apply", "-f", "-", stdin=text).stdout.splitlines()
+    assert {line.split()[-1] for line in again} == {"unchanged"}
