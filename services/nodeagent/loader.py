@@ -6,8 +6,9 @@
 Rules of this module:
 
 * The folder is named by the hash of all that makes a layout (types, maps, sizes), so two layouts never share a map.
-  What is pinned there already is compared with what was compiled and refused if it differs: bcc would reuse it in
-  silence.
+  What is pinned there already is compared with what was compiled and refused if it differs.
+* Maps are made without pins, and programs are pointed at those that are pinned already before they are loaded: bcc's
+  own pins take CAP_SYS_ADMIN where there is one already (bpf_map_get_fd_by_id).
 * A program is pinned beside the old one and renamed over it: there is no moment without one.
 * The tail calls of every load are pinned under a name of its own: programs in force keep theirs until their filters are
   swapped. Entries of one load called by programs of another would meet an empty scratch, even of the same build.
@@ -27,6 +28,7 @@ import json
 import os
 import platform
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -102,6 +104,10 @@ POWERS_OF_TWO = frozenset(
 )
 
 _COMPILER_FLAGS = ("-O2", "-Wno-unused-function", "-Wno-macro-redefined", "-Wno-address-of-packed-member")
+_INSTRUCTION = struct.Struct("=BBhi")
+_LOAD_WIDE = 0x18
+_PSEUDO_MAPS = frozenset({1, 2})
+"""BPF_PSEUDO_MAP_FD and BPF_PSEUDO_MAP_VALUE, in the source register of a wide load."""
 _LOAD_SECONDS = 120
 """``YETT_LOADER_SECONDS`` overrides it: an emulated processor compiles thirty times slower than its host."""
 
@@ -308,7 +314,9 @@ def _open_bcc() -> Any:
 
 
 class Module:
-    """A compiled text; its maps exist, its programs are not loaded yet. Never freed: the process is short-lived."""
+    """A compiled text; its maps exist, unpinned, its programs are not loaded yet. Never freed: the process is
+    short-lived.
+    """
 
     def __init__(self, text: str, flags: list[str]) -> None:
         self._lib = _open_bcc()
@@ -320,16 +328,21 @@ class Module:
         if not self._module:
             raise LoaderError(f"compile:\n{_shorten(said)}")
 
-    def load_program(self, name: str) -> int:
-        """File descriptor of a verified TC program; LoaderError with the verifier's last lines."""
+    def load_program(self, name: str, maps: Mapping[int, int] | None = None) -> int:
+        """File descriptor of a verified TC program; LoaderError with the verifier's last lines.
+
+        ``maps``: descriptor of a map of this module -> of the one that the program is to use in its place.
+        """
         lib, module, called = self._lib, self._module, name.encode()
+        code = ctypes.string_at(lib.bpf_function_start(module, called), lib.bpf_function_size(module, called))
+        patched = ctypes.create_string_buffer(replace_maps(code, maps or {}), len(code))
         with _captured_stderr() as said:
             fd = lib.bcc_func_load(
                 module,
                 _PROGRAM_TYPE_SCHED_CLS,
                 called,
-                lib.bpf_function_start(module, called),
-                lib.bpf_function_size(module, called),
+                patched,
+                len(code),
                 lib.bpf_module_license(module),
                 lib.bpf_module_kern_version(module),
                 0,
@@ -343,7 +356,7 @@ class Module:
         return int(fd)
 
     def list_maps(self) -> dict[str, tuple[int, bpf.MapInfo]]:
-        """name -> (descriptor, the layout in the text, which a pinned map need not have)."""
+        """name -> (descriptor, the layout in the text)."""
         lib, module = self._lib, self._module
         found = {}
         for index in range(lib.bpf_num_tables(module)):
@@ -366,6 +379,20 @@ class Module:
         return lib.bpf_table_key_desc(module, called).decode(), lib.bpf_table_leaf_desc(module, called).decode()
 
 
+def replace_maps(code: bytes, maps: Mapping[int, int]) -> bytes:
+    """The program with other descriptors of maps in it. Source: BPF_PSEUDO_MAP_FD, linux/bpf.h."""
+    changed, wide = bytearray(code), False
+    for offset in range(0, len(code), _INSTRUCTION.size):
+        opcode, registers, jump, value = _INSTRUCTION.unpack_from(code, offset)
+        if wide:  # the upper half of the one before
+            wide = False
+            continue
+        wide = opcode == _LOAD_WIDE
+        if wide and registers >> 4 in _PSEUDO_MAPS and value in maps:
+            _INSTRUCTION.pack_into(changed, offset, opcode, registers, jump, maps[value])
+    return bytes(changed)
+
+
 def check_layouts(maps: Mapping[str, tuple[int, bpf.MapInfo]]) -> None:
     """LoaderError if a map that was pinned before is not what the text says."""
     for name, (fd, wanted) in maps.items():
@@ -378,10 +405,9 @@ def check_layouts(maps: Mapping[str, tuple[int, bpf.MapInfo]]) -> None:
             raise LoaderError(f"map {name} is pinned with another layout: {present}, wanted {wanted}")
 
 
-def make_flags(folder: Path, tails: str, sizes: Mapping[str, int]) -> list[str]:
+def make_flags(sizes: Mapping[str, int]) -> list[str]:
     """What the compiler is told."""
-    pins = [f'-DPIN_FOLDER="{folder}"', f'-DTAILS_PIN="{folder}/{tails}"']
-    return [*_COMPILER_FLAGS, *pins, *(f"-D{name}={size}" for name, size in sorted(sizes.items()))]
+    return [*_COMPILER_FLAGS, *(f"-D{name}={size}" for name, size in sorted(sizes.items()))]
 
 
 UNPINNED = frozenset({"scratch"})
@@ -408,19 +434,35 @@ def make(pin_root: Path, given: Mapping[str, int]) -> Loaded:
 def _make_pins(
     folder: Path, tails_name: str, text: str, sizes: Mapping[str, int]
 ) -> tuple[dict[str, Path], dict[str, Path], dict[str, str]]:
-    module = Module(text, make_flags(folder, tails_name, sizes))
+    module = Module(text, make_flags(sizes))
     maps = module.list_maps()
-    check_layouts(maps)
-    tails = bpf.BpfMap(folder / tails_name)
+    pins = {name: folder / (tails_name if name == "tails" else name) for name in maps if name not in UNPINNED}
+    in_force = _take_pinned({name: (path, *maps[name]) for name, path in pins.items()})
+    tails = bpf.BpfMap(pins["tails"])
     for name, index in TAIL_PROGRAMS.items():
-        fd = module.load_program(name)
+        fd = module.load_program(name, in_force)
         tails.put(index.to_bytes(4, sys.byteorder), fd.to_bytes(4, sys.byteorder))
-    programs = {name: module.load_program(name) for name in ENTRY_PROGRAMS}
+    programs = {name: module.load_program(name, in_force) for name in ENTRY_PROGRAMS}
     for name, fd in programs.items():
         _pin_over(fd, folder / f"program-{name}")
-    pinned = {name: folder / name for name in maps if name not in UNPINNED and name != "tails"}
+    pinned = {name: path for name, path in pins.items() if name != "tails"}
     described = {name: _hash_texts(str(maps[name][1].type), *module.describe_map(name)) for name in pinned}
     return pinned, {name: folder / f"program-{name}" for name in programs}, described
+
+
+def _take_pinned(maps: Mapping[str, tuple[Path, int, bpf.MapInfo]]) -> dict[int, int]:
+    """Pin each map, or find the one that is pinned there already: descriptor of the new one -> of that one.
+
+    bcc would do both, but it opens by its id what it has found by its pin, and that takes CAP_SYS_ADMIN.
+    """
+    found = {name: bpf.open_object(path) for name, (path, _, _) in maps.items() if path.exists()}
+    check_layouts({name: (fd, maps[name][2]) for name, fd in found.items()})
+    for name, (path, fd, _) in maps.items():
+        if name in found:
+            os.close(fd)  # its memory is needed for nothing
+        else:
+            bpf.pin_object(fd, path)
+    return {maps[name][1]: fd for name, fd in found.items()}
 
 
 def _hash_texts(*texts: str) -> str:
