@@ -48,6 +48,7 @@ TABLE("array", __u32, struct reach_set, reached, ENDPOINT_SLOTS * 2 * REACH_SETS
 BPF_RINGBUF_OUTPUT(verdicts, VERDICT_PAGES);
 BPF_RINGBUF_OUTPUT(resolution_events, RESOLUTION_PAGES);
 BPF_RINGBUF_OUTPUT(handovers, HANDOVER_PAGES);
+
 // The tail calls of one build: never shared between builds, or an upgrade would swap a learner under a running program.
 TABLE("prog", __u32, __u32, tails, 16, 0);
 #define TAIL_JUDGE 0

@@ -28,7 +28,10 @@ def test_every_yett_command_and_option_of_the_readme_exists() -> None:
     used = [words[1:] for words in COMMANDS if words[:1] == ["yett"]]
     assert used
     for name, *arguments in used:
-        options = {option for parameter in known[name].params for option in parameter.opts}
+        command = known[name]
+        if hasattr(command, "commands"):
+            command = command.commands[arguments[0]]
+        options = {option for parameter in command.params for option in parameter.opts}
         assert {argument for argument in arguments if argument.startswith("--")} <= options, name
 
 

@@ -10,7 +10,9 @@ from services.common import nats
 from services.common.settings import CommonSettings, NodeagentSettings, RecorderSettings, SettingsError
 
 
-@pytest.mark.parametrize("url", ["", "tls://$(YETT_NATS_SERVICE_HOST):4222", "nats://a:4222,", "nats://a:port", "a:4222"])
+@pytest.mark.parametrize(
+    "url", ["", "tls://$(YETT_NATS_SERVICE_HOST):4222", "nats://a:4222,", "nats://a:port", "a:4222"]
+)
 def test_an_address_that_waiting_does_not_mend_is_refused(url: str) -> None:
     """A kubelet leaves the name of a Service that it does not know yet; the next start of the container knows it."""
     with pytest.raises(SettingsError, match="YETT_NATS_URL"):

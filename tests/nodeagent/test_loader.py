@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from services.common import bpf
+from services.demo.pipeline import confine
 from services.nodeagent import loader
 from tests.bpf.prog_run import SIZES
 
@@ -72,6 +73,18 @@ def test_loading_twice_keeps_the_maps_and_swaps_the_programs(pin_root: Path) -> 
     assert all(path.exists() for path in (*second.maps.values(), *second.programs.values()))
     assert first.stale == () and len(second.stale) == 1
     assert second.stale[0].exists() and second.stale[0].name.startswith("tails-")
+
+
+@pytest.mark.kernel
+def test_an_installation_s_capabilities_suffice_to_load_and_to_load_again(pin_root: Path) -> None:
+    """The first load makes the maps, the second finds them: what bcc does then by itself takes CAP_SYS_ADMIN."""
+    command = [sys.executable, "-m", "services.nodeagent.loader", "--pin-root", str(pin_root)]
+    for _ in range(2):
+        said = subprocess.run(
+            confine(*command, "--sizes", json.dumps(SIZES)), capture_output=True, text=True, timeout=300, check=False
+        )
+        assert said.returncode == 0, said.stderr
+    assert len(loader.parse_loaded(said.stdout).stale) == 1
 
 
 @pytest.mark.kernel
