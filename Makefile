@@ -61,7 +61,7 @@ test-kube: setup kube-assets ## The ring against a real API server, which is bui
 kube-assets:
 	@tests/kube/assets.sh >/dev/null || true
 
-soak: setup ## The proofs of make test ten times over, for hours (root); ONLY=twins|learner|ports SEED=n
+soak: setup ## The proofs of make test ten times over, for hours (root); ONLY=twins|learner|ports|kernels SEED=n
 	@$(PYTHON) tests/run_soak.py $(ONLY) $(if $(SEED),--seed $(SEED))
 
 check: setup ## ruff, mypy --strict, import contracts

@@ -32,7 +32,7 @@ TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "
 PROBE_SECONDS = 30
 BOOT_SECONDS = 60
 """Of an emulated machine, with much to spare."""
-RING_SECONDS = int(os.environ.get("YETT_KERNEL_SECONDS", "3600"))
+RING_SECONDS = int(os.environ.get("YETT_KERNEL_SECONDS", "5400"))
 """What one kernel may take; a ring that is not through by then has failed."""
 EMULATED = {
     "YETT_LEARNER_MESSAGES": "2000",
@@ -41,7 +41,7 @@ EMULATED = {
     "YETT_PORT_TABLES": "1",
     "YETT_LOADER_SECONDS": "1200",
 }
-"""The long proofs' settings on an emulated processor: the same tests, smaller. Printed with the result."""
+"""The long proofs' settings on an emulated processor: the same tests, smaller. Printed before they run."""
 RING = "kernel and not e2e and not nats"
 GUEST = """
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
@@ -210,6 +210,8 @@ def run_ring(version: str, folder: Path, tests: Sequence[str], *, kvm: bool) -> 
     guest |= {"HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis", "TMPDIR": "/tmp"}
     if not kvm:
         guest |= EMULATED
+    if "YETT_SEED" in os.environ:
+        guest["YETT_SEED"] = os.environ["YETT_SEED"]
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in guest.items())
     script = exports + GUEST.format(
         results=results,
@@ -259,6 +261,10 @@ def main(arguments: Sequence[str]) -> int:
             with linked_modules(folder):
                 kvm = has_kvm(folder)
                 print(f"test-kernels: {read_release(folder)}, {'KVM' if kvm else 'emulated processor'}", flush=True)
+                if not kvm:
+                    print(
+                        "test-kernels: " + " ".join(f"{name}={value}" for name, value in EMULATED.items()), flush=True
+                    )
                 outcomes.append(run_ring(version, folder, tests, kvm=kvm))
     except KernelError as error:
         print(f"test-kernels: {error}", file=sys.stderr)

@@ -19,12 +19,23 @@ SEED = 100_000
 
 @dataclass(frozen=True)
 class Part:
-    """``tests``: what pytest is given; ``settings``: its environment; ``seconds_max``: after that it is stopped."""
+    """``tests``: what pytest is given; ``settings``: its environment; ``seconds_max``: after that it is stopped.
+
+    ``is_program``: ``tests`` is a program of its own and not pytest's.
+    """
 
     name: str
     tests: tuple[str, ...]
     settings: dict[str, str] = field(default_factory=dict)
     seconds_max: int = 3600
+    is_program: bool = False
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What is run."""
+        if self.is_program:
+            return (sys.executable, *self.tests)
+        return (sys.executable, "-m", "pytest", "-q", "-s", "-o", f"timeout={self.seconds_max}", *self.tests)
 
 
 PARTS = (
@@ -40,6 +51,13 @@ PARTS = (
         {"YETT_LEARNER_MESSAGES": "2000000"},
     ),
     Part("ports", ("tests/bpf/test_port_tables.py",), {"YETT_PORT_TABLES": "60"}),
+    Part(
+        "kernels",  # two of them, one after the other, each with a bound of its own
+        ("tests/run_kernels.py",),
+        {"YETT_KERNEL_SECONDS": "5400"},
+        seconds_max=2 * 5400 + 1800,
+        is_program=True,
+    ),
 )
 """Add a part here; ``tests/test_soak.py`` holds each to a test that exists."""
 
@@ -48,11 +66,10 @@ def run_part(part: Part, seed: int) -> tuple[str, float]:
     """(what came of it, seconds)."""
     print(f"\n=== soak: {part.name}, seed {seed}, at most {part.seconds_max} s", flush=True)
     environment = {**os.environ, **part.settings, "YETT_SEED": str(seed)}
-    command = [sys.executable, "-m", "pytest", "-q", "-s", "-o", f"timeout={part.seconds_max}", *part.tests]
     started = time.monotonic()
     try:
-        code = subprocess.run(command, env=environment, timeout=part.seconds_max, check=False).returncode
-        outcome = "passed" if code == 0 else f"failed (pytest exit {code})"
+        code = subprocess.run(part.command, env=environment, timeout=part.seconds_max, check=False).returncode
+        outcome = "passed" if code == 0 else f"failed (exit {code})"
     except subprocess.TimeoutExpired:
         outcome = f"stopped after {part.seconds_max} s"
     return outcome, time.monotonic() - started

@@ -30,6 +30,8 @@ def test_a_soak_passes_only_if_every_part_does(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(run_soak, "PARTS", (good,))
     assert run_soak.main([]) == 0
     assert run_soak.run_part(bad, 1)[0].startswith("failed")
+    (tmp_path / "program.py").write_text("raise SystemExit(3)\n")
+    assert run_soak.run_part(Part("own", (str(tmp_path / "program.py"),), is_program=True), 1)[0] == "failed (exit 3)"
     assert run_soak.run_part(Part("slow", slow.tests, seconds_max=4), 1)[0] != "passed"
     monkeypatch.setattr(run_soak, "PARTS", (bad, good))
     assert run_soak.main(["--seed", "7"]) == 1

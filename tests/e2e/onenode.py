@@ -329,6 +329,24 @@ def _echo_streams(listener: socket.socket, over: threading.Event) -> None:
                     key.fileobj.close()
 
 
+def count_live(connections: Iterable[socket.socket], seconds: float) -> int:
+    """Of how many a line comes back within the time, which is one for all: to wait for each would take as many."""
+    live = 0
+    with selectors.DefaultSelector() as selector:
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.sendall(b"x\n")
+                selector.register(connection, selectors.EVENT_READ)
+        deadline = time.monotonic() + seconds
+        while selector.get_map() and time.monotonic() < deadline:
+            for key, _ in selector.select(max(deadline - time.monotonic(), 0)):
+                assert isinstance(key.fileobj, socket.socket)
+                selector.unregister(key.fileobj)
+                with contextlib.suppress(OSError):
+                    live += key.fileobj.recv(8).endswith(b"x\n")
+    return live
+
+
 def is_live(connection: socket.socket, seconds: float = 5.0) -> bool:
     """Whether a line comes back."""
     connection.settimeout(seconds)

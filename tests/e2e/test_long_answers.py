@@ -1,4 +1,4 @@
-"""An answer that the kernel cannot read in one piece: the recorder finishes it, and the pod connects."""
+"""What becomes of an answer: one that the kernel cannot read in one piece, and one whose time is over."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import dns.message
 import dns.query
 import dns.rdatatype
 import pytest
 
+from schemas import wire
+from services.common.bpf import BpfMap
 from services.demo import topology
+from services.demo.actions import EXPIRY_SECONDS
 from services.demo.netns import open_socket
 from services.demo.topology import FRESH_ZONE, NODE_A
 from services.demo.zones import render_zone
 from tests.e2e.conftest import Running
+from tests.e2e.onenode import count_live, echo_server, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -28,15 +32,24 @@ NAMES = {
     for number in range(3)
 }
 """Name below the zone -> its addresses, which no other name has."""
+SHORT = {f"short-{number}": f"198.19.250.{number + 1}" for number in range(20)}
+"""The same, one address each, told for a second: the least life of a name and the grace are what is left."""
 DEADLINE_SECONDS = 10.0
+SHUT_INGRESS = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: shut, namespace: figures}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+"""
 
 
 @pytest.fixture(scope="module")
 def prober(running: Running) -> topology.Pod:
-    """A pod that may use any name of the zone; three names have 1,000 addresses each."""
+    """A pod that may use any name of the zone; three names have 1,000 addresses each, twenty are soon over."""
     running.apply("figures.yaml")
     folder = running.demo.run.folder / "knot"
     records = [f"{name} 60 A {address}" for name, addresses in NAMES.items() for address in addresses]
+    records += [f"{name} 1 A {address}" for name, address in SHORT.items()]
     zone = folder / f"{FRESH_ZONE}.zone"
     zone.write_text("\n".join([render_zone(FRESH_ZONE, {}).replace("hostmaster 1 ", "hostmaster 2 "), *records, ""]))
     reload = ["knotc", "-b", "-s", str(folder / "knot.sock"), "zone-reload", FRESH_ZONE]
@@ -112,3 +125,48 @@ def test_a_thousand_addresses_over_tcp_open_after_the_recorder_read_them(
     print(
         f"open after {[round(one * 1000, 1) for one in delays]} ms; recorder {counted['handover_delay_micros_max']} us"
     )
+
+
+def reaches(running: Running, pod: topology.Pod, address: str, port: int) -> bool:
+    """Whether a new connection comes about."""
+    with open_socket(running.demo.lab.pod_namespace(pod), socket.AF_INET, socket.SOCK_STREAM) as connection:
+        connection.settimeout(0.05)
+        return connection.connect_ex((address, port)) == 0
+
+
+def forget(running: Running, name: str) -> int:
+    """Takes what is known of the short names' addresses out of a map of the pod's node; how many entries."""
+    wanted = {wire.pack_address(address) for address in SHORT.values()}
+    (path,) = (running.demo.run.pins / NODE_A.key).glob(f"*/{name}")
+    with BpfMap(path) as entries:
+        gone = [key for key in entries.keys() if key[:16] in wanted]  # noqa: SIM118 - no mapping
+        entries.delete_many(gone)
+    return len(gone)
+
+
+def test_a_name_that_expires_cuts_none_of_its_connections(running: Running, prober: topology.Pod) -> None:
+    """Twenty live ones go on when the names' time is over, when their flows are pushed out of the kernel's table, and
+    when the names are too and policy changes; from the first of these on no new one comes about."""
+    with ExitStack() as stack:
+        port = stack.enter_context(echo_server(running.demo.lab.fabric))
+        resolver = stack.enter_context(resolver_connection(running, prober))
+        live = []
+        for name, address in SHORT.items():
+            assert ask(resolver, name) == [address]
+            opened = open_socket(running.demo.lab.pod_namespace(prober), socket.AF_INET, socket.SOCK_STREAM)
+            live.append(stack.enter_context(closing(opened)))
+            opened.settimeout(DEADLINE_SECONDS)
+            opened.connect((address, port))
+        last = list(SHORT.values())[-1]
+
+        def is_untouched() -> bool:
+            return count_live(live, DEADLINE_SECONDS) == len(SHORT) and not reaches(running, prober, last, port)
+
+        assert count_live(live, DEADLINE_SECONDS) == len(SHORT) and reaches(running, prober, last, port)
+        until(lambda: not reaches(running, prober, last, port), 2 * EXPIRY_SECONDS, "new connections are refused")
+        assert is_untouched()
+        assert forget(running, "flows") >= len(SHORT)
+        assert is_untouched()
+        assert forget(running, "resolutions") >= len(SHORT)
+        running.apply("50-shut.yaml", SHUT_INGRESS)
+        assert is_untouched()
