@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import check, demo, detach, diff, explain, flows, keys, schemas, status, test
+from services.cli import audit, check, demo, detach, diff, explain, flows, keys, schemas, status, test
 
 app = typer.Typer(
     help="Kubernetes network policy by name.",
@@ -21,6 +21,7 @@ app.command("check")(check.command)
 app.command("diff")(diff.command)
 app.command("schemas")(schemas.command)
 app.command("detach")(detach.command)
+app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
 
 

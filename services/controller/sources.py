@@ -76,14 +76,21 @@ class Sources:
         row = self._restored.get(key)
         if row is None:
             return None
-        metadata: dict[str, Any] = {"name": row.name, "namespace": row.namespace or None, "uid": row.uid}
-        metadata |= {"generation": row.generation, "creationTimestamp": row.created}
-        metadata |= {"annotations": {MODE_ANNOTATION: MODE_AUDIT} if row.is_audited else None}
-        spec = msgspec.json.decode(row.spec)
-        version, kind = ("v1", SETTINGS_KIND) if row.kind == SETTINGS_KIND else API_OF[PolicyKind(row.kind)]
-        field = "data" if row.kind == SETTINGS_KIND else "spec"
-        parsed, _ = parse_object({"apiVersion": version, "kind": kind, "metadata": metadata, field: spec})
-        return (parsed, spec) if isinstance(parsed, Policy | Settings) else None
+        return read_source(row)
+
+
+def read_source(row: SourceRow) -> tuple[Accepted, Any] | None:
+    """(what a row remembers, its spec); None if it is not good any more, or of no kind of ours."""
+    if row.kind != SETTINGS_KIND and row.kind not in POLICY_KINDS:
+        return None
+    metadata: dict[str, Any] = {"name": row.name, "namespace": row.namespace or None, "uid": row.uid}
+    metadata |= {"generation": row.generation, "creationTimestamp": row.created}
+    metadata |= {"annotations": {MODE_ANNOTATION: MODE_AUDIT} if row.is_audited else None}
+    spec = msgspec.json.decode(row.spec)
+    version, kind = ("v1", SETTINGS_KIND) if row.kind == SETTINGS_KIND else API_OF[PolicyKind(row.kind)]
+    field = "data" if row.kind == SETTINGS_KIND else "spec"
+    parsed, _ = parse_object({"apiVersion": version, "kind": kind, "metadata": metadata, field: spec})
+    return (parsed, spec) if isinstance(parsed, Policy | Settings) else None
 
 
 def _plain(value: Any) -> Any:

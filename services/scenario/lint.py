@@ -8,7 +8,7 @@ Pure. Deliberately absent: refusals (``policy.parse``), which ``yett check`` sho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from schemas.policy import CidrPeer, DomainPeer, PodPeer
 from schemas.selectors import parse_address, parse_network
 from schemas.terms import Action, Direction, PolicyKind, Protocol, Tier, Verdict
-from services.controller.policy.model import AWS_KINDS, ObjectKey, Packet, Policy, Rule, World
+from services.controller.policy.model import AWS_KINDS, ObjectKey, Packet, Policy, PolicyKey, Rule, World
 from services.controller.policy.parse import MODE_ANNOTATION, identify
 from services.scenario import overlap
 from services.scenario.words import format_list, format_peer, format_source
@@ -68,6 +68,10 @@ class LintFinding:
     message: str
 
 
+Governed = dict[PolicyKey, frozenset[ObjectKey]]
+"""Policy -> the pods that it governs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """A rule in its policy. ``place``: in the order of evaluation."""
@@ -100,16 +104,10 @@ class Case:
     @cached_property
     def rules(self) -> tuple[Placement, ...]:
         """Every rule, in the order of evaluation within its direction."""
-        found = [
-            Placement(policy, rule, direction, _order(policy, rule))
-            for policy in self.cluster.policies
-            for direction in Direction
-            for rule in policy.rules(direction)
-        ]
-        return tuple(sorted(found, key=lambda each: (each.direction, each.place)))
+        return place_rules(self.cluster.policies)
 
     @cached_property
-    def governed(self) -> dict[tuple[str, str, str], frozenset[ObjectKey]]:
+    def governed(self) -> Governed:
         """Policy -> the pods that it governs."""
         return {policy.key: overlap.governed_pods(policy, self.world) for policy in self.cluster.policies}
 
@@ -123,6 +121,17 @@ class Case:
 
     def find_rule(self, lint: str, rule: Placement, message: str) -> LintFinding:
         return self.find(lint, rule.policy, rule.path, message)
+
+
+def place_rules(policies: Iterable[Policy]) -> tuple[Placement, ...]:
+    """Every rule of these policies, in the order of evaluation within its direction."""
+    found = [
+        Placement(policy, rule, direction, _order(policy, rule))
+        for policy in policies
+        for direction in Direction
+        for rule in policy.rules(direction)
+    ]
+    return tuple(sorted(found, key=lambda each: (each.direction, each.place)))
 
 
 def _order(policy: Policy, rule: Rule) -> tuple[int | str, ...]:
@@ -252,13 +261,25 @@ def find_shadowed(case: Case) -> Iterator[LintFinding]:
     """A rule that never decides: an earlier one matches all that it matches."""
     for index, rule in enumerate(case.rules):
         for earlier in case.rules[:index]:
-            if _shadows(case, earlier, rule):
+            if _shadows(case.governed, earlier, rule):
                 word = {Action.DENY: "denies", Action.ACCEPT: "accepts", Action.PASS: "passes"}[earlier.rule.action]
                 yield case.find_rule("shadowed", rule, f"never decides: {earlier.title} {word} all of it before")
                 break
 
 
-def _shadows(case: Case, earlier: Placement, later: Placement) -> bool:
+def find_shadowed_rules(
+    policies: Sequence[Policy], world: World
+) -> Iterator[tuple[tuple[PolicyKey, Direction, int], str]]:
+    """(policy, direction, index) of every rule that never decides, and by which one, without manifests."""
+    governed = {policy.key: overlap.governed_pods(policy, world) for policy in policies}
+    rules = place_rules(policies)
+    for index, rule in enumerate(rules):
+        earlier = next((each for each in rules[:index] if _shadows(governed, each, rule)), None)
+        if earlier is not None:
+            yield (rule.policy.key, rule.direction, rule.rule.index), earlier.title
+
+
+def _shadows(governed: Governed, earlier: Placement, later: Placement) -> bool:
     if earlier.direction is not later.direction or earlier.policy.tier is Tier.NETWORK_POLICY:
         return False
     if _is_unfelt(earlier, later):
@@ -267,7 +288,7 @@ def _shadows(case: Case, earlier: Placement, later: Placement) -> bool:
         is_final = earlier.rule.action is Action.DENY and earlier.policy.tier is Tier.ADMIN
         if not is_final:
             return False
-    return _governs_all(case, earlier.policy, later.policy) and overlap.rule_covers(earlier.rule, later.rule)
+    return _governs_all(governed, earlier.policy, later.policy) and overlap.rule_covers(earlier.rule, later.rule)
 
 
 def _is_unfelt(earlier: Placement, later: Placement) -> bool:
@@ -275,13 +296,13 @@ def _is_unfelt(earlier: Placement, later: Placement) -> bool:
     return earlier.policy.is_audited and not later.policy.is_audited
 
 
-def _governs_all(case: Case, wide: Policy, narrow: Policy) -> bool:
+def _governs_all(governed: Governed, wide: Policy, narrow: Policy) -> bool:
     """By their selectors, or else by the pods that there are."""
     by_selector = overlap.selector_covers(wide.subject.namespaces, narrow.subject.namespaces)
     if by_selector and overlap.selector_covers(wide.subject.pods, narrow.subject.pods):
         return True
-    narrow_pods = case.governed[narrow.key]
-    return bool(narrow_pods) and narrow_pods <= case.governed[wide.key]
+    narrow_pods = governed[narrow.key]
+    return bool(narrow_pods) and narrow_pods <= governed[wide.key]
 
 
 def find_deny_first(case: Case) -> Iterator[LintFinding]:

@@ -13,15 +13,17 @@ from dataclasses import dataclass, replace
 from nats.aio.client import Client
 
 from schemas import wire
-from schemas.policy import Backend, FrontendRow
+from schemas.policy import Backend, FrontendRow, SourceRow
 from schemas.resolution import Resolution
 from schemas.terms import AddressKind, FrontendKind
 from services.common.follow import Follower
 from services.common.jetstream import JetStreamError
 from services.common.messages import CaughtUp, Message, Reset
 from services.controller.ledger import Ledger, Snapshot, read_snapshot
-from services.controller.policy.model import Answer, Node, ObjectKey, Packet, Pod, Service, ServicePort, World
+from services.controller.policy.model import Answer, Node, ObjectKey, Packet, Pod, Policy, Service, ServicePort, World
+from services.controller.sources import read_source
 from services.scenario.rows import Rows
+from services.scenario.usage import Kept
 from services.scenario.walk import Facts
 
 ATTEMPTS = 5
@@ -88,6 +90,41 @@ async def read_live(client: Client) -> LiveCluster:
 def make_live(rows: Rows, answers: Iterable[Answer], *, now: float) -> LiveCluster:
     """``now``: on the answers' clock."""
     return LiveCluster(Facts(rows, tuple(answers), now), make_world(rows))
+
+
+@dataclass(frozen=True)
+class LiveUsage:
+    """The rows, the policies' last accepted versions, and what is kept of their use. ``now``: Unix seconds."""
+
+    rows: Rows
+    world: World
+    policies: tuple[Policy, ...]
+    kept: Kept
+    now: int
+
+
+async def read_usage(client: Client) -> LiveUsage:
+    """The state now, and the bucket of usage. LiveError."""
+    try:
+        snapshot = await _read_proven(client)
+        entries = await _read_all(client, wire.STREAM_USAGE, wire.USAGE_BUCKET_PREFIX + ">")
+    except JetStreamError as error:
+        raise LiveError(str(error)) from error
+    last = {message.subject: message.body for message in entries if message.body}
+    rows = Rows.read(snapshot.rows)
+    policies = tuple(_read_policies(snapshot.rows.items()))
+    return LiveUsage(rows, make_world(rows), policies, Kept.read(last.items()), int(time.time()))
+
+
+def _read_policies(rows: Iterable[tuple[str, bytes]]) -> Iterable[Policy]:
+    for subject, body in rows:
+        row = wire.decode(subject, body) if subject.startswith(_SOURCES) else None
+        found = read_source(row) if isinstance(row, SourceRow) else None
+        if found is not None and isinstance(found[0], Policy):
+            yield found[0]
+
+
+_SOURCES = "yett.policy.source."
 
 
 async def _read_proven(client: Client) -> Snapshot:

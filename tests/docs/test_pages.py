@@ -8,11 +8,13 @@ from pathlib import Path
 import msgspec
 
 from schemas.terms import Reason
+from services.cli import audit
 from services.common.settings import CONFIG_VARIABLE, SERVICES
 from services.controller.policy.parse_settings import SETTINGS
 from services.scenario.explain import MARKS
 from services.scenario.lint import LINTS
 from services.scenario.model import PROBE_FIELDS, SCENARIO_FIELDS
+from services.scenario.usage import Use
 from tests import run_kernels
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -67,6 +69,9 @@ def test_every_lint_and_every_field_of_a_scenario_is_on_the_page() -> None:
     heads = {"command", "field", "mark", "lint"}
     marks = {mark.strip() for mark in MARKS.values()} - {""}
     commands = {f"yett {name}" for name in ("test", "explain", "check", "diff")}
+    page = (DOCS / "cli.md").read_text()
+    assert all(f"yett audit {one.name}" in page for one in audit.app.registered_commands)
+    assert all(f"- `{use}`:" in page for use in Use if use is not Use.USED)
     known = LINTS.keys() | set(SCENARIO_FIELDS) | set(PROBE_FIELDS) | heads | marks | commands
     assert {field.strip("` ") for field in fields} <= known
 
