@@ -92,6 +92,7 @@ server:
     access-control: ::/0 allow
     num-threads: 1
     module-config: "iterator"
+    max-udp-size: 65535
     qname-minimisation: no
     local-zone: "cluster.local." static
     local-zone: "{topology.REFUSED_NAME}." refuse

@@ -139,6 +139,71 @@ async def say(url: str) -> None:
     await bus.close(client)
 
 
+NODE_A = NodeName("node-a")
+SAID = {
+    "yett.verdict.*.payments.*.deny": (
+        wire.subject_verdict(NODE_A, "payments", "web", Verdict.DENY),
+        wire.subject_verdict(NODE_A, "payments", "web", Verdict.ALLOW),
+    ),
+    "yett.resolution.*.com.amazonaws.>": (
+        wire.subject_resolution(NODE_A, "dynamodb.eu-west-1.amazonaws.com"),
+        wire.subject_resolution(NODE_A, "amazonaws.com.example.org"),
+    ),
+    "yett.denied.*.payments.>": (
+        wire.subject_denied(NODE_A, "payments", "web", Verdict.AUDIT),
+        wire.subject_denied(NODE_A, "app", "payments", Verdict.DENY),
+    ),
+    "yett.name_refused.>": (
+        wire.subject_name_refused(NODE_A, "payments", "web"),
+        wire.subject_verdict(NODE_A, "payments", "web", Verdict.ALLOW),
+    ),
+    "yett.status.*": (wire.subject_status(NODE_A), wire.subject_status_recorder(NODE_A)),
+}
+"""Every subscription of the page -> a subject that it must hear, and one that it must not."""
+
+
+@pytest.mark.nats
+def test_the_pages_subscriptions_hear_what_they_say_and_nothing_else(nats_server: NatsServer) -> None:
+    """The `nats` lines of the page, subject by subject, by nats-py: no registry in use here packages the command."""
+    assert re.findall(r'^    nats subscribe "(.+)"$', PAGE, re.M) == list(SAID)
+
+    heard: dict[str, list[str]] = {}
+
+    async def listen() -> None:
+        client = await bus.connect(CommonSettings(nats_url=nats_server.url), "test")
+        for subject, said in SAID.items():
+            subscription = await client.subscribe(subject)
+            for one in said:
+                await client.publish(one, b"{}")
+            await client.flush()
+            heard[subject] = [
+                (await subscription.next_msg(timeout=5)).subject for _ in range(subscription.pending_msgs)
+            ]
+            await subscription.unsubscribe()
+        await bus.close(client)
+
+    run(listen())
+    assert heard == {subject: [within] for subject, (within, _) in SAID.items()}
+
+
+@pytest.mark.nats
+def test_the_page_reads_a_stream_that_there_is(nats_server: NatsServer) -> None:
+    """``nats stream view``: the stream by its name, with the subjects that the page says it keeps."""
+    (name,) = re.findall(r"^    nats stream view (\w+)$", PAGE, re.M)
+
+    kept: list[str] = []
+
+    async def look() -> None:
+        client = await bus.connect(CommonSettings(nats_url=nats_server.url), "test")
+        await ensure_stream(JetStream(client), verdict_stream(max_bytes=1 << 24, max_age_seconds=60))
+        found = await JetStream(client).read_stream(name)
+        await bus.close(client)
+        kept.extend(found.config["subjects"])
+
+    run(look())
+    assert kept == ["yett.denied.>", "yett.name_refused.>"]
+
+
 def test_the_pages_subjects_are_those_of_the_code() -> None:
     """Every subject in an example is in the table, wildcards included."""
     subjects = set(re.findall(r"yett\.(?:verdict|denied|name_refused|resolution|status|controller)\.[\w.*>-]+", PAGE))

@@ -18,6 +18,7 @@ from schemas import wire
 from services.common.bpf import BpfMap
 from services.demo import topology
 from services.demo.actions import EXPIRY_SECONDS
+from services.demo.lab import UPLINK, in_namespace, run_command
 from services.demo.netns import open_socket
 from services.demo.topology import FRESH_ZONE, NODE_A
 from services.demo.zones import render_zone
@@ -34,6 +35,12 @@ NAMES = {
 """Name below the zone -> its addresses, which no other name has."""
 SHORT = {f"short-{number}": f"198.19.250.{number + 1}" for number in range(20)}
 """The same, one address each, told for a second: the least life of a name and the grace are what is left."""
+DATAGRAMS = {
+    name: [f"198.19.{220 + 2 * number + n // 250}.{n % 250 + 1}" for n in range(300)]
+    for number, name in enumerate(("in-fragments", "in-one-piece"))
+}
+"""Of 300 addresses each: more than 4,095 bytes, which is what the kernel reads."""
+ETHERNET_MTU, LARGE_MTU = 1500, 9000
 DEADLINE_SECONDS = 10.0
 SHUT_INGRESS = """\
 apiVersion: networking.k8s.io/v1
@@ -48,7 +55,7 @@ def prober(running: Running) -> topology.Pod:
     """A pod that may use any name of the zone; three names have 1,000 addresses each, twenty are soon over."""
     running.apply("figures.yaml")
     folder = running.demo.run.folder / "knot"
-    records = [f"{name} 60 A {address}" for name, addresses in NAMES.items() for address in addresses]
+    records = [f"{name} 60 A {address}" for name, addresses in (NAMES | DATAGRAMS).items() for address in addresses]
     records += [f"{name} 1 A {address}" for name, address in SHORT.items()]
     zone = folder / f"{FRESH_ZONE}.zone"
     zone.write_text("\n".join([render_zone(FRESH_ZONE, {}).replace("hostmaster 1 ", "hostmaster 2 "), *records, ""]))
@@ -170,3 +177,58 @@ def test_a_name_that_expires_cuts_none_of_its_connections(running: Running, prob
         assert forget(running, "resolutions") >= len(SHORT)
         running.apply("50-shut.yaml", SHUT_INGRESS)
         assert is_untouched()
+
+
+def set_mtu(running: Running, pod: topology.Pod, mtu: int) -> None:
+    """Of every link between the cluster's DNS and the pod."""
+    lab = running.demo.lab
+    node, namespace = lab.node_namespace(pod.node), lab.pod_namespace(pod)
+    for where, link in (
+        (lab.fabric, f"node-{pod.node.key}"),
+        (node, UPLINK),
+        (node, pod.interface),
+        (namespace, "eth0"),
+    ):
+        run_command(["ip", "-n", where, "link", "set", "dev", link, "mtu", str(mtu)])
+
+
+def ask_datagram(running: Running, pod: topology.Pod, name: str) -> tuple[int, list[str]]:
+    """The bytes and the addresses of the answer to one question over UDP."""
+    question = dns.message.make_query(f"{name}.{FRESH_ZONE}", "A", use_edns=0, payload=65535)
+    with open_socket(running.demo.lab.pod_namespace(pod), socket.AF_INET, socket.SOCK_DGRAM) as connection:
+        connection.settimeout(DEADLINE_SECONDS)
+        connection.connect((topology.DNS_SERVICE, 53))
+        connection.send(question.to_wire())
+        message = connection.recv(65535)
+    answer = dns.message.from_wire(message)
+    return len(message), [rdata.address for rrset in answer.answer for rdata in rrset]
+
+
+def count_fragments(running: Running, pod: topology.Pod) -> int:
+    """Fragments that the pod's own stack has put together, by its count."""
+    said = run_command(in_namespace(running.demo.lab.pod_namespace(pod), "cat", "/proc/net/snmp"))
+    names, values = (line.split() for line in said.splitlines() if line.startswith("Ip:"))
+    return int(dict(zip(names, values, strict=True))["ReasmReqds"])
+
+
+@pytest.mark.parametrize(
+    ("name", "mtu", "fragments"),
+    [("in-fragments", ETHERNET_MTU, 4), ("in-one-piece", LARGE_MTU, 0)],
+    ids=["fragments", "one piece"],
+)
+def test_a_datagram_that_the_kernel_cannot_read_opens_after_the_recorder_did(
+    running: Running, prober: topology.Pod, name: str, mtu: int, fragments: int
+) -> None:
+    """Over 4,095 bytes, as IP fragments or whole: it reaches the pod complete, and every address opens."""
+    addresses = DATAGRAMS[name]
+    assert not connect(running, prober, addresses[-1])
+    before = count_fragments(running, prober)
+    set_mtu(running, prober, mtu)
+    try:
+        size, told = ask_datagram(running, prober, name)
+    finally:
+        set_mtu(running, prober, ETHERNET_MTU)
+    assert size > 4095 and sorted(told) == sorted(addresses)
+    assert count_fragments(running, prober) - before == fragments
+    await_connection(running, prober, addresses[-1])
+    assert all(connect(running, prober, address) for address in addresses[::37])
