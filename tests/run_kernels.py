@@ -36,7 +36,7 @@ RING_SECONDS = int(os.environ.get("YETT_KERNEL_SECONDS", "5400"))
 """What one kernel may take; a ring that is not through by then has failed."""
 EMULATED = {
     "YETT_LEARNER_MESSAGES": "2000",
-    "YETT_TWIN_CLUSTERS": "40",
+    "YETT_TWIN_CLUSTERS": "10",
     "YETT_TWIN_EXAMPLES": "5",
     "YETT_PORT_TABLES": "1",
     "YETT_LOADER_SECONDS": "1200",
@@ -46,8 +46,10 @@ RING = "kernel and not e2e and not nats"
 GUEST = """
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 uname -r > {results}/release
-cd {root} && exec timeout {seconds} {python} -m pytest -q -m {ring} -p no:cacheprovider --timeout={seconds} \\
-    --durations=10 --junitxml={results}/junit.xml {tests} > {results}/output 2>&1
+cd {root} && timeout --signal=INT --kill-after=60 {seconds} {python} -m pytest -q -m {ring} \\
+    -p no:cacheprovider --timeout={seconds} --durations=10 --junitxml={results}/junit.xml {tests} \\
+    > {results}/output 2>&1
+echo $? > {results}/code
 """
 
 
@@ -57,7 +59,10 @@ class KernelError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One kernel's ring. ``release``: what the guest's uname said; empty if it did not come up."""
+    """One kernel's ring. ``release``: what the guest's uname said; empty if it did not come up.
+
+    ``is_complete``: pytest came to its end and said that all was well; one that was stopped leaves a report too.
+    """
 
     version: str
     release: str
@@ -66,10 +71,11 @@ class Outcome:
     tests: int = 0
     failed: int = 0
     skipped: int = 0
+    is_complete: bool = False
 
     @property
     def is_green(self) -> bool:
-        ran = self.release.startswith(self.version + ".") and self.tests > 0
+        ran = self.release.startswith(self.version + ".") and self.tests > 0 and self.is_complete
         return ran and not self.failed and not self.skipped
 
 
@@ -228,7 +234,9 @@ def run_ring(version: str, folder: Path, tests: Sequence[str], *, kvm: bool) -> 
     machine = "kvm" if kvm else "emulated"
     if not (results / "junit.xml").exists():
         return Outcome(version, release, machine, seconds)
-    return Outcome(version, release, machine, seconds, *read_junit(results / "junit.xml"))
+    code = results / "code"
+    is_complete = code.exists() and code.read_text().strip() == "0"
+    return Outcome(version, release, machine, seconds, *read_junit(results / "junit.xml"), is_complete)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -240,11 +248,13 @@ def show(outcomes: Sequence[Outcome]) -> None:
         said = RESULTS / outcome.version / "output"
         if not outcome.is_green and said.exists():
             print(f"\n=== {outcome.version}: {said}\n" + "\n".join(said.read_text().splitlines()[-40:]))
-    print(f"\n{'kernel':32} {'machine':9} {'seconds':>8} {'passed':>7} {'failed':>7} {'skipped':>8}")
+    print(f"\n{'kernel':32} {'machine':9} {'seconds':>8} {'passed':>7} {'failed':>7} {'skipped':>8} ended")
     for one in outcomes:
         passed = one.tests - one.failed - one.skipped
         name = f"{one.version} ({one.release or 'did not come up'})"
-        print(f"{name:32} {one.machine:9} {one.seconds:8.0f} {passed:7} {one.failed:7} {one.skipped:8}", flush=True)
+        ended = "by itself" if one.is_complete else "with an error, or was stopped"
+        counted = f"{one.seconds:8.0f} {passed:7} {one.failed:7} {one.skipped:8}"
+        print(f"{name:32} {one.machine:9} {counted} {ended}", flush=True)
 
 
 def main(arguments: Sequence[str]) -> int:

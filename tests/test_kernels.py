@@ -38,14 +38,15 @@ def test_a_version_that_apt_does_not_know_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("outcome", "green"),
     [
-        (Outcome("6.1", "6.1.0-56-amd64", "kvm", 1.0, tests=5), True),
-        (Outcome("6.1", "6.12.117+deb12-amd64", "kvm", 1.0, tests=5), False),
-        (Outcome("6.1", "", "kvm", 1.0), False),
-        (Outcome("6.1", "6.1.0-56-amd64", "kvm", 1.0), False),
-        (Outcome("6.1", "6.1.0-56-amd64", "kvm", 1.0, tests=5, failed=1), False),
-        (Outcome("6.1", "6.1.0-56-amd64", "kvm", 1.0, tests=5, skipped=1), False),
+        (Outcome("6.1", "6.1.0-56-amd64", "kvm", 1.0, tests=5, is_complete=True), True),
+        (Outcome("6.1", "6.12.117+deb12-amd64", "kvm", 1.0, tests=5, is_complete=True), False),
+        (Outcome("6.1", "", "kvm", 1.0, is_complete=True), False),
+        (Outcome("6.1", "6.1.0-56-amd64", "kvm", 1.0, is_complete=True), False),
+        (Outcome("6.1", "6.1.0-56-amd64", "kvm", 1.0, tests=5, failed=1, is_complete=True), False),
+        (Outcome("6.1", "6.1.0-56-amd64", "kvm", 1.0, tests=5, skipped=1, is_complete=True), False),
+        (Outcome("6.1", "6.1.0-56-amd64", "kvm", 1.0, tests=5), False),
     ],
-    ids=["green", "another kernel", "did not come up", "no test ran", "one failed", "one was skipped"],
+    ids=["green", "another kernel", "did not come up", "no test ran", "one failed", "one was skipped", "stopped"],
 )
 def test_a_kernel_passes_only_if_it_ran_and_all_passed(outcome: Outcome, green: bool) -> None:
     """The guest says which kernel it is; nothing run is nothing proven."""
