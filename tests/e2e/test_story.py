@@ -6,6 +6,7 @@ Three kinds of processes on two nodes, and a receiver of OTLP that is not ours.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import dns.message
 import nats
@@ -31,6 +33,7 @@ from services.demo.traffic import Traffic
 from services.nodeagent.metrics import MAP_REFUSED
 from tests.docs.test_metrics import FAMILIES, list_queries
 from tests.e2e.conftest import Running, start_running
+from tests.e2e.onenode import until
 from tests.e2e.prometheus import SERVICES, Prometheus
 from tests.e2e.spans import Span, Spans
 
@@ -70,6 +73,7 @@ def traced() -> Iterator[Running]:
         start_receiver(running)
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://{running.demo.run.fabric_address}:{PORT}"
         os.environ["YETT_SPAN_ALLOW_RATIO"] = "1"
+        os.environ["YETT_USAGE_SECONDS"] = "1"
 
     try:
         with start_running(before_services) as running:
@@ -78,6 +82,7 @@ def traced() -> Iterator[Running]:
     finally:
         os.environ.pop("OTEL_EXPORTER_OTLP_ENDPOINT", None)
         os.environ.pop("YETT_SPAN_ALLOW_RATIO", None)
+        os.environ.pop("YETT_USAGE_SECONDS", None)
 
 
 @pytest.fixture
@@ -293,7 +298,59 @@ def test_a_name_that_dns_refuses_is_told_apart_from_a_shut_gate(traced: Running)
     assert f"nobody has resolved {missing}" in shut.stderr and "DNS said" not in shut.stderr
 
 
+USED = """\
+apiVersion: networking.k8s.aws/v1alpha1
+kind: ApplicationNetworkPolicy
+metadata: {name: wide, namespace: app}
+spec:
+  podSelector: {}
+  policyTypes: [Egress]
+  egress:
+    - to: [{domainNames: ["*.fresh.example.net"]}]
+    - to: [{domainNames: ["*.nobody.example.net"]}]
+"""
+
+
+def ask_audit(running: Running, *words: str) -> list[dict[str, Any]]:
+    answered = run_yett(running.demo.run.state.nats_url, "audit", *words, "--output", "json")
+    return json.loads(answered.stdout) if answered.returncode == 0 else []
+
+
+def ask_uses(running: Running, since: str) -> dict[str, str]:
+    """Rule of the policy -> its use."""
+    rules = ask_audit(running, "unused", "--since", since, "--all")
+    return {one["rule"]: one["use"] for one in rules if one["policy"].endswith(" app/wide")}
+
+
+def find_names(running: Running) -> set[tuple[str, int]]:
+    """(name, port) of what the pod reached by name."""
+    found = [one["usage"] for one in ask_audit(running, "pods", STRANGER.key) if one["usage"]]
+    contacts = [contact for usage in found for contact in usage.get("contacts", ())]
+    return {(one["peer"], one["port"]) for one in contacts if one["kind"] == "name"}
+
+
+def test_what_a_pod_did_becomes_a_policy_that_allows_it_and_no_more(traced: Running) -> None:
+    """Real connections, counted by the kernel: the used rule is used, the other is not, and the recommended policy in
+    place of the wide one lets the same connection through and stops another that the wide one would have let through.
+    """
+    (seen, seen_address), (other, other_address) = topology.fresh_name(400), topology.fresh_name(401)
+    traced.apply("usage.yaml", USED)
+    resolve(traced, STRANGER, seen)
+    assert connect(traced, STRANGER, seen_address, seen)
+    until(lambda: find_names(traced) == {(seen, 80)}, 30, "the contact is reported")
+    assert ask_uses(traced, "1h") == {"egress[0]": "used", "egress[1]": "unproven"}
+    until(lambda: ask_uses(traced, "2s") == {"egress[0]": "unused", "egress[1]": "unused"}, 30, "all is quiet")
+    bus = traced.demo.run.state.nats_url
+    recommended = run_yett(bus, "audit", "recommend", STRANGER.key)
+    assert recommended.returncode == 0 and seen in recommended.stdout, recommended.stderr
+    traced.apply("usage.yaml", recommended.stdout)
+    resolve(traced, STRANGER, seen)
+    assert connect(traced, STRANGER, seen_address, seen)
+    resolve(traced, STRANGER, other)
+    assert not connect(traced, STRANGER, other_address, other)
+
+
 def run_yett(nats_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command, against the run's server."""
-    command = [sys.executable, "-m", "services.cli", arguments[0], "--nats", nats_url, *arguments[1:]]
+    command = [sys.executable, "-m", "services.cli", *arguments, "--nats", nats_url]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
