@@ -194,10 +194,16 @@ static INLINE struct frontend *find_frontend(struct scratch *s)
     return frontends.lookup(&s->frontend_key);
 }
 
-static INLINE void match_address(struct scratch *s, struct ruleset *rs)
+// Of a pod or a node no name counts: one may have been taught before the address was theirs.
+static INLINE int may_have_names(struct scratch *s, struct ruleset *rs)
+{
+    return s->question.direction == EGRESS && rs->flags & RULESET_HAS_DOMAINS && !s->finding.identity;
+}
+
+static INLINE void match_address(struct scratch *s, struct endpoint *ep, struct ruleset *rs)
 {
     struct question *q = &s->question;
-    struct mask *by_identity = 0, *by_cidr = 0;
+    struct mask *by_identity = 0, *by_cidr = 0, *ports_mask;
 
     if (!s->finding.identity || rs->flags & RULESET_HAS_CIDRS) {
         struct cidr *c = find_cidr(s, &q->peer);
@@ -212,7 +218,10 @@ static INLINE void match_address(struct scratch *s, struct ruleset *rs)
     }
     if (s->finding.identity && rs->flags & RULESET_HAS_IDENTITIES)
         by_identity = find_identity_peers(s, q->ruleset, s->finding.identity);
-    match(s, rs, by_identity, by_cidr, find_ports(q->ruleset, q->protocol, q->port_be));
+    ports_mask = find_ports(q->ruleset, q->protocol, q->port_be);
+    match(s, rs, by_identity, by_cidr, ports_mask);
+    if (ports_mask && may_have_names(s, rs))
+        add_names(s, ep, ports_mask);
 }
 
 static INLINE void know_peer(struct scratch *s)
@@ -223,8 +232,8 @@ static INLINE void know_peer(struct scratch *s)
     s->job.peer_flags = known ? known->flags : 0;
 }
 
-// Fills ``matched``, or concludes. Returns whether names may bring more.
-static INLINE int match_rules(struct scratch *s)
+// Fills ``matched``, or concludes.
+static INLINE void match_rules(struct scratch *s, struct endpoint *ep)
 {
     struct ruleset *rs = rulesets.lookup(&s->question.ruleset);
     struct frontend *f;
@@ -237,26 +246,22 @@ static INLINE int match_rules(struct scratch *s)
         s->job.concluded = 1;
         s->finding.identity = 0;
         conclude(s, VERDICT_DENY, REASON_NO_RULESET, TIER_NONE, NO_BIT);
-        return 0;
+        return;
     }
     know_peer(s);
     f = find_frontend(s);
     if (f) {
         s->finding.identity = 0;
         match_frontend(s, rs, f);
-        return 0;
+        return;
     }
-    match_address(s, rs);
-    // Of a pod or a node no name counts: one may have been taught before the address was theirs.
-    return s->question.direction == EGRESS && rs->flags & RULESET_HAS_DOMAINS && !s->finding.identity &&
-           !s->job.concluded;
+    match_address(s, ep, rs);
 }
 
 static INLINE void decide(struct scratch *s)
 {
     struct ruleset *rs = rulesets.lookup(&s->question.ruleset);
 
-    s->walk.wanted_bit = NO_MATCH;
     if (s->job.concluded)
         return;
     conclude(s, VERDICT_DENY, REASON_NO_RULESET, TIER_NONE, NO_BIT);

@@ -52,7 +52,7 @@ BPF_RINGBUF_OUTPUT(handovers, HANDOVER_PAGES);
 // The tail calls of one build: never shared between builds, or an upgrade would swap a learner under a running program.
 TABLE("prog", __u32, __u32, tails, 16, 0);
 #define TAIL_JUDGE 0
-#define TAIL_NAMES 1
+#define TAIL_FINISH 1
 #define TAIL_LEARN_WALK 3
 #define TAIL_LEARN_ALIAS 4
 #define TAIL_LEARN_WRITE 5

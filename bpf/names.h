@@ -82,10 +82,8 @@ static INLINE void visit_names(struct scratch *s, struct endpoint *ep, int what)
 }
 
 // Fills ``names`` and ``expired``. The name that admitted a flow counts while the flow lives, whatever its time.
-static INLINE void add_names(struct scratch *s, struct endpoint *ep)
+static INLINE void add_names(struct scratch *s, struct endpoint *ep, struct mask *ports_mask)
 {
-    struct mask *ports_mask = find_ports(s->question.ruleset, s->question.protocol, s->question.port_be);
-
     s->job.has_names = 1;
 #pragma unroll
     for (int i = 0; i < YETT_WORDS; i++)
@@ -95,7 +93,7 @@ static INLINE void add_names(struct scratch *s, struct endpoint *ep)
         add_name(s, (__u64)s->question.stored_domain << 32 | 0xffffffff);
 #pragma unroll
     for (int i = 0; i < YETT_WORDS; i++) {
-        __u64 word = ports_mask ? ports_mask->word[i] : 0;
+        __u64 word = ports_mask->word[i];
 
         s->names.word[i] &= word;
         s->expired.word[i] &= word;

@@ -360,14 +360,11 @@ static INLINE int deny(struct __sk_buff *skb, struct scratch *s, struct endpoint
     return TC_ACT_SHOT;
 }
 
-// The verdict, and what follows from it. Every denial leaves here.
+// What a verdict leads to that a denial by today's rules does not: another judgement, a flow, the name that it is due to.
 static INLINE int finish(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep)
 {
     int direction = s->job.direction & 1;
 
-    if (s->job.mode == MODE_REFUSED)
-        return deny(skb, s, ep, direction);
-    decide(s);
     if (s->walk.wanted_bit != NO_MATCH)
         find_domain(s, ep);
     if (!s->job.hairpin && has_next_step(s, ep)) {
@@ -387,20 +384,33 @@ static INLINE int finish(struct __sk_buff *skb, struct scratch *s, struct endpoi
     return TC_ACT_UNSPEC;
 }
 
-// What no live flow covers: the rules that match. Everything it needs is in scratch.
+// Whether the packet is dropped whatever else might be asked. Most denials are: a flood of them costs least.
+static INLINE int is_denied_at_once(struct scratch *s)
+{
+    if (s->finding.verdict != VERDICT_DENY || s->walk.wanted_bit != NO_MATCH || s->job.step != STEP_PACKET)
+        return 0;
+    return s->job.hairpin || s->job.mode == MODE_AGAIN || !(find_orientations(&s->packet) & ORIENTATION_REVERSE);
+}
+
+// What no live flow covers: the verdict. Everything it needs is in scratch.
 static INLINE int judge(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep)
 {
+    s->walk.wanted_bit = NO_MATCH;
     if (s->job.mode == MODE_REFUSED)
-        return finish(skb, s, ep);
+        return deny(skb, s, ep, s->job.direction & 1);
     if (s->job.hairpin) {
         judge_hairpin(s, ep);
     } else if (!prepare(skb, s, ep, s->job.direction & 1)) {
         refuse(s, REASON_UNKNOWN);
-    } else if (match_rules(s)) {
-        tails.call(skb, TAIL_NAMES);
-        return TC_ACT_SHOT;
+        return deny(skb, s, ep, s->job.direction & 1);
+    } else {
+        match_rules(s, ep);
+        decide(s);
     }
-    return finish(skb, s, ep);
+    if (is_denied_at_once(s))
+        return deny(skb, s, ep, s->job.direction & 1);
+    tails.call(skb, TAIL_FINISH);
+    return TC_ACT_SHOT;
 }
 
 int judge_packet(struct __sk_buff *skb)
@@ -411,15 +421,12 @@ int judge_packet(struct __sk_buff *skb)
     return s && ep ? judge(skb, s, ep) : TC_ACT_SHOT;
 }
 
-int judge_names(struct __sk_buff *skb)
+int finish_packet(struct __sk_buff *skb)
 {
     struct scratch *s = find_scratch();
     struct endpoint *ep = find_endpoint(skb->ifindex);
 
-    if (!s || !ep)
-        return TC_ACT_SHOT;
-    add_names(s, ep);
-    return finish(skb, s, ep);
+    return s && ep ? finish(skb, s, ep) : TC_ACT_SHOT;
 }
 
 // ----------------------------------------------------------------------------------------------------------------------
@@ -547,18 +554,42 @@ int handle_to_pod(struct __sk_buff *skb)
     return handle_slowly(skb, INGRESS);
 }
 
+// 0 where the packet is no plain one; TC_ACT_OK is nothing that is ever returned.
+static INLINE int handle_plain(struct __sk_buff *skb, int direction)
+{
+    struct endpoint *ep = find_endpoint(skb->ifindex);
+    struct scratch *s = find_scratch();
+    struct plain plain;
+    struct flow *flow;
+    __u32 zero = 0;
+    __u64 *now = epoch.lookup(&zero), judged;
+
+    if (!ep || !s || !now || !read_plain(skb, ep, direction, &plain))
+        return 0;
+    judged = *now; // before any lookup: what changes meanwhile makes a flow stale, not wrong
+    flow = flows.lookup(&plain.key);
+    if (flow)
+        return is_established(skb, s, &plain, flow, direction, judged) ? TC_ACT_UNSPEC : 0;
+    begin_new(skb, s, ep, &plain, direction, judged);
+    return judge(skb, s, ep);
+}
+
 int from_pod(struct __sk_buff *skb)
 {
-    if (is_established(skb, EGRESS))
-        return TC_ACT_UNSPEC;
+    int action = handle_plain(skb, EGRESS);
+
+    if (action)
+        return action;
     tails.call(skb, TAIL_FROM_POD);
     return TC_ACT_SHOT;
 }
 
 int to_pod(struct __sk_buff *skb)
 {
-    if (is_established(skb, INGRESS))
-        return TC_ACT_UNSPEC;
+    int action = handle_plain(skb, INGRESS);
+
+    if (action)
+        return action;
     tails.call(skb, TAIL_TO_POD);
     return TC_ACT_SHOT;
 }

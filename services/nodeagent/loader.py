@@ -60,7 +60,7 @@ LAYOUT_SOURCES = ("types.h", "maps.h")
 ENTRY_PROGRAMS = ("from_pod", "to_pod")
 TAIL_PROGRAMS: Mapping[str, int] = {
     "judge_packet": 0,
-    "judge_names": 1,
+    "finish_packet": 1,
     "learn_walk": 3,
     "learn_alias": 4,
     "learn_write": 5,

@@ -69,7 +69,7 @@ def test_tail_calls_have_the_indices_that_the_loader_writes() -> None:
     """The loader fills each tail call's place, and no other."""
     names = {
         "judge_packet": "TAIL_JUDGE",
-        "judge_names": "TAIL_NAMES",
+        "finish_packet": "TAIL_FINISH",
         "learn_walk": "TAIL_LEARN_WALK",
         "learn_alias": "TAIL_LEARN_ALIAS",
         "learn_write": "TAIL_LEARN_WRITE",

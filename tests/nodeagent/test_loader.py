@@ -125,7 +125,7 @@ def test_a_program_that_the_verifier_refuses_is_named(
         if source.is_file():
             (tmp_path / source.name).write_text(source.read_text(), encoding="utf-8")
     code = tmp_path / "pod_tc.c"
-    text = code.read_text().replace("if (is_established(skb, EGRESS))", "if (*(int *)(long)skb->data)")
+    text = code.read_text().replace("action = handle_plain(skb, EGRESS)", "action = *(int *)(long)skb->data")
     code.write_text(text, encoding="utf-8")
     monkeypatch.setenv("YETT_BPF_SOURCES", str(tmp_path))
     with pytest.raises(loader.LoaderError, match="verify from_pod"):

@@ -1,0 +1,133 @@
+"""Two ways through the programs: a plain packet is judged in the first one, a tagged one by those behind it."""
+
+from __future__ import annotations
+
+import random
+import struct
+from dataclasses import replace
+
+import pytest
+
+from schemas.terms import Reason
+from tests.bpf import packets
+from tests.bpf.packets import ACK, FIN, ICMP, RST, SYN, TCP, UDP
+from tests.bpf.prog_run import IFINDEX, Kernel, boot_seconds
+from tests.bpf.worlds import (
+    EGRESS,
+    INGRESS,
+    PEER4,
+    PEER6,
+    POD4,
+    POD6,
+    POD_ID,
+    RESOLVER,
+    add_cidr,
+    add_pattern,
+    make_tables,
+    with_dns,
+)
+
+pytestmark = pytest.mark.kernel
+CONVERSATIONS = 3_000
+TAG_BYTES = 4
+OURS = {4: (POD4, POD4, POD4, "10.0.0.6", "10.0.0.7"), 6: (POD6, POD6, POD6, "fd00::6", "fe80::5")}
+"""The pod's first address, mostly; its second; one that it has not."""
+THEIRS = {
+    4: (PEER4, PEER4, "192.0.2.81", RESOLVER, "203.0.113.9", "255.255.255.255", "224.0.0.1", POD4, "0.0.0.0"),
+    6: (PEER6, PEER6, "2001:db8::81", "2001:db8:9::9", "ff02::1", "::ffff:192.0.2.80", "fe80::1", POD6, "::"),
+}
+PORTS = (0, 53, 67, 68, 80, 80, 81, 443, 546, 547, 5000)
+DHCP = ((68, 67), (546, 547))
+LENGTHS: list[dict[str, object]] = [{"total": total} for total in (0, 19, 30, 900)]
+ODD = {4: [*LENGTHS, {"more": True}, {"fragment": 3}, {"options": b"\x01" * 4}], 6: LENGTHS}
+"""Wrong lengths, fragments, options."""
+FLAGS = (SYN, SYN, ACK, SYN | ACK, FIN | ACK, RST, SYN | FIN, SYN | RST, 0)
+MET = {
+    *(Reason.RULE, Reason.ISOLATED, Reason.OWN_NODE, Reason.HAIRPIN, Reason.NAME_EXPIRED, Reason.MALFORMED),
+    *(Reason.SPOOFED_SOURCE, Reason.WRONG_DESTINATION, Reason.MAPPED_ADDRESS),
+}
+_FLOW = struct.Struct("=8xQQQQ4xIIIHBBBBBB8x")
+Step = tuple[bool, bytes, int]
+"""Whether the pod sends it; the frame; the interface it came in by."""
+
+
+@pytest.fixture
+def world(kernel: Kernel) -> Kernel:
+    """Some of everything: ports that are open and not, names live and expired, a resolver, a pod's second address."""
+    tables = with_dns(make_tables(egress={"isolated": True, "dns_implicit": True}, ingress={"isolated": True}))
+    tables.endpoints[IFINDEX] = replace(tables.endpoints[IFINDEX], more_addresses=True)
+    tables.endpoint_addresses |= {(POD_ID, "10.0.0.6"): 2, (POD_ID, "fd00::6"): 3}
+    for handle in (EGRESS, INGRESS):
+        add_cidr(tables, f"{PEER4}/32", 1, handle, 1 << 200 | 1 << 3)
+        add_cidr(tables, f"{PEER6}/128", 2, handle, 1 << 201)
+        tables.ports[(handle, 1)] = 1 << 200 | 1 << 201 | 1 << 210
+    tables.rulesets[EGRESS] = replace(tables.rulesets[EGRESS], deny=1 << 3)
+    add_pattern(tables, "www.example.com", 7, 1 << 210)
+    for port in (80, 443):
+        for slot in range(2):
+            tables.port_classes[slot * 65536 + port] = 1
+    tables.config = replace(tables.config, allow_events=True, events_per_second=1 << 30)
+    kernel.fill(tables)
+    for address, lifetime in (("192.0.2.81", 3600), ("2001:db8::81", 3600), ("203.0.113.9", -10)):
+        kernel.add_name(address, 7, boot_seconds() + lifetime)
+    return kernel
+
+
+def make_body(rng: random.Random, protocol: int, source: int, destination: int) -> bytes:
+    payload = bytes(rng.choice((0, 0, 8, 40)))
+    if protocol == TCP:
+        body = packets.tcp(source, destination, rng.choice(FLAGS), payload=payload)
+        return body[:12] + bytes([rng.choice((0x40, 0xF0))]) + body[13:] if rng.random() < 0.05 else body
+    if protocol == UDP:
+        lie = rng.choice((0, 7, 8, 200)) if rng.random() < 0.1 else None
+        return packets.udp(source, destination, payload, length=lie)
+    return packets.echo(rng.choice((8, 0)), source)
+
+
+def make_conversation(rng: random.Random) -> list[Step]:
+    """One to four packets of one flow, either way."""
+    family, protocol = rng.choice((4, 6)), rng.choice((TCP, TCP, TCP, UDP, UDP, ICMP))
+    ours, theirs = rng.choice(OURS[family]), rng.choice(THEIRS[family])
+    own, peer = rng.choice(DHCP) if rng.random() < 0.2 else (rng.choice(PORTS), rng.choice(PORTS))
+    steps = []
+    for _ in range(rng.randint(1, 4)):
+        sent = rng.random() < 0.5
+        source, destination = (ours, theirs) if sent else (theirs, ours)
+        body = make_body(rng, protocol, *((own, peer) if sent else (peer, own)))
+        odd = rng.choice(ODD[family]) if rng.random() < 0.1 else {}
+        frame = packets.ip(source, destination, protocol, body, **odd)
+        steps.append((sent, frame, IFINDEX if sent else rng.choice((0, IFINDEX, 77, 77))))
+    return steps
+
+
+def play(kernel: Kernel, steps: list[Step], *, is_tagged: bool) -> list[tuple[object, ...]]:
+    """What becomes of each packet, and of the flows; the tag's own bytes and the times left out."""
+    kernel.forget_flows()
+    found: list[tuple[object, ...]] = []
+    for sent, plain, ingress in steps:
+        frame = packets.tagged(plain, 5) if is_tagged else plain
+        result = kernel.from_pod(frame) if sent else kernel.to_pod(frame, ingress=ingress)
+        event = result.event and (
+            *(result.event.source, result.event.destination, result.event.source_port, result.event.destination_port),
+            *(result.event.protocol, result.event.direction, result.event.verdict, result.event.reason),
+            *(result.event.tier, result.event.family, result.event.bit, result.event.ruleset, result.event.domain),
+            *(result.event.peer_identity, result.event.revision, result.event.frame_bytes - len(frame)),
+        )
+        found.append((result.passed, event))
+    for key, value in sorted(kernel.maps["flows"].items()):
+        sent_packets, replies, sent_bytes, reply_bytes, *rest = _FLOW.unpack(value)
+        tags = TAG_BYTES * is_tagged
+        found.append((key, sent_packets, replies, sent_bytes - tags * sent_packets, reply_bytes - tags * replies, *rest))
+    return found
+
+
+def test_the_first_program_says_what_the_others_say(world: Kernel) -> None:
+    """Of a plain packet and of the same one behind a tag: the same verdict, event and flow, packet by packet."""
+    rng = random.Random(4)
+    seen: set[object] = set()
+    for number in range(CONVERSATIONS):
+        steps = make_conversation(rng)
+        plain, tagged = (play(world, steps, is_tagged=is_tagged) for is_tagged in (False, True))
+        assert plain == tagged, f"conversation {number}: {[(sent, frame.hex()) for sent, frame, _ in steps]}"
+        seen |= {event[7] if event else None for _, event in plain[: len(steps)]}  # type: ignore[index]
+    assert seen >= MET, f"never met: {MET - seen}"
