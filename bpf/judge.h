@@ -276,10 +276,13 @@ static INLINE void decide(struct scratch *s)
 // Index of the rule's counter: a ruleset's counters are dense, in order of its tiers.
 static INLINE __u32 find_counter(struct scratch *s)
 {
-    struct ruleset *rs = rulesets.lookup(&s->finding.ruleset);
     __u32 bit = s->finding.bit;
+    struct ruleset *rs;
 
-    if (!rs || bit == NO_BIT)
+    if (bit == NO_BIT)
+        return NO_COUNTER;
+    rs = rulesets.lookup(&s->finding.ruleset);
+    if (!rs)
         return NO_COUNTER;
     if (bit < BIT_NETWORK_POLICY)
         return rs->counters + bit;
