@@ -534,6 +534,38 @@ def test_learning_again_keeps_one_slot_and_the_later_expiry(dns: Kernel) -> None
     assert list(names) == [ROW] and names[ROW] - boot_seconds() > 600
 
 
+@pytest.mark.parametrize("others", [0, 3, 7])
+def test_a_name_is_renewed_when_half_of_its_time_is_over(dns: Kernel, others: int) -> None:
+    """Whichever slot it has: with more than half of the answer's time left nothing is written, with less the slot is."""
+    for row in range(100, 100 + others):
+        dns.add_name(WEB, row, boot_seconds() + 5000)
+    ask(dns)
+    tell(dns, answer(NAME, address(WEB, ttl=600)))
+    first = dns.names_of(WEB)[ROW]
+    ask(dns)
+    tell(dns, answer(NAME, address(WEB, ttl=1000)))
+    assert dns.names_of(WEB)[ROW] == first
+    ask(dns)
+    tell(dns, answer(NAME, address(WEB, ttl=3600)))
+    assert dns.names_of(WEB)[ROW] >= first + 2900
+    assert len(dns.names_of(WEB)) == others + 1
+
+
+def test_what_the_guard_refuses_since_is_not_renewed(dns: Kernel) -> None:
+    """A name that was taught before its address became a pod's gets no new time by another answer."""
+    ask(dns)
+    tell(dns, answer(NAME, address(WEB, ttl=600)))
+    first = dns.names_of(WEB)[ROW]
+    guarded = tables()
+    guarded.ipcache[WEB] = 4242
+    dns.fill(guarded)
+    for ttl in (600, 3600):
+        ask(dns)
+        tell(dns, answer(NAME, address(WEB, ttl=ttl)))
+        assert dns.names_of(WEB)[ROW] == first
+    assert count(dns, Reason.LEARN_REFUSED_ADDRESS) == 1
+
+
 def test_over_its_quota_an_endpoint_learns_nothing_more(dns: Kernel) -> None:
     """The quota is the endpoint's own; what the agent credits may be learned anew."""
     small = tables()
