@@ -536,7 +536,7 @@ def test_learning_again_keeps_one_slot_and_the_later_expiry(dns: Kernel) -> None
 
 @pytest.mark.parametrize("others", [0, 3, 7])
 def test_a_name_is_renewed_when_half_of_its_time_is_over(dns: Kernel, others: int) -> None:
-    """Whichever slot it has: with more than half of the answer's time left nothing is written, with less the slot is."""
+    """Whichever slot it has: with more than half of its time left nothing is written, with less it is."""
     for row in range(100, 100 + others):
         dns.add_name(WEB, row, boot_seconds() + 5000)
     ask(dns)

@@ -117,7 +117,9 @@ def play(kernel: Kernel, steps: list[Step], *, is_tagged: bool) -> list[tuple[ob
     for key, value in sorted(kernel.maps["flows"].items()):
         sent_packets, replies, sent_bytes, reply_bytes, *rest = _FLOW.unpack(value)
         tags = TAG_BYTES * is_tagged
-        found.append((key, sent_packets, replies, sent_bytes - tags * sent_packets, reply_bytes - tags * replies, *rest))
+        found.append(
+            (key, sent_packets, replies, sent_bytes - tags * sent_packets, reply_bytes - tags * replies, *rest)
+        )
     return found
 
 
