@@ -3,7 +3,7 @@
 Every figure is taken at four sizes, each in a process of its own with the collector set as the controller sets it.
 Times are the processor's, so that neighbours on the machine count for little; wall time stands in the spread.
 
-    python -m bench.core [PODS]
+    python -m bench.core [PODS [lists]]
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bench.cluster import (
     make_repeated,
     make_wide_policy,
 )
-from services.controller.heap import freeze_heap
+from services.controller.heap import freeze_heap, loading
 from services.controller.ledger import Ledger, Snapshot
 from services.controller.world import State
 
@@ -85,7 +85,7 @@ def events(size: Size) -> dict[str, tuple[Event, int]]:
 
 def measure_size(pods: int) -> dict[str, Any]:
     """Every figure of one size, in this process; the first thing it does, for the sake of its memory."""
-    size, share = Size(pods), pods / SIZES[-1]
+    size = Size(pods)
     objects = make_cluster(size)
     state, first = _build(objects)
     peak = _peak_mebibytes()
@@ -100,6 +100,13 @@ def measure_size(pods: int) -> dict[str, Any]:
         "peak": peak,
         "rows": len(rows),
         "events": found,
+    }
+
+
+def measure_lists(pods: int) -> dict[str, Any]:
+    """The long lists that go with a size, in this process, where no cluster is."""
+    share = pods / SIZES[-1]
+    return {
         "repeated": [_build(make_repeated(int(REPEATED_RULES * share)))[1] for _ in range(BUILDS)],
         "peers": [_build(make_many_peers(int(DISTINCT_PEERS * share)))[1] for _ in range(BUILDS)],
     }
@@ -108,10 +115,11 @@ def measure_size(pods: int) -> dict[str, Any]:
 def _build(objects: list[dict[str, Any]]) -> tuple[State, float]:
     """From objects to rows; -> processor seconds. RuntimeError if the core complains: the figure would be another's."""
     started = time.process_time()
-    state = State()
-    for obj in objects:
-        state.upsert(obj)
-    state.changes()
+    with loading():
+        state = State()
+        for obj in objects:
+            state.upsert(obj)
+        state.changes()
     spent = time.process_time() - started
     errors = [problem for problem in state.problems() if problem.severity == "error"]
     if errors:
@@ -150,18 +158,23 @@ def _peak_mebibytes() -> float:
 
 
 def measure() -> list[dict[str, Any]]:
-    """``measure_size`` of every size, smallest first."""
-    return [json.loads(_run(pods)) for pods in SIZES]
+    """``measure_size`` and ``measure_lists`` of every size, smallest first."""
+    return [json.loads(_run(pods)) | json.loads(_run(pods, "lists")) for pods in SIZES]
 
 
-def _run(pods: int) -> str:
-    command = [sys.executable, "-m", "bench.core", str(pods)]
+def _run(pods: int, *asked: str) -> str:
+    command = [sys.executable, "-m", "bench.core", str(pods), *asked]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
 
 
 def main(asked: list[str]) -> None:
-    """Print what was found as JSON: of one size, or of all."""
-    print(json.dumps(measure_size(int(asked[0])) if asked else measure(), indent=None if asked else 1))
+    """Print what was found as JSON: of one size, or of its long lists, or of all."""
+    if not asked:
+        print(json.dumps(measure(), indent=1))
+    elif asked[1:] == ["lists"]:
+        print(json.dumps(measure_lists(int(asked[0]))))
+    else:
+        print(json.dumps(measure_size(int(asked[0]))))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from services.common.trust import read_signer
 from services.common.window import Window, WindowError
 from services.controller.board import Board
 from services.controller.election import Election
-from services.controller.heap import freeze_heap
+from services.controller.heap import freeze_heap, loading
 from services.controller.inventory import Inventory, State
 from services.controller.leader import Term, TermEndedError, read_mark, read_stream_rows, take_term, watch_marks
 from services.controller.ledger import Ledger, RowChange
@@ -258,23 +258,24 @@ class Controller:
         snapshot = await read_stream_rows(self._connection, term)
         for subject in snapshot.unknown:
             _log.warning("left alone, a subject in no table", subject=subject)
-        state = self._make_state(term.parity)
-        self._inventory.fill(state, snapshot.remembered)
+        with loading():
+            state = self._make_state(term.parity)
+            self._inventory.fill(state, snapshot.remembered)
+            ledger = Ledger(
+                snapshot,
+                epoch=term.epoch,
+                least_number=0 if snapshot.revision else term.fence - 1,
+                term=term.number,
+                signer=self._signer,
+            )
+            changes: list[RowChange] = list(diff(ledger.rows, state.rows()))
+            state.changes()
+        freeze_heap()
         batches, self._batches = self._batches, []
         present = self._inventory.policies()
-        ledger = Ledger(
-            snapshot,
-            epoch=term.epoch,
-            least_number=0 if snapshot.revision else term.fence - 1,
-            term=term.number,
-            signer=self._signer,
-        )
         async with Window(self._connection) as window:
             publisher = Publisher(window, term, ledger)
             self._board.begin_term(term.epoch, term.number, ledger.number)
-            changes: list[RowChange] = list(diff(ledger.rows, state.rows()))
-            state.changes()
-            freeze_heap()
             self._is_leading = True
             while True:
                 started = self._now()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from schemas.selectors import NAMESPACE_NAME_LABEL, matches
 from schemas.terms import Action, Default, Direction, PolicyKind, Protocol, Tier
 from services.controller.policy.model import ANY_PORT, NamedPort, Namespace, Node, Pod, Policy, Settings
 from services.controller.policy.parse import API_OF, parse_isolation, parse_object
+from services.controller.policy.parse_fields import is_canonical_v4
 from tests import builders as k8s
 from tests.strategies import seeded_scene
 
@@ -461,3 +463,21 @@ def test_a_named_port_beside_a_prefix_is_warned_of(obj: Obj, path: str) -> None:
     parsed, problems = parse_object(obj)
     assert parsed is not None
     assert [(each.severity, each.path) for each in problems] == [("warning", path)]
+
+
+@given(st.lists(st.integers(0, 300), min_size=4, max_size=4), st.integers(0, 40), st.integers(0, 32), st.booleans())
+def test_a_canonical_prefix_is_one_that_ipaddress_gives_back(
+    octets: list[int], length: int, cleared: int, has_zero: bool
+) -> None:
+    """The short way knows exactly the texts that the long way would return unchanged."""
+    number = sum((octet & 255) << shift for octet, shift in zip(octets, (24, 16, 8, 0), strict=True))
+    whole = ipaddress.IPv4Address(number >> cleared << cleared)
+    for text in (f"{whole}/{length}", f"{whole}/{'0' * has_zero}{length}", f"{'.'.join(map(str, octets))}/{length}"):
+        try:
+            expected = str(ipaddress.IPv4Network(text)) == text
+        except ValueError:
+            expected = False
+        assert is_canonical_v4(text) is expected, text
+    assert (
+        not is_canonical_v4(f"{whole}") and not is_canonical_v4(f" {whole}/32") and not is_canonical_v4(f"{whole}/32\n")
+    )

@@ -29,6 +29,7 @@ _STRICT_LABEL = re.compile(r"[a-z0-9]([-a-z0-9_]*[a-z0-9])?\Z")
 _DOMAIN_LABEL = re.compile(r"[a-z0-9_]([-a-z0-9_]*[a-z0-9])?\Z")
 _PORT_NAME = re.compile(r"(?=.*[a-z])(?!.*--)[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?\Z")
 _PREFIX_LENGTH = re.compile(r"(0|[1-9][0-9]{0,2})\Z")
+_V4_PREFIX = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})/(\d{1,2})\Z", re.ASCII)
 
 
 def read_selector(reader: Reader) -> Selector:
@@ -92,7 +93,19 @@ def read_namespaced_pods(reader: Reader) -> PodPeer:
 
 def read_cidr(reader: Reader) -> str:
     """A prefix in canonical text; host bits are cleared with a warning, as every API here tolerates them."""
+    if isinstance(reader.value, str) and is_canonical_v4(reader.value):
+        return reader.value
     return str(_read_network(reader) or NOWHERE)
+
+
+def is_canonical_v4(text: str) -> bool:
+    """Whether ``ipaddress`` would give an IPv4 prefix back as it stands: most do, and it takes long to say so."""
+    found = _V4_PREFIX.match(text)
+    if found is None:
+        return False
+    a, b, c, d, length = map(int, found.groups())
+    is_whole = not (a << 24 | b << 16 | c << 8 | d) & (0xFFFFFFFF >> length)
+    return is_whole and max(a, b, c, d) <= 255 and length <= 32 and text == f"{a}.{b}.{c}.{d}/{length}"
 
 
 def _read_network(reader: Reader) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
@@ -120,6 +133,8 @@ def read_ip_block(reader: Reader) -> CidrPeer:
     Where ``cidr`` is at fault, its exceptions are not held against it.
     """
     reader.fields("cidr", "except")
+    if not reader.get("except").is_present:
+        return CidrPeer(cidr=read_cidr(reader.get("cidr")))
     block = _read_network(reader.get("cidr"))
     excepts = set()
     for item in reader.get("except").items():
