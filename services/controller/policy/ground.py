@@ -36,12 +36,13 @@ class Ground:
 def read_ground(policies: Sequence[Policy], world: World, answers: Iterable[Answer]) -> Ground:
     """``policies``: all that there are."""
     owners = _owners(world)
+    faces = _frontends(world, owners)
     return Ground(
         world=world,
         answers=[replace(each, name=each.name.lower().removesuffix(".")) for each in answers],
         owners=owners,
-        frontends=_frontends(world, owners),
-        resolvers=_resolvers(world),
+        frontends=faces,
+        resolvers=_resolvers(world, faces),
         label_keys=_read_label_keys(policies),
     )
 
@@ -82,12 +83,20 @@ def _frontends(world: World, owners: dict[str, Pod | Node]) -> dict[tuple[str, i
     return chosen
 
 
-def _resolvers(world: World) -> frozenset[tuple[str, int]]:
+def _resolvers(world: World, faces: dict[tuple[str, int, int], FrontendRow]) -> frozenset[tuple[str, int]]:
+    """Who may be asked for names; not where a Service shows that address and port to the outside, which are its owner's
+    to choose. Source: CVE-2020-8554.
+    """
     config = world.settings.config
-    if config.resolvers:
-        return frozenset((each.address, each.port) for each in config.resolvers)
     service = world.services.get(world.settings.dns_service)
-    return frozenset((address, 53) for address in service.cluster_addresses) if service is not None else frozenset()
+    named = {(each.address, each.port) for each in config.resolvers}
+    if not named and service is not None:
+        named = {(address, 53) for address in service.cluster_addresses}
+    return frozenset(each for each in named if not any(_is_claimed(faces.get((each[0], n, each[1]))) for n in (6, 17)))
+
+
+def _is_claimed(face: FrontendRow | None) -> bool:
+    return face is not None and face.kind is not FrontendKind.CLUSTER_IP
 
 
 def _read_label_keys(policies: Iterable[Policy]) -> LabelKeys:
