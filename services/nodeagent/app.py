@@ -128,7 +128,12 @@ class App:
         self._replica = Replica(self._node, verifier.find_fault)
         self._signatures = "required" if verifier.is_on else "off"
         self._state_file = StateFile(Path(settings.state_dir))
-        self._links = Links(settings.interfaces, settings.uplinks, is_strict=settings.mode == "strict")
+        self._links = Links(
+            settings.interfaces,
+            settings.uplinks,
+            is_strict=settings.mode == "strict",
+            results=settings.cni_results,
+        )
         self._gate = strict.Gate() if settings.mode == "strict" else None
         self._mailbox = Mailbox()
         self._names = BusNames()

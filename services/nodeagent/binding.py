@@ -2,8 +2,10 @@
 
 Rules of this module:
 
-* An address proves itself by the host route that leads to the interface; what the pod says of itself is no authority.
-* The pod is found by the interface's computed name (prefix + sha1("namespace.pod")[:11]: VPC CNI, Calico), or address.
+* An address proves itself by the host route that leads to the interface, or on a bridge by what the CNI plugin answered
+  (``cniresult``); what the pod says of itself is no authority.
+* The pod is found by the interface's computed name (prefix + sha1("namespace.pod")[:11]: VPC CNI, Calico), by the
+  plugin's answer, or by address.
 * A binding is frozen: an interface that was one pod's is never another's. Its addresses follow the host's routes.
 * An address that two interfaces claim is denied on both.
 
@@ -26,7 +28,9 @@ _HASH_DIGITS = 11
 class Link:
     """A pod interface as the host sees it. ``addresses``: of host routes to it, sorted. ``gateways``: its own.
 
-    ``life`` tells it from another one that had, or will have, its number and name.
+    ``life`` tells it from another one that had, or will have, its number and name. On a bridge, addresses and ``pod``
+    (namespace/name) are what the CNI plugin answered, and the gateways are the bridge's; ``is_bridged`` without a pod
+    is one whose answer was not written yet.
     """
 
     ifindex: int
@@ -34,6 +38,8 @@ class Link:
     addresses: tuple[str, ...] = ()
     gateways: tuple[str, ...] = ()
     life: str = ""
+    pod: str = ""
+    is_bridged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +65,13 @@ def bind_links(
     """ifindex -> binding. ``frozen``: life -> uid of earlier bindings."""
     known = tuple(links)
     local = {row.uid: row for row in endpoints}
+    by_pod = {f"{row.namespace}/{row.pod}": row.uid for row in local.values()}
     by_suffix = {compute_suffix(row.namespace, row.pod): row.uid for row in local.values()}
     by_address = _index_addresses(local.values(), addresses)
     claims = Counter(address for link in known for address in link.addresses)
     found = {}
     for link in known:
-        uid = frozen.get(link.life) or _find_pod(link, by_suffix, by_address)
+        uid = frozen.get(link.life) or _find_pod(link, by_suffix, by_address, by_pod)
         found[link.ifindex] = Binding(link, uid, any(claims[one] > 1 for one in link.addresses))
     return found
 
@@ -83,8 +90,12 @@ def _index_addresses(endpoints: Iterable[EndpointRow], addresses: Mapping[str, A
     return index
 
 
-def _find_pod(link: Link, by_suffix: Mapping[str, str], by_address: Mapping[str, str]) -> str:
+def _find_pod(
+    link: Link, by_suffix: Mapping[str, str], by_address: Mapping[str, str], by_pod: Mapping[str, str]
+) -> str:
     suffix = link.name[-_HASH_DIGITS:]
     if len(link.name) > _HASH_DIGITS and suffix in by_suffix:
         return by_suffix[suffix]
+    if link.pod in by_pod:
+        return by_pod[link.pod]
     return next((by_address[address] for address in link.addresses if address in by_address), "")

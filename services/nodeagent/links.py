@@ -29,6 +29,10 @@ from services.nodeagent.netlink import Filters, Netlink, make_life
 
 AUDIT_SECONDS = 5.0
 """How often everything is looked at without a notification."""
+RESULT_SECONDS = 0.2
+"""How often it is looked for a CNI plugin's answer about a new interface: no notification tells of it."""
+RESULT_AWAITED_SECONDS = 30.0
+"""From the interface's appearance on; then with everything else. A bridge has ports that are no pods'."""
 SETTLE_SECONDS = 0.005
 """Notifications come in bursts; one look serves them all."""
 
@@ -64,7 +68,11 @@ class Snapshot:
 class Links:
     """The asynchronous part: ``run`` keeps every pod interface programmed and tells ``changed`` what there is."""
 
-    def __init__(self, interfaces: Sequence[str], uplinks: Sequence[str], *, is_strict: bool = False) -> None:
+    def __init__(
+        self, interfaces: Sequence[str], uplinks: Sequence[str], *, is_strict: bool = False, results: Sequence[str] = ()
+    ) -> None:
+        """``results``: folders of CNI plugins' answers; see ``Netlink``."""
+        self._results = tuple(results)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="netlink")
         self._patterns = (interfaces, uplinks)
         self._is_strict = is_strict
@@ -87,7 +95,7 @@ class Links:
     async def open(self, programs: Mapping[str, Path], *, is_held: bool = False) -> None:
         """Before anything else. ``programs``: pins by name. ``is_held``: older filters stay till ``release``."""
         self._is_held = is_held
-        self._netlink = await self._do(lambda: Netlink(*self._patterns))
+        self._netlink = await self._do(lambda: Netlink(*self._patterns, self._results))
         await self._do(lambda: self._opened().set_programs(programs))
 
     async def close(self) -> None:
@@ -110,14 +118,20 @@ class Links:
             suspects: set[int] | None = None
             while True:
                 await self.look(suspects, changed)
-                seen = await watch.wait(AUDIT_SECONDS)
-                suspects = await self._collect(seen, watch)
+                is_awaited = self._is_result_awaited()
+                seen = await watch.wait(RESULT_SECONDS if is_awaited else AUDIT_SECONDS)
+                suspects = set() if is_awaited and seen.is_empty() else await self._collect(seen, watch)
         finally:
             watch.close()
 
+    def _is_result_awaited(self) -> bool:
+        """Whether an interface that came a moment ago is a bridge's and still nobody's."""
+        since = time.monotonic() - RESULT_AWAITED_SECONDS
+        return any(one.link.is_bridged and not one.link.pod and one.appeared > since for one in self._known.values())
+
     async def _collect(self, seen: Seen, watch: LinkWatch) -> set[int] | None:
         """The interfaces whose filters are in doubt; None: all. New links are given their programs at once."""
-        if not seen.links and not seen.filters and not seen.is_lossy:
+        if seen.is_empty():
             return None
         for ifindex, when in seen.links.items():
             if ifindex not in self._known:

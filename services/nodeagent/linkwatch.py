@@ -34,6 +34,10 @@ class Seen:
     filters: set[int] = field(default_factory=set)
     is_lossy: bool = False
 
+    def is_empty(self) -> bool:
+        """Nothing was heard, and nothing can have been missed."""
+        return not self.links and not self.filters and not self.is_lossy
+
 
 class LinkWatch:
     """``wait`` returns when something was heard."""

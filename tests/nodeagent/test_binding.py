@@ -72,3 +72,10 @@ def test_two_that_claim_one_address_are_both_marked() -> None:
     links = [Link(5, "a", ("10.0.0.7",)), Link(6, "b", ("10.0.0.7", "10.0.0.8")), Link(7, "c", ("10.0.0.9",))]
     bindings = bind_links(links, [], {}, {})
     assert [bindings[index].claimed_twice for index in (5, 6, 7)] == [True, True, False]
+
+
+def test_found_by_the_plugins_answer_before_any_address_is_known() -> None:
+    """A bridge's port is its pod's as soon as the pod is bound to the node, whoever else lists the address."""
+    link = Link(5, "veth1", ("10.0.0.7",), pod="ns/web", is_bridged=True)
+    assert bind_links([link], [row("web"), row("other", "10.0.0.7")], {}, {})[5].uid == "uid-web"
+    assert bind_links([link], [row("other", "10.0.0.7")], {}, {})[5].uid == "uid-other"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import json
 import os
 import shutil
 import struct
@@ -23,6 +24,7 @@ from services.nodeagent.links import Links, PodLink, Snapshot
 from services.nodeagent.netlink import detach_all
 from services.nodeagent.nftwatch import NftWatch
 from tests.nodeagent.namespaces import Node, ip, make_node
+from tests.nodeagent.test_cniresult import make_file
 
 pytestmark = pytest.mark.e2e
 
@@ -63,10 +65,13 @@ def list_filters(node: Node, interface: str) -> str:
 
 
 async def watched(
-    programs: dict[str, Path], work: Callable[[Links, list[Snapshot]], Awaitable[None]]
+    programs: dict[str, Path],
+    work: Callable[[Links, list[Snapshot]], Awaitable[None]],
+    *,
+    results: tuple[str, ...] = (),
 ) -> list[Snapshot]:
     """Run ``Links`` while ``work`` runs; every snapshot it told."""
-    links = Links(INTERFACES, UPLINKS)
+    links = Links(INTERFACES, UPLINKS, results=results)
     told: list[Snapshot] = []
 
     async def changed(snapshot: Snapshot) -> None:
@@ -114,6 +119,30 @@ def test_what_is_there_is_found_from_the_hosts_side(node, programs) -> None:
     assert shown.count("handle 0x7e77") == 2
     assert "from_pod" in shown
     assert "to_pod" in shown
+
+
+def test_a_bridges_port_has_the_addresses_that_its_plugin_answered(node, programs, tmp_path) -> None:
+    """As soon as the answer is written, and with the bridge's addresses as gateways; until then it has none. Another
+    interface's answer, by name or by hardware address, says nothing of it."""
+    ip("-n", node.name, "link", "add", "cni0", "type", "bridge")
+    ip("-n", node.name, "addr", "add", "10.66.9.1/24", "dev", "cni0")
+    ip("-n", node.name, "link", "set", "cni0", "up")
+
+    async def work(_links: Links, told: list[Snapshot]) -> None:
+        for name in ("pod31", "pod32"):
+            ip("-n", node.name, "link", "add", name, "master", "cni0", "type", "veth", "peer", "name", f"x{name}")
+        await until(lambda: find(told, "pod31") and find(told, "pod32"))
+        assert find(told, "pod31").link.addresses == ()
+        listed = subprocess.run(["ip", "-j", "-n", node.name, "link"], capture_output=True, text=True, check=True)
+        hardware = {one["ifname"]: one["address"] for one in json.loads(listed.stdout)}
+        (tmp_path / "stale").write_bytes(make_file("stale", interface="pod32", mac="02:00:00:00:00:01"))
+        (tmp_path / "fresh").write_bytes(make_file("web", interface="pod31", mac=hardware["pod31"]))
+        await until(lambda: find(told, "pod31").link.pod == "ns/web", 3.0)
+
+    told = node.run(lambda: watched(programs, work, results=(str(tmp_path), str(tmp_path / "absent"))))
+    found, other = find(told, "pod31"), find(told, "pod32")
+    assert found.link.addresses == ("10.66.0.7", "fd00:66::7") and "10.66.9.1" in found.link.gateways
+    assert (other.link.pod, other.link.addresses) == ("", ())
 
 
 def test_a_new_link_has_its_programs_within_100_ms(node, programs) -> None:
