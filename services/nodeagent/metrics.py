@@ -15,7 +15,7 @@ PACKETS = Family("yett_packets_total", "counter", "Packets judged, by the kernel
 VERDICTS = Family(
     "yett_verdicts_total",
     "counter",
-    "Verdicts told: denials in full, of allowed flows the share that is told.",
+    "Verdicts told: denials and audited flows in full, of allowed flows the share that is told.",
     ("direction", "verdict", "tier", "reason"),
 )
 NAMES_REFUSED = Family(
