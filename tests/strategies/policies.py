@@ -18,13 +18,13 @@ def make_policies(dice: Dice) -> list[Obj]:
     """Policies of every kind."""
     return [
         make_classic_policy(dice, f"p{index}") if dice.pick((True, False)) else make_cluster_policy(dice, f"p{index}")
-        for index in range(dice.pick((4, 8, 2, 1, 0, 8, 12, 12)))
+        for index in range(dice.pick((1, 8, 2, 4, 0, 8, 12, 12)))
     ]
 
 
 def put_under_audit(dice: Dice, policies: Sequence[Obj]) -> None:
     """None of them, a few, or all: the annotation that says so, or the one that says the opposite."""
-    one_in = dice.pick((0, 0, 4, 2, 1))
+    one_in = dice.pick((0, 0, 0, 0, 4, 2, 1))
     for policy in policies if one_in else ():
         if is_rare(dice, one_in):
             policy["metadata"]["annotations"] = {MODE_ANNOTATION: "audit"}

@@ -11,7 +11,7 @@ from services.controller.policy import evaluate
 from tests.twins.proof import Coverage
 
 ALLOW, DENY, AUDIT = "ALLOW", "DENY", "AUDIT"
-CLOSED = (("NETWORK_POLICY", DENY), ("DEFAULT", DENY), ("NETWORK_POLICY", AUDIT))
+CLOSED = (("NETWORK_POLICY", DENY), ("DEFAULT", DENY))
 """Where isolation or the default shuts: a better reason may stand in for either."""
 OUTCOMES = {
     "RULE": (
@@ -23,8 +23,8 @@ OUTCOMES = {
     "DNS_IMPLICIT": (("NETWORK_POLICY", ALLOW),),
     "OWN_NODE": (("NONE", ALLOW),),
     "HAIRPIN": (("NONE", ALLOW),),
-    "NAME_EXPIRED": CLOSED,
-    "NO_BACKEND": CLOSED,
+    "NAME_EXPIRED": (*CLOSED, ("NETWORK_POLICY", AUDIT)),
+    "NO_BACKEND": (*CLOSED, ("NETWORK_POLICY", AUDIT)),
     "MIXED_BACKENDS": (*CLOSED, ("ADMIN", DENY), ("BASELINE", DENY)),
     "TOO_MANY_BACKENDS": (("NONE", DENY),),
     "UNKNOWN_POD": (("NONE", DENY),),
