@@ -4,14 +4,16 @@
 ``datapath``: one packet's cost in the kernel, and prefixes into it.
 ``traffic``, ``dns``: what enforcement leaves of both.
 ``verdicts``: from the ring to NATS. ``spans``: what tracing costs. ``core``: from objects to rows, at four sizes.
-``scenarios``: ``yett test`` by both engines.
-Without a part, all of them. Prints a table, writes ``build/bench.json``, ends with status 1 if a bound is missed.
+``scenarios``: ``yett test`` by both engines. ``bus``: what a fleet of simulated agents costs it, without a bound.
+Without a part, all of them. Prints a table and what each part took, writes ``build/bench.json``, ends with status 1 if
+a bound is missed.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from rich.table import Table
 from bench import core, datapath, scenarios
 from bench.bounds import Measured, judge_core, judge_pipeline, judge_scenarios
 from bench.dns import measure_dns
+from bench.fleet import measure_fleet
 from bench.memory import measure_memory
 from bench.prefixes import measure_prefixes
 from bench.spans import measure_spans
@@ -75,11 +78,18 @@ def print_rows(console: Console, rows: list[Measured]) -> None:
         table.add_row(
             row.what,
             f"{row.value:.4g} {row.unit}",
-            f"{'at least' if row.at_least else 'at most'} {row.bound:g}",
+            f"{'at least' if row.at_least else 'at most'} {row.bound:g}" if row.bound is not None else "",
             row.spread,
-            outcome,
+            outcome if row.bound is not None else "",
         )
     console.print(table)
+
+
+def _run(console: Console, part: str, measure: Callable[[], list[Measured]]) -> list[Measured]:
+    started = time.monotonic()
+    rows = measure()
+    console.print(f"{part}: {time.monotonic() - started:.0f} s")
+    return rows
 
 
 def main(asked: list[str]) -> int:
@@ -88,6 +98,7 @@ def main(asked: list[str]) -> int:
     parts: dict[str, Callable[[], list[Measured]]] = {
         "core": lambda: judge_core(core.measure()),
         "scenarios": lambda: judge_scenarios(scenarios.measure()),
+        "bus": measure_fleet,
         "datapath": lambda: [*measure_datapath(), *measure_prefixes()],
         "traffic": measure_traffic,
         "dns": measure_dns,
@@ -100,7 +111,7 @@ def main(asked: list[str]) -> int:
         print(f"bench: no part {', '.join(unknown)}; there are {', '.join(parts)}", file=sys.stderr)
         return 2
     try:
-        rows = [row for part in asked or parts for row in parts[part]()]
+        rows = [row for part in asked or parts for row in _run(console, part, parts[part])]
     except DemoError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2

@@ -29,18 +29,23 @@ AGENT_MEGABYTES, RECORDER_MEGABYTES, CONTROLLER_MEGABYTES = 100.0, 80.0, 120.0
 
 @dataclass(frozen=True)
 class Measured:
-    """One figure and what was promised of it: ``value`` at most ``bound``, or at least where ``at_least``."""
+    """One figure and what was promised of it: ``value`` at most ``bound``, or at least where ``at_least``.
+
+    ``bound`` None: nothing was promised.
+    """
 
     what: str
     value: float
     unit: str
-    bound: float
+    bound: float | None
     spread: str = ""
     at_least: bool = False
 
     @property
     def met(self) -> bool:
-        """Whether the promise is kept."""
+        """Whether the promise is kept, if there is one."""
+        if self.bound is None:
+            return True
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
     def to_json(self) -> dict[str, object]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.bounds import judge_core, judge_pipeline, judge_scenarios
+import pytest
+
+from bench.bounds import Measured, judge_core, judge_pipeline, judge_scenarios
+from bench.fleet import judge_fleet
 
 FOUND = {
     "nats_round_trip": {"p50_ms": 0.2, "p99_ms": 0.5, "samples": 500},
@@ -83,3 +86,23 @@ def test_a_part_of_the_scenarios_has_a_part_of_the_time() -> None:
         "examples": ["seed-1 probe 2"],
     }
     assert [row.met for row in judge_scenarios(found)] == [False] * 3
+
+
+def test_a_figure_of_which_nothing_was_promised_misses_nothing() -> None:
+    """It is printed, and the run does not fail for it."""
+    assert Measured("start storm", 100.0, "s", None).met
+
+
+def test_the_fleet_says_every_figure_that_was_asked_for() -> None:
+    """The storm, the server's processor time and memory, the last ack at p50 and p99; none has a bound."""
+    found = {
+        "addresses": 5000,
+        "storm": {"median": 2.0, "last": 4.0},
+        "storm_cpu": 3.0,
+        "memory": 100.0,
+        "revisions_cpu": 0.5,
+        "acks": [float(millis) for millis in range(1, 101)],
+    }
+    rows = judge_fleet(found)
+    assert [row.value for row in rows] == [4.0, 3.0, 100.0, 50.5, pytest.approx(100.0, abs=1.0), 5.0]
+    assert all(row.bound is None for row in rows)
