@@ -1,5 +1,5 @@
-// The verdict on one new flow: ``question`` in, ``finding`` out, in one program or two: rules that match (judge_packet),
-// rules that names bring (judge_names, where the ruleset has any); each then asks the tiers.
+// The verdict on one new flow: ``question`` in, ``finding`` out. The rules that match, those that names bring among them
+// where the ruleset has any, are one mask (match_rules); the tiers are walked over it (decide).
 
 static INLINE void conclude(struct scratch *s, __u8 verdict, __u8 reason, __u8 tier, __u16 bit)
 {

@@ -1,9 +1,10 @@
-// The two programs on a pod's host-side interface, and the one behind them that judges.
+// The two programs on a pod's host-side interface, and those behind them.
 //
 // from_pod: TC ingress of the veth, what the pod sends (egress). to_pod: TC egress, what it receives (ingress).
-// They pass plain packets that a live flow covers (established.h); all else is a tail call away, which costs next to
-// nothing, so that the verifier follows each part alone. Accept is TC_ACT_UNSPEC, so that filters of others behind ours
-// still run. Every denial leaves by ``deny``, where it is counted and told. A tail call that fails denies.
+// They pass plain packets that a live flow covers, and judge those that none covers (established.h); what admits, and all
+// that is not plain, is a tail call away, which costs next to nothing, so that the verifier follows each part alone.
+// Accept is TC_ACT_UNSPEC, so that filters of others behind ours still run. Every denial leaves by ``deny``, where it is
+// counted and told. A tail call that fails denies.
 
 #define ICMP_ERRORS_PER_TICK 100
 
@@ -554,7 +555,7 @@ int handle_to_pod(struct __sk_buff *skb)
     return handle_slowly(skb, INGRESS);
 }
 
-// 0 where the packet is no plain one; TC_ACT_OK is nothing that is ever returned.
+// 0 where ``handle`` has to see the packet: no program of ours returns TC_ACT_OK.
 static INLINE int handle_plain(struct __sk_buff *skb, int direction)
 {
     struct endpoint *ep = find_endpoint(skb->ifindex);
