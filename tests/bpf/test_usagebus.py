@@ -55,16 +55,16 @@ def as_enforcer(one: Enforced) -> Enforcer:
 
 
 @pytest.fixture(scope="module")
-def kernels() -> Iterator[tuple[Kernel, Kernel]]:
+def kernels(loaded_kernel: Kernel) -> Iterator[tuple[Kernel, Kernel]]:
     """Two layouts side by side."""
-    pair = Kernel(Path("/sys/fs/bpf")), Kernel(Path("/sys/fs/bpf"), SIZES | {"RULE_COUNTERS": 8192})
-    yield pair
-    for one in pair:
-        one.close()
+    other = Kernel(Path("/sys/fs/bpf"), SIZES | {"RULE_COUNTERS": 8192})
+    yield loaded_kernel, other
+    other.close()
 
 
 @pytest.fixture
 def kernel(kernels: tuple[Kernel, Kernel]) -> Kernel:
+    """Both empty, with one pod and one rule; the first of them."""
     for one in kernels:
         one.forget()
         tables = make_tables()
