@@ -11,6 +11,7 @@ Deliberately absent: what objects mean. ``Folder`` is pure; only ``load`` and ``
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,9 @@ def read_documents(file: str, text: str) -> tuple[list[Any] | None, list[Problem
     try:
         if is_too_deep(text):
             return None, [Problem(object=file, path="", message=f"nested deeper than {DEPTH_MAX} levels", file=file)]
-        documents = [each for each in yaml.load_all(text, Loader=_Loader) if each is not None]
+        documents = _read_json(text) if file.endswith(".json") else None
+        if documents is None:
+            documents = [each for each in yaml.load_all(text, Loader=_Loader) if each is not None]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}" if mark is not None else ""
@@ -132,6 +135,22 @@ def read_documents(file: str, text: str) -> tuple[list[Any] | None, list[Problem
     if excess:
         return None, [Problem(object=file, path="", message=f"refused: {excess}", file=file)]
     return [each for document in documents for each in unfold(document)], []
+
+
+def _read_json(text: str) -> list[Any] | None:
+    """One document, in a fraction of YAML's time; None where it is not plain JSON: YAML says what it is."""
+    try:
+        document = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        return None
+    return [document] if document is not None else []
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
 
 
 def unfold(document: Any) -> Iterator[Any]:

@@ -176,3 +176,15 @@ def test_an_event_arrives_within_milliseconds(tmp_path: Path) -> None:
 
     run_watching(tmp_path, script)
     assert sorted(took)[len(took) // 2] < 0.02
+
+
+def test_json_is_read_as_yaml_would() -> None:
+    """A file of JSON gives the same documents, and the same complaint about a key that stands twice."""
+    text = (
+        '{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "app", "labels": {"n": "1", "u": "\\u00e9"}}}'
+    )
+    assert read_documents("a.json", text) == read_documents("a.yaml", text)
+    assert read_documents("a.json", "null")[0] == []
+    twice = '{"kind": "Namespace", "kind": "Pod"}'
+    (said,), (expected,) = read_documents("a.json", twice)[1], read_documents("a.yaml", twice)[1]
+    assert said.message == expected.message
