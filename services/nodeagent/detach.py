@@ -33,4 +33,4 @@ def detach(settings: NodeagentSettings) -> int:
         lock.release()
 
 
-_STATE_FILES = ("numbers", "numbers.new", "policy-state", "policy-state.new", "layout-*")
+_STATE_FILES = ("numbers", "numbers.new", "policy-state", "policy-state.new", "layout-*", "usage", "usage.new")
