@@ -205,8 +205,8 @@ def list_programs(node: OneNode) -> set[str]:
 
 
 def test_replacing_the_agent_under_load_changes_no_verdict(node: OneNode, generator: Path, tmp_path: Path) -> None:
-    """Two builds, after SIGTERM and after SIGKILL, under 10,000 connections a second, or half of what the machine makes without
-    an upgrade: all allowed ones are made, no denied one is, and of numbered datagrams not one is lost."""
+    """Two builds, after SIGTERM and after SIGKILL, under 10,000 connections a second, or half of what the machine makes
+    without an upgrade: all allowed ones are made, no denied one is, and of numbered datagrams not one is lost."""
     with Load(node, generator, CONTROL_RATE) as quiet:
         until(lambda: quiet.seconds() > CONTROL_SECONDS, 60, "the control run ends")
         control = quiet.stop()
