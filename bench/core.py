@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ SIZES = (1_250, 2_500, 5_000, 10_000)
 REPEATED_RULES, DISTINCT_PEERS = 1_000, 20_000
 """At the largest size; in proportion at the others."""
 SAMPLES, SAMPLES_WIDE, BUILDS = 100, 24, 3
+ROUNDS = 3
+"""All sizes in turns, so often: a machine that is slower for a while is so for every size."""
 
 Event = Callable[[State, int], object]
 
@@ -158,8 +160,23 @@ def _peak_mebibytes() -> float:
 
 
 def measure() -> list[dict[str, Any]]:
-    """``measure_size`` and ``measure_lists`` of every size, smallest first."""
-    return [json.loads(_run(pods)) | json.loads(_run(pods, "lists")) for pods in SIZES]
+    """``measure_size`` and ``measure_lists`` of every size, smallest first; of several rounds, see ``merge``."""
+    rounds = [[json.loads(_run(pods)) | json.loads(_run(pods, "lists")) for pods in SIZES] for _ in range(ROUNDS)]
+    return [merge(found) for found in zip(*rounds, strict=True)]
+
+
+def merge(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One size's rounds as one: the middle of every figure, all builds, the highest peak.
+
+    ``least``: the smallest of an event's medians, which is what growth compares: disturbance only adds.
+    """
+    events = {}
+    for name in rounds[0]["events"]:
+        found = [each["events"][name] for each in rounds]
+        middle = {key: statistics.median(one[key] for one in found) for key in found[0]}
+        events[name] = middle | {"rows": int(middle["rows"]), "least": min(one["median"] for one in found)}
+    lists = {key: [value for each in rounds for value in each[key]] for key in ("cold", "repeated", "peers")}
+    return rounds[0] | lists | {"peak": max(each["peak"] for each in rounds), "events": events}
 
 
 def _run(pods: int, *asked: str) -> str:

@@ -39,7 +39,14 @@ def core_found(*, scale: float = 1.0) -> list[dict[str, Any]]:
     """Four sizes at which everything takes as long as there is of it."""
 
     def event(millis: float) -> dict[str, float]:
-        return {"median": millis * scale, "p95": millis, "wall": millis, "plan": millis, "rows": 2}
+        return {
+            "median": millis * scale,
+            "least": millis * scale,
+            "p95": millis,
+            "wall": millis,
+            "plan": millis,
+            "rows": 2,
+        }
 
     return [
         {
