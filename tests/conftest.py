@@ -14,12 +14,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 RINGS = ("kernel", "nats", "e2e", "kube")
 BPFFS = Path("/sys/fs/bpf")
 KUBE_ASSETS = Path(__file__).parent / "kube" / "assets.sh"
 E2E_TOOLS = ("ip", "nft", "curl", "dig", "knotd", "knotc", "unbound", "nsenter")
+
+# A property holds or not, however long an example takes on a busy machine; too many examples refused is still a fault.
+hypothesis.settings.register_profile("yett", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("yett")
 
 
 def _required() -> frozenset[str]:
