@@ -102,6 +102,11 @@ class FrontendKind(enum.IntEnum):
     EXTERNAL_IP = 4
     LOAD_BALANCER = 5
 
+    @property
+    def is_claim(self) -> bool:
+        """Whether the address is chosen by who makes the Service or pod, and so proves nothing (CVE-2020-8554)."""
+        return self is not FrontendKind.CLUSTER_IP
+
 
 class Reason(enum.IntEnum):
     """Why a verdict, or why an answer was not learned. 0 is never used by a program that ran to its end."""

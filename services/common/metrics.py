@@ -15,6 +15,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from socketserver import ThreadingMixIn
 from threading import Thread
+from typing import TypeVar
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -28,6 +29,7 @@ from services.common.log import get_logger
 from services.common.settings import CommonSettings
 
 _log = get_logger("metrics")
+T = TypeVar("T")
 
 SCRAPE_SECONDS = 5.0
 """A loop that is busy for longer gives an empty page, and is not alive."""
@@ -86,6 +88,20 @@ def make_families(page: Page) -> Iterator[Metric]:
         yield made
 
 
+def _ask(loop: asyncio.AbstractEventLoop, question: Callable[[], T]) -> T:
+    """The answer of the service's loop, for another thread; concurrent.futures' TimeoutError if it does not turn."""
+
+    async def answer() -> T:
+        return question()
+
+    asked = asyncio.run_coroutine_threadsafe(answer(), loop)
+    try:
+        return asked.result(SCRAPE_SECONDS)
+    except FutureTimeoutError:
+        asked.cancel()
+        raise
+
+
 class _LoopCollector(Collector):
     """Collects in prometheus-client's thread what the loop puts on a page."""
 
@@ -98,10 +114,9 @@ class _LoopCollector(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        asked = asyncio.run_coroutine_threadsafe(self._make_page(), self._loop)
-        return make_families(asked.result(SCRAPE_SECONDS))
+        return make_families(_ask(self._loop, self._make_page))
 
-    async def _make_page(self) -> Page:
+    def _make_page(self) -> Page:
         page = Page()
         self._read(page)
         return page
@@ -160,22 +175,12 @@ class _Probes:
         path = environ["PATH_INFO"]
         if path not in (READY_PATH, LIVE_PATH):
             return self._page(environ, start_response)
-        is_good = self._ask(self._is_ready) if path == READY_PATH else self._ask(lambda: True)
+        try:
+            is_good = _ask(self._loop, self._is_ready if path == READY_PATH else lambda: True)
+        except FutureTimeoutError:
+            is_good = False
         start_response("200 OK" if is_good else "503 Service Unavailable", [("Content-Type", "text/plain")])
         return [b"ok\n" if is_good else b"not yet\n"]
-
-    def _ask(self, question: Callable[[], bool]) -> bool:
-        """The answer of the service's loop; False if it does not turn."""
-
-        async def answer() -> bool:
-            return question()
-
-        asked = asyncio.run_coroutine_threadsafe(answer(), self._loop)
-        try:
-            return asked.result(SCRAPE_SECONDS)
-        except FutureTimeoutError:
-            asked.cancel()
-            return False
 
 
 class _Server(ThreadingMixIn, WSGIServer):

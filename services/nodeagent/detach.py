@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from services.common.settings import NodeagentSettings
-from services.nodeagent import strict
+from services.nodeagent import memory, statefile, strict, usagebus
 from services.nodeagent.lock import Lock
 from services.nodeagent.netlink import detach_all
 
@@ -33,4 +33,6 @@ def detach(settings: NodeagentSettings) -> int:
         lock.release()
 
 
-_STATE_FILES = ("numbers", "numbers.new", "policy-state", "policy-state.new", "layout-*", "usage", "usage.new")
+_REPLACED = (memory.FILE_NAME, statefile.FILE_NAME, usagebus.FILE_NAME)
+"""Each may have left one beside it that was not renamed."""
+_STATE_FILES = (*_REPLACED, *(f"{name}.new" for name in _REPLACED), "layout-*")

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from schemas.policy import EndpointRow
 from schemas.status import EndpointStatus, Problem
 from schemas.terms import NodeName, RulesetHash
 from services.common.log import get_logger
@@ -23,7 +24,7 @@ from services.nodeagent.links import Snapshot
 from services.nodeagent.memory import MemoryFile, keep_present, recall, take_over
 from services.nodeagent.numbers import Capacities, NumbersExhausted
 from services.nodeagent.policystate import PolicyState
-from services.nodeagent.tables import Tables
+from services.nodeagent.tables import EndpointEntry, Tables
 from services.nodeagent.usage import Owner, Watched
 from services.nodeagent.verdicts import PodName
 from services.nodeagent.wanted import Limits, Wanted
@@ -179,23 +180,19 @@ class Enforcer:
 
     def pods(self) -> dict[int, PodName]:
         """Endpoint id -> whose it is."""
-        rows = {row.uid: row for row in self.state.endpoints.values()}
-        found = {}
-        for ifindex, entry in self.tables.endpoints.items():
-            row = rows.get(self.bindings[ifindex].uid) if ifindex in self.bindings else None
-            if row is not None:
-                found[entry.id] = PodName(row.namespace, row.pod, entry.egress)
-        return found
+        return {entry.id: PodName(row.namespace, row.pod, entry.egress) for entry, row in self._bound()}
 
     def owners(self) -> dict[int, Owner]:
         """Endpoint id -> whose it is, with its uid."""
+        return {entry.id: Owner(row.namespace, row.pod, row.uid) for entry, row in self._bound()}
+
+    def _bound(self) -> Iterator[tuple[EndpointEntry, EndpointRow]]:
+        """Every entry whose pod is known, with the pod's row."""
         rows = {row.uid: row for row in self.state.endpoints.values()}
-        found = {}
         for ifindex, entry in self.tables.endpoints.items():
             row = rows.get(self.bindings[ifindex].uid) if ifindex in self.bindings else None
             if row is not None:
-                found[entry.id] = Owner(row.namespace, row.pod, row.uid)
-        return found
+                yield entry, row
 
     def endpoint_ids(self) -> dict[str, int]:
         """Uid -> endpoint id, of every pod that has one, known by name or not."""

@@ -17,6 +17,7 @@ from schemas.terms import Direction
 from schemas.wire import unpack_address
 from services.common.bpf import BpfMap
 from services.common.bpfarray import MappedArray
+from services.nodeagent.mapcodec import TICK_SHIFT
 from services.nodeagent.usage import Reach
 
 WAYS = 8
@@ -26,7 +27,6 @@ _NAMED, _AUDITED = 64, 128
 _COUNTER_WORDS = 2
 _FLOW, _FLOW_AT = struct.Struct("=III"), 40
 """expires, domain and counter of ``struct flow``."""
-_TICK_SHIFT = 30
 _NO_COUNTER = 0xFFFFFFFF
 
 
@@ -49,7 +49,7 @@ class Reached:
 
     def read_live(self) -> set[int]:
         """Indices of the counters of rules that let in a flow which lives still. Slow where there are many flows."""
-        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> _TICK_SHIFT
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT
         found = set()
         for _, value in self._flows.items():
             expires, _, counter = _FLOW.unpack_from(value, _FLOW_AT)

@@ -66,9 +66,6 @@ FIRST_EXTRA_ADDRESS = 2
 _UNKNOWN_POD = "pods"
 """Marks a prefix of the cluster's own pods among a node's contents; no CIDR peer has this text."""
 _ON_EVERY_ADDRESS = frozenset({FrontendKind.NODE_PORT, FrontendKind.HOST_PORT})
-_CLAIMABLE = frozenset(
-    {FrontendKind.EXTERNAL_IP, FrontendKind.LOAD_BALANCER, FrontendKind.NODE_PORT, FrontendKind.HOST_PORT}
-)
 
 
 @dataclass(slots=True)
@@ -304,7 +301,7 @@ class Wanted:
         self.problems = {name: one for name, one in self.problems.items() if one.path != "resolvers"}
         for resolver in config.resolvers:
             claims = (state.frontends.get((resolver.address, protocol, resolver.port)) for protocol in (6, 17))
-            claimant = next((row for row in claims if row is not None and row.kind in _CLAIMABLE), None)
+            claimant = next((row for row in claims if row is not None and row.kind.is_claim), None)
             if claimant is not None:
                 message = f"{resolver.address} is claimed by Service {claimant.service}: not trusted"
                 self.problems[f"resolver {resolver.address}"] = Problem(

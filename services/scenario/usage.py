@@ -110,7 +110,9 @@ def find_use(
                 before = shadowed.get((policy.key, direction, rule.index))
                 notes = [f"shadowed: {before}"] if before else []
                 answers.append(
-                    _answer(policy, direction, rule, kept, nodes=nodes, notes=notes, begin=int(now - seconds), now=now)
+                    _answer(
+                        policy, direction, rule, kept, digest, nodes, notes=notes, begin=int(now - seconds), now=now
+                    )
                 )
     return answers
 
@@ -120,13 +122,14 @@ def _answer(
     direction: Direction,
     rule: Rule,
     kept: Kept,
-    *,
+    digest: str,
     nodes: frozenset[str],
+    *,
     notes: list[str],
     begin: int,
     now: int,
 ) -> RuleAnswer:
-    found = kept.find(policy, hash_rule(direction, rule))
+    found = kept.find(policy, digest)
     silent = sorted(node for node in nodes if node not in kept.nodes or kept.nodes[node].at + STALE_SECONDS < now)
     since = max((_since(found, kept, node) for node in nodes if node in kept.nodes), default=0)
     last = found.last if found else 0

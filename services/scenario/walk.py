@@ -29,7 +29,7 @@ from schemas.policy import (
     RulesetRule,
 )
 from schemas.selectors import pattern_covers, peer_covers_address, peer_selects_identity
-from schemas.terms import ANY_PROTOCOL, Action, AddressKind, Direction, FrontendKind, Protocol, Reason, Tier, Verdict
+from schemas.terms import ANY_PROTOCOL, Action, AddressKind, Direction, Protocol, Reason, Tier, Verdict
 from services.controller.policy import names
 from services.controller.policy.model import ANY_PORT, Answer, Finding, Packet
 from services.scenario.rows import Rows
@@ -367,6 +367,6 @@ def _is_implied_dns(rows: Rows, ruleset: Ruleset, packet: Packet) -> bool:
         return False
     wanted = (packet.destination, packet.port)
     claims = (rows.frontends.get((packet.destination, number, packet.port)) for number in (Protocol.TCP, Protocol.UDP))
-    if any(claim is not None and claim.kind is not FrontendKind.CLUSTER_IP for claim in claims):
+    if any(claim is not None and claim.kind.is_claim for claim in claims):
         return False  # a Service shows it to the outside: not trusted, as on the node
     return any((each.address, each.port) == wanted for each in rows.config.resolvers)

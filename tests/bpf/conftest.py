@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +19,15 @@ def loaded_kernel() -> Iterator[Kernel]:
     kernel = Kernel(Path("/sys/fs/bpf"))
     yield kernel
     kernel.close()
+
+
+@pytest.fixture(scope="module")
+def interface() -> Iterator[int]:
+    """A second interface of this namespace."""
+    name = f"yb{os.getpid()}"
+    subprocess.run(["ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p"], check=True)
+    yield socket.if_nametoindex(name)
+    subprocess.run(["ip", "link", "delete", name], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,7 @@ the maps hold in all.
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -44,15 +40,6 @@ UNANSWERED, ANSWERED = REGION // 4, REGION - REGION // 4
 QUERIES = 8 * DEFAULT_SIZES["QUERY_SETS"]
 """An endpoint's part: sets of eight."""
 RULE = 1 << 200
-
-
-@pytest.fixture(scope="module")
-def interface() -> Iterator[int]:
-    """A second interface of this namespace."""
-    name = f"yf{os.getpid()}"
-    subprocess.run(["ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p"], check=True)
-    yield socket.if_nametoindex(name)
-    subprocess.run(["ip", "link", "delete", name], check=True)
 
 
 class Pods:

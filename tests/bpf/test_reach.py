@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -44,15 +41,6 @@ def reached(kernel: Kernel) -> Iterator[Reached]:
     one = Reached(kernel.loaded.maps, SIZES["ENDPOINT_SLOTS"])
     yield one
     one.close()
-
-
-@pytest.fixture(scope="module")
-def interface() -> Iterator[int]:
-    """A second interface of this namespace."""
-    name = f"yr{os.getpid()}"
-    subprocess.run(["ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p"], check=True)
-    yield socket.if_nametoindex(name)
-    subprocess.run(["ip", "link", "delete", name], check=True)
 
 
 def connect(kernel: Kernel, peer: str, port: int, *, sport: int = 40000, flags: int = SYN) -> None:

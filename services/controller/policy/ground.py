@@ -96,7 +96,7 @@ def _resolvers(world: World, faces: dict[tuple[str, int, int], FrontendRow]) -> 
 
 
 def _is_claimed(face: FrontendRow | None) -> bool:
-    return face is not None and face.kind is not FrontendKind.CLUSTER_IP
+    return face is not None and face.kind.is_claim
 
 
 def _read_label_keys(policies: Iterable[Policy]) -> LabelKeys:
