@@ -15,7 +15,7 @@ Pure: time, maps and files come in. Deliberately absent: NATS, labels (the contr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -38,6 +38,8 @@ REPORT_RULES, REPORT_CONTACTS = 400, 800
 
 RuleKey = tuple[str, str, str, str]
 """(kind, namespace, name, hash)."""
+Numbered = tuple[int, list[RuleCount]]
+"""(index of a counter, everybody who wrote that rule)."""
 
 
 class Reach(NamedTuple):
@@ -125,7 +127,7 @@ class Usage:
         self._rules = {_key(one): one for one in totals.rules}
         self._pods = {one.usage.uid: one for one in totals.pods}
         self._contacts = {uid: {key_of(each): each for each in one.contacts} for uid, one in self._pods.items()}
-        self._watched: tuple[Watched, ...] = ()
+        self._watched: list[tuple[Watched, list[Numbered]]] = []
         self._in_force: frozenset[RuleKey] = frozenset()
         self._enforced: frozenset[RuleKey] = frozenset()
         self._dirty_rules: set[RuleKey] = set(self._rules)
@@ -167,11 +169,8 @@ class Usage:
 
     def watch(self, rulesets: Iterable[Watched], now: int) -> None:
         """The rulesets in force from now on; those before must have been read after they were."""
-        self._watched = tuple(rulesets)
-        found = {}
-        for one in self._watched:
-            for _, rule in _number(one):
-                found.update({_key(each): each for each in rule})
+        self._watched = [(one, list(_number(one))) for one in rulesets]
+        found = {_key(each): each for _, rules in self._watched for _, rule in rules for each in rule}
         for key, each in found.items():
             before = self._rules.get(key)
             if before is None:
@@ -183,17 +182,17 @@ class Usage:
             elif before.rule != each.rule:
                 self._put_rule(key, msgspec.structs.replace(before, rule=each.rule))
         self._in_force = frozenset(found)
-        enforced = [one for one in self._watched if not one.is_shadow]
-        self._enforced = frozenset(_key(each) for one in enforced for _, rule in _number(one) for each in rule)
+        enforced = [rules for one, rules in self._watched if not one.is_shadow]
+        self._enforced = frozenset(_key(each) for rules in enforced for _, rule in rules for each in rule)
 
     def places(self) -> list[range]:
         """Where the counters of watched rulesets are."""
-        return [one.places for one in self._watched]
+        return [one.places for one, _ in self._watched]
 
     def count(self, present: Mapping[int, int], now: int) -> None:
         """The counters of ``places``, as they are."""
-        for one in self._watched:
-            for index, rules in _number(one):
+        for one, numbered in self._watched:
+            for index, rules in numbered:
                 flows, base = present.get(index, 0), self._bases.get(index, 0)
                 if flows != base:
                     self._bases[index] = flows
@@ -204,8 +203,8 @@ class Usage:
     def note_live(self, indices: Iterable[int], now: int) -> None:
         """Rules that have let in a flow which lives still: in use, though nothing new was counted."""
         live = frozenset(indices)
-        for one in self._watched:
-            for index, rules in _number(one):
+        for _, numbered in self._watched:
+            for index, rules in numbered:
                 if index in live:
                     self._add(rules, 0, now)
 
@@ -375,8 +374,8 @@ def merge_contacts(before: Contact, new: Contact) -> Contact:
     )
 
 
-def _number(watched: Watched) -> Iterable[tuple[int, list[RuleCount]]]:
-    """(index of the counter, everybody who wrote that rule). Rules without a hash are of an older controller."""
+def _number(watched: Watched) -> Iterator[Numbered]:
+    """Every rule, with its counter. Rules without a hash are of an older controller."""
     index = watched.start
     for tier in (Tier.ADMIN, Tier.NETWORK_POLICY, Tier.BASELINE):
         for rule in watched.ruleset.tier(tier):
