@@ -6,6 +6,9 @@ import msgspec
 
 from schemas.terms import Default, NodeName, RevisionNumber
 
+FOREIGN_ENFORCER = "ForeignEnforcer"
+"""The condition that another policy program runs before ours: the reason of a Node's Event, the object of a problem."""
+
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Something a person must hear about: where it comes from, what object, which field, what is wrong."""
@@ -30,6 +33,8 @@ class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     addresses: tuple[str, ...] = ()
     window_millis: float = -1.0
     """Standard mode: from the link's appearance to programs attached and endpoint in place; -1 unknown."""
+    foreign: str = ""
+    """Programs of others that run before ours, for people; empty if there are none. The condition ForeignEnforcer."""
 
 
 class LearnedName(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

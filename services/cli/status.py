@@ -9,8 +9,9 @@ import sys
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from schemas.status import AgentStatus, ControllerStatus, Problem
+from schemas.status import FOREIGN_ENFORCER, AgentStatus, ControllerStatus, Problem
 from services.cli.connection import WAIT_SECONDS, Unreachable, WaitOption, open_connection
 from services.cli.output import (
     EXIT_DIFFERENT,
@@ -74,6 +75,7 @@ def to_json(
         "leader": controller.holder if controller else "",
         "revision": controller.revision if controller else 0,
         "converged": {"nodes": reached, "of": known},
+        "foreign_enforcers": find_foreign(agents),
         "nodes": msgspec.to_builtins(agents),
         "problems": msgspec.to_builtins(problems),
     }
@@ -86,6 +88,12 @@ def count_converged(controller: ControllerStatus | None, agents: dict[str, Agent
     for name, status in agents.items():
         reached[name] = max(reached.get(name, status.revision), status.revision)
     return sum(number >= revision > 0 for number in reached.values()), len(reached)
+
+
+def find_foreign(agents: dict[str, AgentStatus]) -> dict[str, dict[str, str]]:
+    """The condition ForeignEnforcer: node -> interface -> what of others runs before ours there."""
+    found = {name: {one.interface: one.foreign for one in agents[name].endpoints if one.foreign} for name in agents}
+    return {name: interfaces for name, interfaces in sorted(found.items()) if interfaces}
 
 
 def _print(
@@ -110,6 +118,8 @@ def _print(
             window = f"{endpoint.window_millis:.0f} ms" if endpoint.window_millis >= 0 else ""
             table.add_row(endpoint.pod, endpoint.interface, endpoint.state, window, ", ".join(endpoint.addresses))
         console.print(table)
+        if foreign := sorted({endpoint.foreign for endpoint in status.endpoints} - {""}):
+            console.print(f"[red]{FOREIGN_ENFORCER}[/] on {name}: {escape('; '.join(foreign))}", highlight=False)
         if status.learned:
             names = make_table(f"{name}: names that other nodes resolved", ("name", "address", "seconds left"))
             for learned in status.learned:

@@ -15,10 +15,11 @@ from services.common.run import run
 from services.common.settings import ControllerSettings, SettingsError, default_controller_name, load_settings
 from services.common.streams import StreamError
 from services.common.telemetry import setup_telemetry
-from services.controller.app import Controller, Reporter, Watch
+from services.controller.app import Controller, Reporters, Watch
 from services.controller.election import Election
 from services.controller.kube import Cluster
 from services.controller.kube_api import Api
+from services.controller.kube_events import NodeEvents
 from services.controller.kube_lease import LeaseElection
 from services.controller.kube_status import StatusWriter
 from services.controller.kube_watch import Pace
@@ -30,10 +31,10 @@ UNUSABLE = (SettingsError, nats.ServerTooOldError, StreamError, FileNotFoundErro
 
 async def serve(settings: ControllerSettings) -> None:
     """Until cancelled. SettingsError if there is no folder of manifests and no API server."""
-    async with _objects(settings) as (objects, election, reporter):
+    async with _objects(settings) as (objects, election, reporters):
         connection = await nats.connect(settings, "yett-controller")
         try:
-            controller = Controller(settings, connection, objects, State, election, reporter)
+            controller = Controller(settings, connection, objects, State, election, reporters)
             end_metrics = serve_metrics(settings, controller.put_metrics)
             try:
                 await controller.run()
@@ -44,7 +45,7 @@ async def serve(settings: ControllerSettings) -> None:
 
 
 @asynccontextmanager
-async def _objects(settings: ControllerSettings) -> AsyncIterator[tuple[Watch, Election | None, Reporter | None]]:
+async def _objects(settings: ControllerSettings) -> AsyncIterator[tuple[Watch, Election | None, Reporters | None]]:
     """Where objects come from, who may lead, who is told: the folder that the settings name, else the cluster."""
     if settings.manifests:
         folder = Path(settings.manifests)
@@ -58,7 +59,7 @@ async def _objects(settings: ControllerSettings) -> AsyncIterator[tuple[Watch, E
         name = settings.controller_name or default_controller_name()
         cluster = Cluster(api, settings.kube_namespace, pace)
         namespace = settings.kube_namespace
-        yield cluster.watch, LeaseElection(api, namespace, name), StatusWriter(api, namespace)
+        yield cluster.watch, LeaseElection(api, namespace, name), (StatusWriter(api, namespace), NodeEvents(api))
     finally:
         await api.close()
 

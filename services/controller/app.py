@@ -11,7 +11,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +23,7 @@ from opentelemetry.util.types import AttributeValue
 
 from schemas import wire
 from schemas.status import AgentStatus, ControllerStatus
+from schemas.terms import NodeName
 from services.common import streams, telemetry
 from services.common.cancellation import heeding_cancellation
 from services.common.jetstream import JetStream, JetStreamError
@@ -73,6 +74,15 @@ class Reporter(Protocol):
         """While leading: look whenever something has ``changed``. Until cancelled."""
 
 
+class NodeReporter(Protocol):
+    """Tells the owners of nodes on which another enforcer is first."""
+
+    async def run(self, read: Callable[[], Mapping[NodeName, tuple[str, ...]]]) -> None:
+        """While leading. Until cancelled."""
+
+
+Reporters = tuple[Reporter, NodeReporter]
+
 _log = get_logger("controller")
 
 
@@ -94,16 +104,16 @@ class Controller:
         watch: Watch,
         make_state: Callable[[int], State],
         election: Election | None = None,
-        reporter: Reporter | None = None,
+        reporters: Reporters | None = None,
     ) -> None:
-        """``election``: who may try to lead; without one, whoever hears no leader on the bus. ``reporter``: tells the
-        policies' owners what is true of them."""
+        """``election``: who may try to lead; without one, whoever hears no leader on the bus. ``reporters``: tell the
+        owners of policies and of nodes what is true of them."""
         self._settings = settings
         self._connection = connection
         self._watch = watch
         self._make_state = make_state
         self._election = election
-        self._reporter = reporter
+        self._reporters = reporters
         self._state: State | None = None
         self._published = Published()
         self._report = asyncio.Event()
@@ -223,8 +233,9 @@ class Controller:
                     group.create_task(self._publish_term(term))
                     if self._election is not None:
                         group.create_task(self._election.hold())
-                    if self._reporter is not None:
-                        group.create_task(self._reporter.run(self._report, self._tell_policies))
+                    if self._reporters is not None:
+                        group.create_task(self._reporters[0].run(self._report, self._tell_policies))
+                        group.create_task(self._reporters[1].run(self._board.foreign))
             finally:
                 self._is_leading = False
                 self._state = None

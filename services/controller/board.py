@@ -53,6 +53,11 @@ class Board:
         self._agents[status.node] = _Heard(status, now_seconds)
         return before is None or (before.status.epoch, before.status.revision) != (status.epoch, status.revision)
 
+    def foreign(self) -> dict[NodeName, tuple[str, ...]]:
+        """Node -> the programs of others that run before ours there, by what its agent said last."""
+        told = {node: {one.foreign for one in heard.status.endpoints} - {""} for node, heard in self._agents.items()}
+        return {node: tuple(sorted(programs)) for node, programs in told.items() if programs}
+
     @property
     def last_agent_epoch(self) -> str:
         """The epoch that agents hold, as heard last; empty if none has spoken."""

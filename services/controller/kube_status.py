@@ -14,16 +14,15 @@ A write that fails is tried again at the next look; nothing waits for it.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import msgspec
 
 from schemas.terms import PolicyKind
 from services.common.log import get_logger
 from services.controller.kube_api import Api, KubeError
+from services.controller.kube_events import instant, post_warning
 from services.controller.kube_kinds import Kind, kinds_read
 from services.controller.policy.model import NAMESPACED_KINDS, PolicyKey
 from services.controller.policy.parse import API_OF
@@ -37,9 +36,8 @@ LISTEN_SECONDS = 2.0
 """Before a new leader's first look. Agents speak once a second; one not heard yet would be counted as behind."""
 WRITES_A_LOOK_MAX = 50
 """So that a start with thousands of policies leaves the API server time for others."""
-MANAGER = "yett-controller"
 MERGE = "application/merge-patch+json"
-CONFLICT, NOT_FOUND = 409, 404
+NOT_FOUND = 404
 NO_STATUS = frozenset({PolicyKind.NETWORK_POLICY})
 
 _log = get_logger("status")
@@ -102,7 +100,7 @@ class StatusWriter:
         self._kinds = {(kind.group, kind.kind): kind for kind in kinds_read(namespace)}
         self._count_seconds = count_seconds
         self._stands: dict[tuple[PolicyKey, str], _Stand] = {}
-        self._evented: set[str] = set()
+        self._evented: set[tuple[PolicyKey, str]] = set()
         self.writes = 0
 
     async def run(self, changed: asyncio.Event, read: Callable[[], list[Told]]) -> None:
@@ -189,32 +187,14 @@ class StatusWriter:
         accepted = next(condition for condition in told.conditions if condition.type == ACCEPTED)
         if accepted.status:
             return False
-        place = told.key[1] or "default"
-        digest = hashlib.sha256(f"{told.uid} {told.generation} {accepted.message}".encode()).hexdigest()[:16]
-        name = f"{told.key[2][:230]}.{digest}"
-        if f"{place}/{name}" in self._evented:
+        seed = f"{told.uid} {told.generation} {accepted.message}"
+        if (told.key, seed) in self._evented:
             return False
         version, kind = API_OF[PolicyKind(told.key[0])]
         involved = {"apiVersion": version, "kind": kind, "name": told.key[2], "uid": told.uid}
-        now = _instant()
-        event = {
-            "metadata": {"name": name, "namespace": place},
-            "involvedObject": involved | ({"namespace": told.key[1]} if told.key[1] else {}),
-            "type": "Warning",
-            "reason": "Refused",
-            "message": accepted.message,
-            "source": {"component": MANAGER},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
-        try:
-            path = f"/api/v1/namespaces/{place}/events"
-            await self._api.send("POST", path, body=event, content_type="application/json")
-        except KubeError as error:
-            if error.code != CONFLICT:
-                raise
-        self._evented.add(f"{place}/{name}")
+        involved |= {"namespace": told.key[1]} if told.key[1] else {}
+        await post_warning(self._api, involved, reason="Refused", message=accepted.message, seed=seed)
+        self._evented.add((told.key, seed))
         return True
 
     def _path(self, key: PolicyKey) -> str:
@@ -244,9 +224,5 @@ def _word(condition: Condition, told: Told, stands: _Written | None) -> _Written
         reason=condition.reason,
         message=condition.message,
         observed_generation=told.generation,
-        last_transition_time=stands.last_transition_time if is_same and stands is not None else _instant(),
+        last_transition_time=stands.last_transition_time if is_same and stands is not None else instant(),
     )
-
-
-def _instant() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.policy import EndpointRow
-from schemas.status import EndpointStatus, Problem
+from schemas.status import FOREIGN_ENFORCER, EndpointStatus, Problem
 from schemas.terms import NodeName, RulesetHash
 from services.common.log import get_logger
 from services.nodeagent.binding import Binding, bind_links
@@ -230,7 +230,7 @@ class Enforcer:
 
     def problems(self) -> tuple[Problem, ...]:
         """What a person must hear about."""
-        own = tuple(self._wanted.problems.values())
+        own = (*_tell_foreign(self.snapshot), *self._wanted.problems.values())
         return own if self.failure is None else (self.failure, *own)
 
     def endpoints(self) -> tuple[EndpointStatus, ...]:
@@ -251,9 +251,20 @@ class Enforcer:
                     state=_name_state(row is not None, binding, is_foreign=one.is_foreign),
                     addresses=link.addresses,
                     window_millis=round(window, 3),
+                    foreign=one.foreign,
                 )
             )
         return tuple(found)
+
+
+def _tell_foreign(snapshot: Snapshot) -> tuple[Problem, ...]:
+    """One problem for all interfaces on which others are first: what those accept never comes to us."""
+    found = {one.link.name: one.foreign for one in snapshot.links if one.foreign}
+    if not found:
+        return ()
+    programs = "; ".join(sorted(set(found.values())))
+    message = f"{programs}: runs before ours and is left alone; yett migrate says what to turn off"
+    return (Problem(object=f"{FOREIGN_ENFORCER} on {', '.join(sorted(found))}", path="", message=message),)
 
 
 def _name_state(is_known: bool, binding: Binding | None, *, is_foreign: bool) -> str:

@@ -44,16 +44,21 @@ _log = get_logger("links")
 class PodLink:
     """One interface with our programs. ``appeared``: monotonic seconds, 0 if it was there before us.
 
-    ``attached``: when both programs were on; ``is_foreign``: another program runs before ours; ``losses``: how often
-    our filters had to be put back; ``is_held``: it still has the programs of an older layout.
+    ``attached``: when both programs were on; ``foreign``: what of others runs before ours, or nothing; ``losses``: how
+    often our filters had to be put back; ``is_held``: it still has the programs of an older layout.
     """
 
     link: Link
     appeared: float = 0.0
     attached: float = 0.0
-    is_foreign: bool = False
+    foreign: str = ""
     losses: int = 0
     is_held: bool = False
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another program runs before ours."""
+        return bool(self.foreign)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +182,7 @@ class Links:
         if is_held or await self._attach(ifindex, life, is_new=not found.life):
             appeared = 0.0 if not self.looked.is_set() else self._appeared.pop(ifindex, time.monotonic())
             link = Link(ifindex, "", life=life)
-            self._known[ifindex] = PodLink(link, appeared, time.monotonic(), found.is_foreign, is_held=is_held)
+            self._known[ifindex] = PodLink(link, appeared, time.monotonic(), found.foreign, is_held=is_held)
 
     async def _attach(self, ifindex: int, life: str, *, is_new: bool) -> bool:
         """Both programs on; what was not ours a moment ago is shut first, whatever mark it bears."""
@@ -204,9 +209,9 @@ class Links:
 
     async def _inspect(self, known: PodLink, link: Link, found: Filters) -> PodLink:
         """What is to be known of an interface after its filters were looked at, and put back if they were lost."""
-        if found.is_foreign and not known.is_foreign:
-            _log.warning("another program runs before ours", interface=link.name)
-        known = replace(known, is_foreign=found.is_foreign)
+        if found.foreign and not known.is_foreign:
+            _log.warning("another program runs before ours", interface=link.name, program=found.foreign)
+        known = replace(known, foreign=found.foreign)
         if found.is_on and found.life == known.link.life:
             return replace(known, is_held=False)
         if known.is_held and found.is_whole and found.life == known.link.life:
@@ -275,7 +280,7 @@ class Links:
 
         def is_ours() -> bool:
             found = netlink.inspect(ifindex)
-            return not life or (found.is_whole and found.life == life and not found.is_foreign)
+            return not life or (found.is_whole and found.life == life and not found.foreign)
 
         if is_ours():
             netlink.set_group(ifindex, GROUP)

@@ -43,6 +43,7 @@ MAP_ENTRIES = Family("yett_map_entries", "gauge", "Entries of a map that the age
 MAP_CAPACITY = Family("yett_map_capacity", "gauge", "Most entries of a map.", ("map",))
 MAP_REFUSED = Family("yett_map_writes_refused_total", "counter", "Writes that a map refused.", ("map",))
 PROBLEMS = Family("yett_problems", "gauge", "What a person must hear about, on this node.")
+FOREIGN = Family("yett_foreign_enforcers", "gauge", "Pod interfaces on which a program of others runs before ours.")
 FILTERS = Family("yett_filters_put_back_total", "counter", "Filters that somebody removed and the agent put back.")
 FAMILIES = (
     *(
@@ -60,7 +61,7 @@ FAMILIES = (
         WINDOW,
         NAMES,
     ),
-    *(RESOLUTIONS, MAP_ENTRIES, MAP_CAPACITY, MAP_REFUSED, PROBLEMS, FILTERS),
+    *(RESOLUTIONS, MAP_ENTRIES, MAP_CAPACITY, MAP_REFUSED, PROBLEMS, FOREIGN, FILTERS),
 )
 PROGRAMMING_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 OUTCOMES = {
@@ -139,4 +140,5 @@ def put_agent(page: Page, status: AgentStatus, numbers: Numbers) -> None:
         page.put(MAP_ENTRIES, entries, name)
         page.put(MAP_CAPACITY, capacity, name)
     page.put(PROBLEMS, len(status.problems))
+    page.put(FOREIGN, sum(bool(one.foreign) for one in status.endpoints))
     page.put(FILTERS, status.counters.get("filters_put_back", 0))

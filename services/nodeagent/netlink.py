@@ -34,6 +34,7 @@ HANDLE = 0x7E77
 """1 and 1 are what the managed service's agent and others take; two that share both overwrite each other."""
 HOOKS = {"from_pod": 0xFFFFFFF2, "to_pod": 0xFFFFFFF3}
 """Program -> parent: clsact's ingress (what the pod sends) and egress (what it is sent)."""
+_DIRECTIONS = dict(zip(HOOKS.values(), ("ingress", "egress"), strict=True))
 ETH_P_ALL = 3
 _FAMILIES = {2: 32, 10: 128}
 """AF_INET and AF_INET6, and the length of a host route."""
@@ -54,13 +55,13 @@ def make_life() -> str:
 @dataclass(frozen=True, slots=True)
 class Filters:
     """What is on an interface. ``life``: of our filters, empty without one. ``is_on``: both are there and of today's
-    programs. ``is_whole``: both are there, of whatever build. ``is_foreign``: a program of others runs before ours.
+    programs. ``is_whole``: both are there, of whatever build. ``foreign``: what of others runs before ours, for people.
     """
 
     life: str = ""
     is_on: bool = False
     is_whole: bool = False
-    is_foreign: bool = False
+    foreign: str = ""
 
 
 @dataclass(slots=True)
@@ -225,7 +226,7 @@ class Netlink:
     def inspect(self, ifindex: int) -> Filters:
         """What is on the interface now."""
         lives: dict[str, str] = {}
-        present, is_foreign = 0, self._has_tcx(ifindex)
+        present, foreign = 0, self._list_tcx(ifindex)
         for name, parent in HOOKS.items():
             for one in self._list_filters(ifindex, parent):
                 priority = one["info"] >> 16
@@ -233,14 +234,15 @@ class Netlink:
                     program, _, lives[name] = said.rpartition("/")
                     present += program == self._programs.names.get(name)
                 elif one["handle"] and priority <= PRIORITY:
-                    is_foreign = True  # the entry without a handle is the list itself, not a program
+                    foreign.append(_describe_filter(one, parent))  # one without a handle is the list itself
         is_whole = len(lives) == len(HOOKS) and len(set(lives.values())) == 1
         life = next(iter(lives.values()), "")
-        return Filters(life, is_whole and present == len(HOOKS), is_whole, is_foreign)
+        return Filters(life, is_whole and present == len(HOOKS), is_whole, "; ".join(foreign))
 
-    def _has_tcx(self, ifindex: int) -> bool:
+    def _list_tcx(self, ifindex: int) -> list[str]:
         """Programs attached by tcx run before every filter of clsact, and their accept ends there."""
-        return any(count_tcx_programs(ifindex, hook) for hook in TCX_HOOKS)
+        hooks = zip(TCX_HOOKS, _DIRECTIONS.values(), strict=True)
+        return [f"tcx {direction}" for hook, direction in hooks if count_tcx_programs(ifindex, hook)]
 
     def set_group(self, ifindex: int, group: int) -> bool:
         """The interface's group; False if it is gone."""
@@ -302,6 +304,12 @@ def _is_host_route(route: Any, bits: int) -> bool:
 
 def _is_link_local(address: str | None) -> bool:
     return address is None or address.startswith("fe80:")
+
+
+def _describe_filter(one: Any, parent: int) -> str:
+    """``bpf handle_ingress at tc ingress, priority 1, handle 0x1``: enough to find whose it is."""
+    said = " ".join(filter(None, (str(one.get_attr("TCA_KIND") or "filter"), _read_name(one))))
+    return f"{said} at tc {_DIRECTIONS[parent]}, priority {one['info'] >> 16}, handle {one['handle']:#x}"
 
 
 def _read_name(one: Any) -> str:

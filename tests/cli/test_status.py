@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from schemas.status import AgentStatus, ControllerStatus, Problem
+from schemas.status import AgentStatus, ControllerStatus, EndpointStatus, Problem
 from schemas.terms import NodeName, RevisionNumber
 from services.cli.output import ENVIRONMENT_URL, are_refusals, find_nats_url
 from services.cli.status import collect_problems, count_converged, to_json
@@ -56,6 +56,15 @@ def test_problems_of_controller_and_nodes_are_shown_with_file_object_and_path() 
         "path": "spec.egress[0]",
         "message": "unknown field",
     } in shown  # type: ignore[operator]  # a list, by to_builtins
+
+
+def test_another_enforcer_is_told_by_node_and_interface() -> None:
+    """The condition ForeignEnforcer; nodes without one are not listed."""
+    foreign = "bpf handle_ingress at tc ingress, priority 1, handle 0x1"
+    one = EndpointStatus(pod="a/b", interface="eni1", ifindex=3, state="foreign", foreign=foreign)
+    two = EndpointStatus(pod="a/c", interface="eni2", ifindex=4, state="enforced")
+    agents = {"a": AgentStatus(node=NodeName("a"), endpoints=(one, two)), "b": make_agent("b", 7)}
+    assert to_json(make_controller(7), agents, ())["foreign_enforcers"] == {"a": {"eni1": foreign}}
 
 
 def test_the_bus_is_found_by_option_then_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.status import AgentStatus
+from schemas.status import FOREIGN_ENFORCER, AgentStatus
 from services.common import bpf
 from services.demo.lab import in_namespace
 from services.demo.state import is_alive
@@ -122,14 +122,19 @@ def test_filters_of_others_are_neither_replaced_nor_removed(node: OneNode, forei
     pod = PODS[0]
     add_filter(node, pod, 9, foreign)
     add_filter(node, pod, 1, foreign)
-    node.await_status(lambda one: state_of(one, pod) == "foreign", "the foreign filter is told")
+    status = node.await_status(lambda one: state_of(one, pod) == "foreign", "the foreign filter is told")
+    (told,) = [one.foreign for one in status.endpoints if one.foreign]
+    assert told.endswith("at tc ingress, priority 1, handle 0x1")
+    (problem,) = [one for one in status.problems if one.object == f"{FOREIGN_ENFORCER} on {pod.interface}"]
+    assert told in problem.message
     assert not passes(node, pod, ALLOWED) and not passes(node, pod, DENIED)
     shown = list_filters(node, pod)
     assert sum("pref 1 " in line for line in shown) == 1
     assert sum("pref 9 " in line for line in shown) == 1
     assert sum(OURS in line for line in shown) == 2
     node.in_node("tc", "filter", "del", "dev", pod.interface, "ingress", "prio", "1")
-    node.await_status(lambda one: state_of(one, pod) == "enforced", "the interface is judged again")
+    status = node.await_status(lambda one: state_of(one, pod) == "enforced", "the interface is judged again")
+    assert not [one for one in status.problems if FOREIGN_ENFORCER in one.object]
     until(lambda: passes(node, pod, ALLOWED), 10, "the interface is open again")
     assert not passes(node, pod, DENIED)
     assert any("pref 9 " in line for line in list_filters(node, pod))

@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from nats.aio.client import Client
 
 from schemas import wire
-from schemas.status import AgentStatus
+from schemas.status import FOREIGN_ENFORCER, AgentStatus, EndpointStatus
 from schemas.terms import NodeName
 from tests.bus.controllers import ask
 from tests.bus.harness import connected, eventually, run
@@ -66,6 +67,11 @@ class Agent:
         while True:
             await self.client.publish(wire.subject_status(self._status.node), wire.encode(self._status))
             await asyncio.sleep(0.2)
+
+    def see(self, foreign: str) -> None:
+        """A program of others runs before ours on the one interface; none if empty."""
+        one = EndpointStatus(pod="shop/web", interface="eni1", ifindex=4, state="enforced", foreign=foreign)
+        self._status = msgspec.structs.replace(self._status, endpoints=(one,))
 
     async def come_to_the_present(self) -> None:
         """To the leader's revision."""
@@ -145,6 +151,33 @@ def test_a_refusal_is_in_the_status_and_an_event(nats_server: NatsServer, kube: 
             assert event["message"] == found["Accepted"]["message"]
             kube.admin.call("PATCH", f"{PATH}/p", {"spec": {"podSelectr": None}}, content_type=MERGE)
             await until_conditions(kube, lambda found: found["Accepted"]["status"] == "True")
+
+    run(scenario(), 240)
+
+
+def test_another_enforcer_is_an_event_of_its_node(nats_server: NatsServer, kube: KubeServer) -> None:
+    """A Warning beside the Node with the condition's name and the program; a second leader says nothing again."""
+    events = "/api/v1/namespaces/default/events"
+
+    def told() -> list[dict[str, Any]]:
+        return [one for one in kube.admin.call("GET", events)["items"] if one["reason"] == FOREIGN_ENFORCER]
+
+    async def scenario() -> None:
+        fill(kube)
+        async with an_agent(nats_server) as agent, reading(nats_server, kube, "one") as one:
+            await one.until_said("leading")
+            assert not told()
+            agent.see("bpf handle_ingress at tc ingress, priority 1, handle 0x1")
+            await eventually(lambda: bool(told()), 30)
+            async with reading(nats_server, kube, "two") as other:
+                await other.until_said("standing by")
+                one.signal(signal.SIGTERM)
+                await other.until_said("leading")
+                agent.see("bpf other at tc egress, priority 1, handle 0x1")
+                await eventually(lambda: len(told()) == 2, 30)
+            first = min(told(), key=lambda event: "other" in event["message"])
+            assert (first["type"], first["involvedObject"]["kind"]) == ("Warning", "Node")
+            assert first["involvedObject"]["name"] == "node-a" and "handle_ingress at tc ingress" in first["message"]
 
     run(scenario(), 240)
 
