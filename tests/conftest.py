@@ -17,6 +17,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from services.common.cache import PROGRAMS, find_cache
+
+# Programs are compiled once, by whichever test comes first, and kept where the other one-time builds are.
+os.environ.setdefault("YETT_PROGRAMS", str(find_cache() / PROGRAMS))
+
 RINGS = ("kernel", "nats", "e2e", "kube")
 BPFFS = Path("/sys/fs/bpf")
 KUBE_ASSETS = Path(__file__).parent / "kube" / "assets.sh"

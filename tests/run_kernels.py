@@ -4,6 +4,10 @@
 apt, the kernels' packages by ``apt-get download`` into ``$XDG_CACHE_HOME/yett/kernels``, unpacked there and not
 installed. KVM is used where a probe boots under it, else the processor is emulated, which is some thirty times slower.
 
+What the programs are compiled to does not depend on the kernel that runs. So where the processor is emulated the ring
+is first run on this machine, which keeps what it compiles (``services.nodeagent.compiled``), and each guest takes it
+from there; one test compiles in the guest all the same and compares. Emulated guests run at once.
+
 A kernel counts as passed only if the guest says that it is that kernel, at least one test ran, and none failed or was
 skipped. Exit code 0: all of them passed.
 """
@@ -19,9 +23,12 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from services.common.cache import PROGRAMS, find_cache
 
 KERNELS = ("6.1", "6.12")
 """What docs/kernels.md claims: tests/docs holds the page to this line."""
@@ -42,7 +49,7 @@ EMULATED = {
     "YETT_LOADER_SECONDS": "1200",
 }
 """The long proofs' settings on an emulated processor: the same tests, smaller. Printed before they run."""
-RING = "kernel and not e2e and not nats"
+RING = "kernel and not e2e and not nats and not kube"
 GUEST = """
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 uname -r > {results}/release
@@ -173,7 +180,7 @@ def boot(folder: Path, script: str, *, kvm: bool, seconds: float) -> None:
         command.insert(1, "--disable-kvm")
     path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
     with (
-        (RESULTS / "console").open("wb") as console,
+        (RESULTS / f"console-{read_release(folder)}").open("wb") as console,
         subprocess.Popen(
             command,
             env={**os.environ, "PATH": path},
@@ -207,6 +214,20 @@ def read_junit(path: Path) -> tuple[int, int, int]:
     return tests, failures + errors, skipped
 
 
+def collect_files(tests: Sequence[str]) -> list[str]:
+    """The files that hold tests of the ring: a guest that imported all others would be busy for minutes."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", RING, *tests]
+    listed = run(*command, cwd=ROOT).splitlines()
+    return sorted({line.partition("::")[0] for line in listed if "::" in line})
+
+
+def run_here(tests: Sequence[str]) -> bool:
+    """The ring on this machine, as an emulated guest runs it. What it compiles is kept for the guests."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", RING, *tests]
+    environment = {**os.environ, **EMULATED, "YETT_RING": "kernel", "YETT_REQUIRE": "kernel"}
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
+
+
 def run_ring(version: str, folder: Path, tests: Sequence[str], *, kvm: bool) -> Outcome:
     """The kernel ring on one kernel."""
     results = RESULTS / version
@@ -214,6 +235,7 @@ def run_ring(version: str, folder: Path, tests: Sequence[str], *, kvm: bool) -> 
     results.mkdir(parents=True)
     guest = {"YETT_RING": "kernel", "YETT_REQUIRE": "kernel", "PYTHONDONTWRITEBYTECODE": "1"}
     guest |= {"HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis", "TMPDIR": "/tmp"}
+    guest["YETT_PROGRAMS"] = os.environ.get("YETT_PROGRAMS") or str(find_cache() / PROGRAMS)
     if not kvm:
         guest |= EMULATED
     if "YETT_SEED" in os.environ:
@@ -257,25 +279,35 @@ def show(outcomes: Sequence[Outcome]) -> None:
         print(f"{name:32} {one.machine:9} {counted} {ended}", flush=True)
 
 
+def run_kernels(versions: Sequence[str], tests: Sequence[str]) -> list[Outcome]:
+    """One outcome a kernel. KernelError where the ring fails on this machine already, or something is missing."""
+    install_tools()
+    folders = {version: fetch_kernel(version, find_cache() / "kernels") for version in versions}
+    tests = tests or collect_files(tests)
+    with ExitStack() as stack:
+        for folder in folders.values():
+            stack.enter_context(linked_modules(folder))
+        kvm = {version: has_kvm(folder) for version, folder in folders.items()}
+        for version, folder in folders.items():
+            machine = "KVM" if kvm[version] else "emulated processor"
+            print(f"test-kernels: {read_release(folder)}, {machine}", flush=True)
+        if not all(kvm.values()):
+            print("test-kernels: " + " ".join(f"{name}={value}" for name, value in EMULATED.items()), flush=True)
+            print("test-kernels: the ring on this machine, which compiles for the guests", flush=True)
+            if not run_here(tests):
+                raise KernelError("the ring fails on this machine, so no other kernel was tried")
+        workers = 1 if all(kvm.values()) else os.cpu_count() or 1
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(lambda each: run_ring(each, folders[each], tests, kvm=kvm[each]), versions))
+
+
 def main(arguments: Sequence[str]) -> int:
     """Versions and, after ``--``, what pytest shall run instead of everything."""
     versions = [word for word in arguments if re.fullmatch(r"\d+\.\d+", word)] or list(KERNELS)
     tests = [word for word in arguments if word not in versions and word != "--"]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yett" / "kernels"
     RESULTS.mkdir(parents=True, exist_ok=True)
-    outcomes = []
     try:
-        install_tools()
-        for version in versions:
-            folder = fetch_kernel(version, cache)
-            with linked_modules(folder):
-                kvm = has_kvm(folder)
-                print(f"test-kernels: {read_release(folder)}, {'KVM' if kvm else 'emulated processor'}", flush=True)
-                if not kvm:
-                    print(
-                        "test-kernels: " + " ".join(f"{name}={value}" for name, value in EMULATED.items()), flush=True
-                    )
-                outcomes.append(run_ring(version, folder, tests, kvm=kvm))
+        outcomes = run_kernels(versions, tests)
     except KernelError as error:
         print(f"test-kernels: {error}", file=sys.stderr)
         return 1

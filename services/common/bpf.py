@@ -31,6 +31,7 @@ MAP_LOOKUP = 1
 MAP_UPDATE = 2
 MAP_DELETE = 3
 MAP_NEXT_KEY = 4
+PROGRAM_LOAD = 5
 OBJECT_PIN = 6
 OBJECT_GET = 7
 PROGRAM_TEST_RUN = 10
@@ -105,6 +106,7 @@ def _checked(command: int, attribute: ctypes.Array[ctypes.c_char], operation: st
 _CREATE = struct.Struct("=IIIIIII16s")
 _ELEMENT = struct.Struct("=IxxxxQQQ")
 _OBJECT = struct.Struct("=QII")
+_LOAD = struct.Struct("=IIQQIIQII16s")
 _INFO = struct.Struct("=IIQ")
 _BATCH_ATTRIBUTE = struct.Struct("=QQQQIIQQ")
 _QUERY = struct.Struct("=IIIIQIxxxx")
@@ -158,6 +160,33 @@ def read_program_tag(fd: int, target: str) -> tuple[int, str]:
 
 TCX_HOOKS = (46, 47)
 """BPF_TCX_INGRESS and BPF_TCX_EGRESS."""
+
+
+_INSTRUCTION_BYTES = 8
+_TYPE_SCHED_CLS = 3
+_LOG_BYTES = 1 << 20
+_LOG_KEPT = 400
+
+
+def load_program(code: bytes, name: str, licence: str) -> int:
+    """File descriptor of a TC program that the kernel took; BpfError with the verifier's last words.
+
+    The verifier is asked to explain only what it refuses: its log costs more than verifying does.
+    """
+    text, terms = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(licence.encode())
+    log = ctypes.create_string_buffer(_LOG_BYTES)
+
+    def call(level: int) -> int:
+        said = (level, _LOG_BYTES, ctypes.addressof(log)) if level else (0, 0, 0)
+        count = len(code) // _INSTRUCTION_BYTES
+        pointers = (ctypes.addressof(text), ctypes.addressof(terms))
+        values = (_TYPE_SCHED_CLS, count, *pointers, *said, 0, 0, name.encode()[:15])
+        return _call(PROGRAM_LOAD, _attribute(_LOAD, *values))
+
+    if (fd := call(0)) >= 0 or (fd := call(1)) >= 0:
+        return fd
+    words = log.value.decode(errors="replace").strip()[-_LOG_KEPT:]
+    raise BpfError(-fd, "load", f"{name} ({words})" if words else name)
 
 
 def count_tcx_programs(ifindex: int, hook: int) -> int:

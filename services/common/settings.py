@@ -100,6 +100,8 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     node: str
     pin_root: str = "/sys/fs/bpf/yett"
     state_dir: str = "/var/lib/yett"
+    programs: str = ""
+    """Where compiled programs are kept for the next start; empty: beside the state."""
     mode: Mode = "standard"
     policy_keys: tuple[str, ...] = ()
     """Public keys, one of which must have signed a revision; none: signatures are not asked for."""

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 
+from services.common.cache import PROGRAMS, find_cache
 from services.demo import topology
 from services.demo.lab import UPLINK, Lab, in_namespace
 from services.demo.servers import start_process
@@ -99,6 +100,7 @@ class Pipeline:
                 "YETT_MODE": self._mode,
                 "YETT_METRICS_PORT": str(metrics_port),
                 "YETT_DENIAL_SECONDS": "1",  # a probe that is tried again waits for its verdict no longer
+                "YETT_PROGRAMS": os.environ.get("YETT_PROGRAMS") or str(find_cache() / PROGRAMS),
                 "YETT_INTERFACES": "pod*",
                 "YETT_UPLINKS": UPLINK,
             }

@@ -14,8 +14,8 @@ from services.common.run import run
 from services.common.settings import NodeagentSettings, SettingsError, load_settings
 from services.common.telemetry import setup_telemetry
 from services.nodeagent.app import App
+from services.nodeagent.compiled import LoaderError
 from services.nodeagent.detach import detach
-from services.nodeagent.loader import LoaderError
 from services.nodeagent.lock import AlreadyRunning
 from services.nodeagent.strict import GateError
 

@@ -28,6 +28,7 @@ from schemas.resolution import Observed
 from schemas.status import AgentStatus, Problem
 from schemas.terms import NodeName, RevisionNumber
 from services.common import nats as bus
+from services.common.cache import PROGRAMS
 from services.common.exporting import Emitter
 from services.common.follow import Follower
 from services.common.log import get_logger
@@ -173,8 +174,9 @@ class App:
         """Until cancelled; programs and maps stay, and go on enforcing."""
         settings = self._settings
         lock = Lock(Path(settings.pin_root))
-        loaded = await asyncio.to_thread(loader.load, Path(settings.pin_root), make_sizes(settings))
-        _log.info("programs loaded", layout=loaded.layout, seconds=loaded.seconds)
+        kept = Path(settings.programs or Path(settings.state_dir) / PROGRAMS)
+        loaded = await asyncio.to_thread(loader.load, Path(settings.pin_root), make_sizes(settings), kept)
+        _log.info("programs loaded", layout=loaded.layout, seconds=loaded.seconds, compiled=loaded.is_compiled)
         self._loaded = loaded
         former = self._find_former(loaded)
         self._datapath = Datapath(loaded.maps)

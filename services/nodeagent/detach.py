@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
+from services.common.cache import PROGRAMS
 from services.common.settings import NodeagentSettings
 from services.nodeagent import memory, statefile, strict, usagebus
 from services.nodeagent.lock import Lock
@@ -26,6 +27,7 @@ def detach(settings: NodeagentSettings) -> int:
         for pattern in _STATE_FILES:
             for path in state_dir.glob(pattern):
                 path.unlink(missing_ok=True)
+        shutil.rmtree(state_dir / PROGRAMS, ignore_errors=True)
         with contextlib.suppress(OSError):  # somebody else's files are in it, or it never was
             state_dir.rmdir()
         return count

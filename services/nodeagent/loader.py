@@ -1,7 +1,8 @@
-"""The short-lived child that makes programs and maps: the only user of bcc, which no daemon could afford to import.
+"""The short-lived child that makes programs and maps.
 
-``python -m services.nodeagent.loader --pin-root DIR [--sizes JSON]`` joins ``bpf/*``, compiles, pins everything under
-``DIR/<layout hash>/`` and prints one line of JSON. The agent calls ``load``, which runs that as a child.
+``python -m services.nodeagent.loader --pin-root DIR [--sizes JSON] [--kept DIR]`` joins ``bpf/*``, compiles it or takes
+what was compiled before, pins everything under ``DIR/<layout hash>/`` and prints one line of JSON. The agent calls
+``load``, which runs that as a child.
 
 Rules of this module:
 
@@ -21,24 +22,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import hashlib
 import json
 import os
-import platform
 import re
-import struct
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from services.common import bpf
+from services.nodeagent.compiled import Build, Compiled, LoaderError, VerifierError, find_build, keep_build, name_build
+from services.nodeagent.compiler import FLAGS, Module, describe_toolchain
 
 SOURCES = (
     "types.h",
@@ -103,17 +101,8 @@ POWERS_OF_TWO = frozenset(
     )
 )
 
-_COMPILER_FLAGS = ("-O2", "-Wno-unused-function", "-Wno-macro-redefined", "-Wno-address-of-packed-member")
-_INSTRUCTION = struct.Struct("=BBhi")
-_LOAD_WIDE = 0x18
-_PSEUDO_MAPS = frozenset({1, 2})
-"""BPF_PSEUDO_MAP_FD and BPF_PSEUDO_MAP_VALUE, in the source register of a wide load."""
 _LOAD_SECONDS = 120
 """``YETT_LOADER_SECONDS`` overrides it: an emulated processor compiles thirty times slower than its host."""
-
-
-class LoaderError(RuntimeError):
-    """Programs could not be made: the message says which step failed, with the compiler's or the verifier's words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +119,20 @@ class Loaded:
     stale: tuple[Path, ...]
     seconds: float
     descriptions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    is_compiled: bool = True
+    """Compiled for this load, not taken from what was kept."""
 
 
-def load(pin_root: Path, sizes: Mapping[str, int] | None = None) -> Loaded:
-    """Run the loader as a child and wait for it. Raises LoaderError with what it said."""
+def load(pin_root: Path, sizes: Mapping[str, int] | None = None, kept: Path | None = None) -> Loaded:
+    """Run the loader as a child and wait for it. Raises LoaderError with what it said.
+
+    ``kept``: folder of what was compiled before; ``YETT_PROGRAMS`` goes before it.
+    """
     command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, "--pin-root", str(pin_root)]
     if sizes:
         command += ["--sizes", json.dumps(dict(sizes))]
+    if folder := os.environ.get("YETT_PROGRAMS") or kept:
+        command += ["--kept", str(folder)]
     seconds = float(os.environ.get("YETT_LOADER_SECONDS", _LOAD_SECONDS))
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
@@ -161,6 +157,7 @@ def parse_loaded(line: str) -> Loaded:
         stale=tuple(Path(path) for path in found["stale"]),
         seconds=found["seconds"],
         descriptions=found["descriptions"],
+        is_compiled=found["is_compiled"],
     )
 
 
@@ -202,195 +199,8 @@ def complete_sizes(given: Mapping[str, int]) -> dict[str, int]:
     return sizes
 
 
-_KCONFIG = """
-#define CONFIG_BPF_SYSCALL 1
-#ifndef YETT_KERNEL_TYPES
-#define YETT_KERNEL_TYPES
-typedef signed char s8;
-typedef unsigned char u8;
-typedef short s16;
-typedef unsigned short u16;
-typedef int s32;
-typedef unsigned int u32;
-typedef long long s64;
-typedef unsigned long long u64;
-typedef _Bool bool;
-typedef unsigned long size_t;
-typedef unsigned long uintptr_t;
-#define true 1
-#define false 0
-#define __user
-#define __percpu
-#define __force
-#endif
-"""
-_ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
-_MULTIARCH = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
-
-
-HEADERS = Path("/usr/include")
-
-
-@contextlib.contextmanager
-def make_kernel_tree(headers: Path = HEADERS) -> Iterator[Path]:
-    """The few files that bcc asks of a kernel source tree, over the exported headers of linux-libc-dev."""
-    with tempfile.TemporaryDirectory(prefix="yett-bpf-") as folder:
-        _fill_kernel_tree(Path(folder), headers)
-        yield Path(folder)
-
-
-def _fill_kernel_tree(root: Path, headers: Path) -> None:
-    machine = platform.machine()
-    if not (headers / "linux" / "bpf.h").is_file():
-        raise LoaderError(f"no linux/bpf.h in {headers}: install linux-libc-dev")
-    files = {
-        "include/linux/kconfig.h": _KCONFIG,
-        "include/linux/version.h": (headers / "linux" / "version.h").read_text(encoding="utf-8"),
-        "include/linux/log2.h": "",
-        "include/asm/page.h": f"#define PAGE_SIZE {os.sysconf('SC_PAGE_SIZE')}\n",
-    }
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text, encoding="utf-8")
-    exported = root / "include/uapi/linux"
-    exported.mkdir(parents=True)
-    for header in (headers / "linux").iterdir():
-        if header.name != "bpf.h":
-            (exported / header.name).symlink_to(header)
-    (exported / "bpf.h").write_text("", encoding="utf-8")  # bcc brings its own
-    architecture = root / f"arch/{_ARCHITECTURES.get(machine, machine)}/include/uapi"
-    architecture.mkdir(parents=True)
-    own = headers / _MULTIARCH.get(machine, "") / "asm"
-    (architecture / "asm").symlink_to(own if own.is_dir() else headers / "asm")
-    (root / "include/asm-generic").symlink_to(headers / "asm-generic")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The child
-
-
-@contextlib.contextmanager
-def _captured_stderr() -> Iterator[list[str]]:
-    """The compiler and the verifier write to descriptor 2; keep what they say for the error."""
-    said: list[str] = []
-    with tempfile.TemporaryFile() as kept:
-        saved = os.dup(2)
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield said
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            kept.seek(0)
-            said.append(kept.read().decode(errors="replace"))
-
-
-_KEPT_LINES = 60
-_PROGRAM_TYPE_SCHED_CLS = 3
-
-
-def _shorten(said: list[str]) -> str:
-    lines = "".join(said).strip().splitlines()
-    errors = [line for line in lines if "error:" in line]
-    kept = errors[:_KEPT_LINES] or lines[-_KEPT_LINES:]
-    return "\n".join(kept)
-
-
-def _open_bcc() -> Any:
-    """bcc's C library with the prototypes that its Python module leaves out."""
-    from bcc import lib
-
-    for name in ("bpf_table_name", "bpf_table_key_desc_id", "bpf_table_leaf_desc_id"):
-        getattr(lib, name).restype = ctypes.c_char_p
-        getattr(lib, name).argtypes = [ctypes.c_void_p, ctypes.c_ulonglong]
-    for name in ("bpf_table_key_size_id", "bpf_table_leaf_size_id"):
-        getattr(lib, name).restype = ctypes.c_size_t
-        getattr(lib, name).argtypes = [ctypes.c_void_p, ctypes.c_ulonglong]
-    lib.bpf_table_fd_id.restype = ctypes.c_int
-    lib.bpf_table_fd_id.argtypes = [ctypes.c_void_p, ctypes.c_ulonglong]
-    lib.bpf_num_tables.restype = ctypes.c_size_t
-    lib.bpf_num_tables.argtypes = [ctypes.c_void_p]
-    return lib
-
-
-class Module:
-    """A compiled text; its maps exist, unpinned, its programs are not loaded yet. Never freed: the process is
-    short-lived.
-    """
-
-    def __init__(self, text: str, flags: list[str]) -> None:
-        self._lib = _open_bcc()
-        lib = self._lib
-        array = (ctypes.c_char_p * len(flags))(*[flag.encode() for flag in flags])
-        with make_kernel_tree() as tree, _captured_stderr() as said:
-            os.environ["BCC_KERNEL_SOURCE"] = str(tree)
-            self._module = lib.bpf_module_create_c_from_string(text.encode(), 0, array, len(flags), True, None)
-        if not self._module:
-            raise LoaderError(f"compile:\n{_shorten(said)}")
-
-    def load_program(self, name: str, maps: Mapping[int, int] | None = None) -> int:
-        """File descriptor of a verified TC program; LoaderError with the verifier's last lines.
-
-        ``maps``: descriptor of a map of this module -> of the one that the program is to use in its place.
-        """
-        lib, module, called = self._lib, self._module, name.encode()
-        code = ctypes.string_at(lib.bpf_function_start(module, called), lib.bpf_function_size(module, called))
-        patched = ctypes.create_string_buffer(replace_maps(code, maps or {}), len(code))
-        with _captured_stderr() as said:
-            fd = lib.bcc_func_load(
-                module,
-                _PROGRAM_TYPE_SCHED_CLS,
-                called,
-                patched,
-                len(code),
-                lib.bpf_module_license(module),
-                lib.bpf_module_kern_version(module),
-                0,
-                None,
-                0,
-                None,
-                0,
-            )
-        if fd < 0:
-            raise LoaderError(f"verify {name}:\n{_shorten(said)}")
-        return int(fd)
-
-    def list_maps(self) -> dict[str, tuple[int, bpf.MapInfo]]:
-        """name -> (descriptor, the layout in the text)."""
-        lib, module = self._lib, self._module
-        found = {}
-        for index in range(lib.bpf_num_tables(module)):
-            name = lib.bpf_table_name(module, index).decode()
-            info = bpf.MapInfo(
-                type=lib.bpf_table_type_id(module, index),
-                key_bytes=lib.bpf_table_key_size_id(module, index),
-                value_bytes=lib.bpf_table_leaf_size_id(module, index),
-                max_entries=lib.bpf_table_max_entries_id(module, index),
-                flags=lib.bpf_table_flags_id(module, index),
-                id=0,
-                name=name,
-            )
-            found[name] = (lib.bpf_table_fd_id(module, index), info)
-        return found
-
-    def describe_map(self, name: str) -> tuple[str, str]:
-        """The compiler's description of key and value types, as JSON: for the test of layouts."""
-        lib, module, called = self._lib, self._module, name.encode()
-        return lib.bpf_table_key_desc(module, called).decode(), lib.bpf_table_leaf_desc(module, called).decode()
-
-
-def replace_maps(code: bytes, maps: Mapping[int, int]) -> bytes:
-    """The program with other descriptors of maps in it. Source: BPF_PSEUDO_MAP_FD, linux/bpf.h."""
-    changed, wide = bytearray(code), False
-    for offset in range(0, len(code), _INSTRUCTION.size):
-        opcode, registers, jump, value = _INSTRUCTION.unpack_from(code, offset)
-        if wide:  # the upper half of the one before
-            wide = False
-            continue
-        wide = opcode == _LOAD_WIDE
-        if wide and registers >> 4 in _PSEUDO_MAPS and value in maps:
-            _INSTRUCTION.pack_into(changed, offset, opcode, registers, jump, maps[value])
-    return bytes(changed)
 
 
 def check_layouts(maps: Mapping[str, tuple[int, bpf.MapInfo]]) -> None:
@@ -407,46 +217,74 @@ def check_layouts(maps: Mapping[str, tuple[int, bpf.MapInfo]]) -> None:
 
 def make_flags(sizes: Mapping[str, int]) -> list[str]:
     """What the compiler is told."""
-    return [*_COMPILER_FLAGS, *(f"-D{name}={size}" for name, size in sorted(sizes.items()))]
+    return [*FLAGS, *(f"-D{name}={size}" for name, size in sorted(sizes.items()))]
+
+
+def name_wanted(given: Mapping[str, int]) -> str:
+    """Under what name a build of today's sources with these sizes is kept."""
+    return name_build(join_sources(find_sources()), make_flags(complete_sizes(given)), describe_toolchain())
 
 
 UNPINNED = frozenset({"scratch"})
 
 
-def make(pin_root: Path, given: Mapping[str, int]) -> Loaded:
-    """Compile, verify and pin, in this process. Leaves nothing behind where there was nothing and it fails."""
+def make(pin_root: Path, given: Mapping[str, int], kept: Path | None = None) -> Loaded:
+    """Compile or take what was compiled, verify and pin, in this process. Leaves nothing behind where there was nothing
+    and it fails.
+    """
     began = time.monotonic()
     sources, sizes = find_sources(), complete_sizes(given)
-    text = join_sources(sources)
-    layout = hash_layout(sources, sizes)
+    text, flags = join_sources(sources), make_flags(sizes)
+    folder = pin_root / hash_layout(sources, sizes)
     tails = f"tails-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}-{os.urandom(4).hex()}"
-    folder = pin_root / layout
+    name = name_wanted(given)
+    found = find_build(kept, name) if kept else None
+    pins = _pin_kept(folder, tails, found) if found else None
+    if is_compiled := pins is None:
+        module = Module(text, flags)
+        pins = _pin_build(folder, tails, module)
+        if kept:
+            keep_build(kept, name, module.export((*TAIL_PROGRAMS, *ENTRY_PROGRAMS)))
+    maps, programs, descriptions = pins
+    stale = tuple(sorted(path for path in folder.glob("tails-*") if path.name != tails))
+    seconds = round(time.monotonic() - began, 3)
+    return Loaded(folder.name, folder, maps, programs, stale, seconds, descriptions, is_compiled)
+
+
+_Pins = tuple[dict[str, Path], dict[str, Path], dict[str, str]]
+
+
+def _pin_kept(folder: Path, tails: str, found: Compiled) -> _Pins | None:
+    """None where this kernel refuses it: the compiler's own load has the better words for why."""
+    try:
+        return _pin_build(folder, tails, Build(found))
+    except (VerifierError, bpf.BpfError):
+        return None
+
+
+def _pin_build(folder: Path, tails: str, build: Module | Build) -> _Pins:
     present = frozenset(folder.iterdir()) if folder.is_dir() else None
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as undo:
         undo.callback(_remove_new, folder, present)
-        maps, programs, descriptions = _make_pins(folder, tails, text, sizes)
+        pins = _make_pins(folder, tails, build)
         undo.pop_all()
-    stale = tuple(sorted(path for path in folder.glob("tails-*") if path.name != tails))
-    return Loaded(layout, folder, maps, programs, stale, round(time.monotonic() - began, 3), descriptions)
+    return pins
 
 
-def _make_pins(
-    folder: Path, tails_name: str, text: str, sizes: Mapping[str, int]
-) -> tuple[dict[str, Path], dict[str, Path], dict[str, str]]:
-    module = Module(text, make_flags(sizes))
-    maps = module.list_maps()
+def _make_pins(folder: Path, tails_name: str, build: Module | Build) -> _Pins:
+    maps = build.list_maps()
     pins = {name: folder / (tails_name if name == "tails" else name) for name in maps if name not in UNPINNED}
     in_force = _take_pinned({name: (path, *maps[name]) for name, path in pins.items()})
     tails = bpf.BpfMap(pins["tails"])
     for name, index in TAIL_PROGRAMS.items():
-        fd = module.load_program(name, in_force)
+        fd = build.load_program(name, in_force)
         tails.put(index.to_bytes(4, sys.byteorder), fd.to_bytes(4, sys.byteorder))
-    programs = {name: module.load_program(name, in_force) for name in ENTRY_PROGRAMS}
+    programs = {name: build.load_program(name, in_force) for name in ENTRY_PROGRAMS}
     for name, fd in programs.items():
         _pin_over(fd, folder / f"program-{name}")
     pinned = {name: path for name, path in pins.items() if name != "tails"}
-    described = {name: _hash_texts(str(maps[name][1].type), *module.describe_map(name)) for name in pinned}
+    described = {name: _hash_texts(str(maps[name][1].type), *build.describe_map(name)) for name in pinned}
     return pinned, {name: folder / f"program-{name}" for name in programs}, described
 
 
@@ -495,6 +333,7 @@ def format_loaded(loaded: Loaded) -> str:
             "stale": [str(path) for path in loaded.stale],
             "seconds": loaded.seconds,
             "descriptions": dict(loaded.descriptions),
+            "is_compiled": loaded.is_compiled,
         }
     )
 
@@ -504,9 +343,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compile Yett's programs and pin them.")
     parser.add_argument("--pin-root", type=Path, required=True)
     parser.add_argument("--sizes", type=json.loads, default={}, help="JSON: entries by the names of DEFAULT_SIZES")
+    parser.add_argument("--kept", type=Path, help="folder of what was compiled before, and will be found again")
     told = parser.parse_args(arguments)
     try:
-        loaded = make(told.pin_root, told.sizes)
+        loaded = make(told.pin_root, told.sizes, told.kept)
     except (LoaderError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -28,12 +28,14 @@ from schemas.policy import EndpointRow
 from schemas.resolution import Resolution
 from schemas.terms import Direction, NodeName, Reason, Tier, Verdict
 from services.common import bpf
+from services.common.cache import PROGRAMS, find_cache
 from services.controller.policy.model import Finding, ObjectKey
 from services.nodeagent import mapcodec
 from services.nodeagent.binding import Binding, Link
+from services.nodeagent.compiled import LoaderError
 from services.nodeagent.datapath import Datapath, DatapathError, boottime_seconds
 from services.nodeagent.events import decode_verdict
-from services.nodeagent.loader import LoaderError, load
+from services.nodeagent.loader import load
 from services.nodeagent.names import BusNames, Lesson
 from services.nodeagent.numbers import PORT_CLASSES, Capacities, NumbersExhausted, Spaces, make_spaces
 from services.nodeagent.policystate import PolicyState
@@ -126,7 +128,7 @@ class KernelEngine:
     """Loaded programs and their maps. ``close`` leaves the pins to ``open_kernel``."""
 
     def __init__(self, pins: Path) -> None:
-        loaded = load(pins, SIZES)
+        loaded = load(pins, SIZES, find_cache() / PROGRAMS)
         with contextlib.ExitStack() as undo:
             self._datapath = Datapath(loaded.maps)
             undo.callback(self._datapath.close)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,21 +13,6 @@ from services.common import bpf
 from services.demo.pipeline import confine
 from services.nodeagent import loader
 from tests.bpf.prog_run import SIZES
-
-BPFFS = Path("/sys/fs/bpf")
-
-
-@pytest.fixture
-def pin_root(request: pytest.FixtureRequest) -> Iterator[Path]:
-    root = BPFFS / f"yett-loader-{Path('/proc/self').readlink().name}"
-    yield root
-    for path in sorted(root.rglob("*"), reverse=True):
-        if path.is_dir():
-            path.rmdir()
-        else:
-            path.unlink()
-    if root.exists():
-        root.rmdir()
 
 
 def test_the_layout_ignores_comments_and_white_space(tmp_path: Path) -> None:
@@ -147,4 +131,5 @@ def test_the_command_prints_one_line_of_json(pin_root: Path) -> None:
         "stale",
         "seconds",
         "descriptions",
+        "is_compiled",
     }
