@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from services.controller.manifests import SUFFIXES, read_documents, unfold
+from services.controller.manifests import SUFFIXES, parse_json, read_documents, unfold
 from services.controller.policy.model import PolicyKey
 from services.controller.policy.parse import identify
 from services.scenario.model import Scenario, ScenarioError, read_scenario
@@ -45,12 +44,16 @@ def keys_of(objects: Iterable[tuple[str, Any]]) -> list[PolicyKey]:
 
 def read_scenarios(paths: Iterable[Path]) -> Iterator[Scenario | ScenarioError]:
     """Every scenario of these files and folders in turn, or why it cannot be used."""
-    for path in find_files(paths, (*SUFFIXES, LINES_SUFFIX)):
+    given = [(path, find_files([path], (*SUFFIXES, LINES_SUFFIX))) for path in paths]
+    yield from (ScenarioError("", ["no scenario in it"], file=str(path)) for path, found in given if not found)
+    for path in (each for _, found in given for each in found):
         try:
             documents = list(_read_lines(path)) if path.suffix == LINES_SUFFIX else _list_documents(path)
         except UnusableInput as error:
             yield ScenarioError("", [str(error).removeprefix(f"{path}: ")], file=str(path))
             continue
+        if not documents:
+            yield ScenarioError("", ["no scenario in it"], file=str(path))
         for index, document in enumerate(documents):
             default = path.stem if len(documents) == 1 else f"{path.stem}[{index}]"
             try:
@@ -72,8 +75,6 @@ def _list_documents(path: Path) -> list[Any]:
     found: list[Any] = []
     for document in _read_documents(path):
         found += document if isinstance(document, list) else [document]
-    if not found:
-        raise UnusableInput(f"{path}: no scenario in it")
     return found
 
 
@@ -81,7 +82,7 @@ def _read_documents(path: Path) -> list[Any]:
     text = _read_text(path)
     if path.suffix == ".json":
         try:
-            return list(unfold(json.loads(text)))
+            return list(unfold(parse_json(text)))
         except ValueError as error:
             raise UnusableInput(f"{path}: not JSON: {error}") from error
         except RecursionError as error:
@@ -96,7 +97,7 @@ def _read_lines(path: Path) -> Iterator[Any]:
     for number, line in enumerate(_read_text(path).split("\n"), 1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield parse_json(line)
             except ValueError as error:
                 raise UnusableInput(f"{path}: line {number}: not JSON: {error}") from error
             except RecursionError as error:
@@ -105,6 +106,6 @@ def _read_lines(path: Path) -> Iterator[Any]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the text (RFC 8259, 8.1)
     except (OSError, UnicodeDecodeError) as error:
         raise UnusableInput(f"{path}: {error}") from error

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.terms import Protocol, Verdict
+from schemas.wire import is_legal_name
 from services.controller.policy.model import Answer, ObjectKey
-from services.controller.policy.parse_reader import Reader, Report
+from services.controller.policy.parse_reader import Reader, Report, describe
 
 PORT_PROTOCOLS = frozenset({Protocol.TCP, Protocol.UDP, Protocol.SCTP})
 PROTOCOL_LAST = 255
+PROTOCOL_NAMES = "TCP, UDP, SCTP, ICMP, ICMPv6"
 TTL_SECONDS = 300
 """Of a resolution that gives none."""
 ADDRESSES_MAX = 1000
@@ -57,7 +61,7 @@ class End:
 class Probe:
     """A new flow. ``at``: seconds on the resolutions' clock, None for their newest. ``expect`` None: anything."""
 
-    id: str | int
+    id: str | int | float
     source: End
     destination: End
     protocol: int = Protocol.TCP
@@ -101,8 +105,14 @@ def read_scenario(document: Any, *, file: str = "", default_name: str = "") -> S
     reader = Reader(document, "", Report("scenario", file))
     if not isinstance(document, dict):
         raise ScenarioError(default_name, ["a scenario is an object with objects and probes"], file=file)
+    if "kind" in document and "apiVersion" in document:
+        raise ScenarioError(default_name, ["a Kubernetes object, not a scenario: name it in files"], file=file)
     name = _word(reader.get("name")) or default_name
     _check_fields(reader, SCENARIO_FIELDS)
+    probes = tuple(_read_probe(item, index) for index, item in enumerate(reader.get("probes").items()))
+    for given, count in Counter(probe.id for probe in probes).items():
+        if count > 1:
+            reader.get("probes").warn(f"the id {given!r} is given {count} times")
     scenario = Scenario(
         name=name,
         file=file,
@@ -110,7 +120,7 @@ def read_scenario(document: Any, *, file: str = "", default_name: str = "") -> S
         files=tuple(_words(reader.get("files"))),
         config=dict(_read_setting(key, value) for key, value in reader.get("config").pairs() if value.is_present),
         resolutions=tuple(_read_resolution(item) for item in reader.get("resolutions").items()),
-        probes=tuple(_read_probe(item, index) for index, item in enumerate(reader.get("probes").items())),
+        probes=probes,
         expect_problems=tuple(_words(reader.get("expect_problems"))),
         warnings=tuple(_lines(reader.report, "warning")),
     )
@@ -173,18 +183,27 @@ def _read_resolution(reader: Reader) -> Answer:
     if not reader.fields(*RESOLUTION_FIELDS):
         return Answer(name="", addresses=(), ttl_seconds=0, at=0)
     addresses = [_address(item) for item in reader.get("addresses").items(at_most=ADDRESSES_MAX)]
-    name = reader.get("name").required_text().lower().removesuffix(".")
+    name = _read_name(reader.get("name"))
     ttl = _seconds(reader.get("ttl"), TTL_SECONDS)
     if ttl < 0:
         reader.get("ttl").fault("may not be negative")
     return Answer(name=name, addresses=tuple(addresses), ttl_seconds=ttl, at=_seconds(reader.get("at"), 0))
 
 
+def _read_name(reader: Reader) -> str:
+    """A DNS name: case and a trailing dot say nothing."""
+    text = reader.required_text()
+    name = text.lower().removesuffix(".")
+    if isinstance(reader.value, str) and not is_legal_name(name):
+        reader.fault(f"{text!r} is no DNS name: labels of 1 to 63 letters, digits, '-' and '_', 253 in all")
+    return name
+
+
 def _seconds(reader: Reader, default: float) -> float:
     value = reader.value
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         reader.fault("seconds are expected, a number")
         return default
     return value
@@ -195,14 +214,13 @@ def _read_probe(reader: Reader, index: int) -> Probe:
         reader.fault("a probe is an object with from and to")
         return Probe(id=index, source=End(), destination=End())
     _check_fields(reader, PROBE_FIELDS)
-    given = reader.get("id").value
     protocol = _read_protocol(reader.get("protocol"))
     source, destination = _read_end(reader.get("from")), _read_end(reader.get("to"))
     for field_name in ("service", "name"):
         if getattr(source, field_name):
             reader.get("from").get(field_name).fault("only a destination can be one")
     return Probe(
-        id=given if isinstance(given, str | int) and not isinstance(given, bool) else index,
+        id=_read_id(reader.get("id"), index),
         source=source,
         destination=destination,
         protocol=protocol,
@@ -210,6 +228,15 @@ def _read_probe(reader: Reader, index: int) -> Probe:
         at=_seconds(reader.get("at"), 0) if reader.get("at").is_present else None,
         expect=_read_expect(reader.get("expect")),
     )
+
+
+def _read_id(reader: Reader, index: int) -> str | int | float:
+    """A word or a number; else the probe's place."""
+    value = reader.value
+    if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
+        return index if value is None else value
+    reader.fault(f"a word or a number is expected, not {describe(value)}")
+    return index
 
 
 def _read_protocol(reader: Reader) -> int:
@@ -223,7 +250,7 @@ def _read_protocol(reader: Reader) -> int:
         return Protocol[value.upper()]
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= PROTOCOL_LAST:
         return value
-    reader.fault(f"{value!r} is none of {', '.join(Protocol.__members__)} and no number of 0..{PROTOCOL_LAST}")
+    reader.fault(f"{value!r} is none of {PROTOCOL_NAMES} and no number of 0..{PROTOCOL_LAST}")
     return Protocol.TCP
 
 
@@ -260,7 +287,7 @@ def _read_end(reader: Reader) -> End:
     return End(
         pod=_key(reader.get("pod")) if "pod" in chosen else None,
         service=_key(reader.get("service")) if "service" in chosen else None,
-        name=reader.get("name").required_text().lower().removesuffix(".") if "name" in chosen else "",
+        name=_read_name(reader.get("name")) if "name" in chosen else "",
         address=address,
     )
 

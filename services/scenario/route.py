@@ -22,6 +22,9 @@ from services.controller.policy.model import Node, Packet, Pod, Service, World
 from services.scenario.model import PORT_PROTOCOLS, End, Probe
 from services.scenario.world import families_of
 
+EXTENSION_HEADERS = frozenset({0, 43, 44, 51, 60})
+"""Hop-by-hop options, routing, fragment, authentication, destination options: what lies behind is the protocol."""
+
 
 class Reachable(Protocol):
     """What routes are found in: a cluster made of objects, or a live one."""
@@ -86,6 +89,8 @@ def find_route(cluster: Reachable, probe: Probe, at: float) -> Route:
     egress: list[Crossing] = []
     ingress: list[Crossing] = []
     for source, destination, port in _pair(cluster, probe, sources):
+        if probe.protocol in EXTENSION_HEADERS and ":" in destination:
+            raise RouteError(f"{probe.protocol} over IPv6 is an extension header, no protocol")
         packet = Packet(source=source, destination=destination, protocol=probe.protocol, port=port)
         flow = _Flow(packet, _governed(cluster, source), at)
         if flow.pod is not None:

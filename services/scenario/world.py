@@ -11,7 +11,7 @@ Pure. Deliberately absent: files, probes' routes, judging.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,9 @@ STAND_IN_NODE = "unscheduled"
 """Where pods without a node are; it has no Node object and so no address."""
 POD_RANGES = ("198.18.0.0/17", "2001:db8:0:1::/64")
 NAME_RANGES = ("198.18.128.0/17", "2001:db8:0:2::/64")
-SERVICE_RANGE = "198.19.0.0/16"
+SERVICE_RANGES = {"IPv4": "198.19.0.0/16", "IPv6": "2001:db8:0:3::/64"}
+REPLICAS_MAX = 100
+"""Of a StatefulSet, all of whose pods have names that are known beforehand."""
 SETTINGS_KEY = ("ConfigMap", min(SETTINGS_NAMESPACES), SETTINGS_NAME)
 """First in the order in which the controller chooses between several."""
 
@@ -77,7 +79,10 @@ def build_cluster(scenario: Scenario, objects: Iterable[Placed]) -> Cluster:
     """The cluster of a scenario. ScenarioError if its settings cannot be used."""
     given = list(objects)
     ends = [end for probe in scenario.probes for end in (probe.source, probe.destination)]
-    claimed = {end.pod: end.address for end in ends if end.pod is not None and end.address}
+    claimed: dict[ObjectKey, tuple[str, ...]] = {}
+    for end in ends:
+        if end.pod is not None and end.address:
+            claimed[end.pod] = tuple(dict.fromkeys([*claimed.get(end.pod, ()), end.address]))
     asked = [(probe.destination.name, moment_of(scenario, probe)) for probe in scenario.probes]
     config = _merge_config(scenario, [obj for _, obj in given])
     return assemble_cluster(given, config=config, answers=scenario.resolutions, asked=asked, claimed=claimed)
@@ -89,7 +94,7 @@ def assemble_cluster(
     config: Mapping[str, str] | None = None,
     answers: Iterable[Answer] = (),
     asked: Iterable[tuple[str, float]] = (),
-    claimed: Mapping[ObjectKey, str] | None = None,
+    claimed: Mapping[ObjectKey, tuple[str, ...]] | None = None,
 ) -> Cluster:
     """A cluster from (where, object) pairs.
 
@@ -157,16 +162,16 @@ def _merge_config(scenario: Scenario, objects: Iterable[Any]) -> dict[str, str] 
 # Stand-ins
 
 
-def complete_objects(objects: Iterable[Placed], claimed: Mapping[ObjectKey, str]) -> Iterator[Placed]:
+def complete_objects(objects: Iterable[Placed], claimed: Mapping[ObjectKey, tuple[str, ...]]) -> Iterator[Placed]:
     """The objects, each with what a running cluster would have added; others are passed on as they are."""
     objects = list(objects)
     objects += _run_workloads(objects)
     pods = [ipaddress.ip_network(cidr).hosts() for cidr in POD_RANGES]
-    services = ipaddress.ip_network(SERVICE_RANGE).hosts()
+    services = {family: ipaddress.ip_network(cidr).hosts() for family, cidr in SERVICE_RANGES.items()}
     for where, obj in objects:
         key = identify(obj)
         if key is not None and key[0] == "Pod":
-            yield where, _complete_pod(obj, pods, claimed.get(key[1:], ""))
+            yield where, _complete_pod(obj, pods, claimed.get(key[1:], ()))
         elif key is not None and key[0] == "Service":
             yield where, _complete_service(obj, services)
         else:
@@ -174,7 +179,7 @@ def complete_objects(objects: Iterable[Placed], claimed: Mapping[ObjectKey, str]
 
 
 def _run_workloads(objects: Iterable[Placed]) -> list[Placed]:
-    """One pod for every workload of which no pod is given, by the workload's name."""
+    """The pods of every workload of which no pod is given: a StatefulSet's by their ordinals, else one by its name."""
     given = list(objects)
     pods = [_dict(obj) for _, obj in given if _dict(obj).get("kind") == "Pod"]
     found = []
@@ -185,10 +190,25 @@ def _run_workloads(objects: Iterable[Placed]) -> list[Placed]:
         metadata = _dict(obj.get("metadata"))
         labels = _dict(_dict(template.get("metadata")).get("labels"))
         namespace = metadata.get("namespace") or DEFAULT_NAMESPACE
-        if not any(_is_of(pod, namespace, labels) for pod in pods):
-            named = {"name": metadata.get("name"), "namespace": namespace, "labels": labels}
+        if any(_is_of(pod, namespace, labels) for pod in pods):
+            continue
+        for name, own in _name_pods(obj):
+            named = {"name": name, "namespace": namespace, "labels": {**labels, **own}}
             found.append((where, {"apiVersion": "v1", "kind": "Pod", "metadata": named, "spec": template.get("spec")}))
     return found
+
+
+def _name_pods(obj: Obj) -> Iterator[tuple[Any, Obj]]:
+    """(name, labels of its own) of a workload's pods."""
+    name, spec = _dict(obj.get("metadata")).get("name"), _dict(obj.get("spec"))
+    if obj.get("kind") != "StatefulSet":
+        yield name, {}
+        return
+    first, replicas = _dict(spec.get("ordinals")).get("start"), spec.get("replicas")
+    first = first if isinstance(first, int) else 0
+    for ordinal in range(first, first + min(replicas if isinstance(replicas, int) else 1, REPLICAS_MAX)):
+        own = {"statefulset.kubernetes.io/pod-name": f"{name}-{ordinal}", "apps.kubernetes.io/pod-index": str(ordinal)}
+        yield f"{name}-{ordinal}", own
 
 
 def _find_template(obj: Obj) -> Obj | None:
@@ -210,21 +230,25 @@ def _dict(value: Any) -> Obj:
     return value if isinstance(value, dict) else {}
 
 
-def _complete_pod(obj: Obj, ranges: list[Hosts], claimed: str) -> Obj:
+def _complete_pod(obj: Obj, ranges: list[Hosts], claimed: Sequence[str]) -> Obj:
     spec, status = _dict(obj.get("spec")), _dict(obj.get("status"))
     if not spec.get("nodeName"):
         spec = {**spec, "nodeName": STAND_IN_NODE}
     if not status.get("podIP") and not status.get("podIPs") and not spec.get("hostNetwork"):
-        addresses = [claimed] if claimed else [str(next(hosts)) for hosts in ranges]
+        addresses = list(claimed) or [str(next(hosts)) for hosts in ranges]
         status = {**status, "podIPs": [{"ip": address} for address in addresses]}
     return {**obj, "spec": spec, "status": status}
 
 
-def _complete_service(obj: Obj, addresses: Hosts) -> Obj:
+def _complete_service(obj: Obj, ranges: Mapping[str, Hosts]) -> Obj:
+    """Addresses of the families that it asks for, else of both, as pods have."""
     spec = _dict(obj.get("spec"))
     if spec.get("clusterIP") or spec.get("clusterIPs") or spec.get("type") == "ExternalName":
         return obj
-    return {**obj, "spec": {**spec, "clusterIP": str(next(addresses))}}
+    asked = spec.get("ipFamilies")
+    families = [each for each in asked if each in ranges] if isinstance(asked, list) else []
+    addresses = [str(next(ranges[family])) for family in families or ranges]
+    return {**obj, "spec": {**spec, "clusterIP": addresses[0], "clusterIPs": addresses}}
 
 
 def families_of(addresses: Iterable[str]) -> dict[int, str]:

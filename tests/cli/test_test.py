@@ -89,6 +89,10 @@ def test_junit_is_one_document(tmp_path: Path) -> None:
         ("many.yaml", "name: a\n---\nprobes: []\n", ["a", "many[1]"]),
         ("list.json", '[{"name": "a"}, {"name": "b"}]', ["a", "b"]),
         ("lines.jsonl", '{"name": "a"}\n\n{"name": "b"}\n', ["a", "b"]),
+        ("lines.jsonl", '{"name": "a"}\r\n{"name": "b"}\r\n', ["a", "b"]),
+        ("marked.json", '\ufeff{"name": "a"}', ["a"]),
+        ("marked.jsonl", '\ufeff{"name": "a"}\n', ["a"]),
+        ("marked.yaml", "\ufeffname: a\n", ["a"]),
     ],
 )
 def test_forms_of_scenario_files(tmp_path: Path, file: str, text: str, names: list[str]) -> None:
@@ -106,6 +110,16 @@ def test_forms_of_scenario_files(tmp_path: Path, file: str, text: str, names: li
         ("a.json", "{", "not JSON"),
         ("a.jsonl", '{"name": "a"}\n{', "line 2: not JSON"),
         ("a.yaml", "a: 1\na: 2\n", "the key 'a' is given twice"),
+        ("a.json", '{"name": "a", "name": "b"}', "the key 'name' is given twice"),
+        ("a.json", '{"name": "a" // why\n}', "not JSON"),
+        ("a.jsonl", '{"probes": [{"at": NaN}]}', "line 1: not JSON: NaN is no number"),
+        ("a.jsonl", '{"name": "a"}\n{"name": "\\ud800"}', "line 2: not JSON"),
+        ("a.json", "", "not JSON"),
+        ("a.jsonl", "", "no scenario in it"),
+        ("a.jsonl", "\n \n", "no scenario in it"),
+        ("a.json", "[]", "no scenario in it"),
+        ("a.yaml", "---\n---\n", "no scenario in it"),
+        ("a.yaml", "apiVersion: v1\nkind: Pod\n", "a Kubernetes object, not a scenario"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, file: str, text: str, said: str) -> None:
@@ -119,6 +133,17 @@ def test_a_missing_file_is_unusable_input(tmp_path: Path) -> None:
     """Exit 2, with its name."""
     result = CliRunner().invoke(app, ["test", str(tmp_path / "none.yaml")])
     assert result.exit_code == 2 and "none.yaml" in result.stderr
+
+
+def test_a_folder_without_scenarios_is_unusable_input(tmp_path: Path) -> None:
+    """A wrong folder in a pipeline must not look like a green one, even beside a right one."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.json").write_text('{"name": "a"}')
+    result = CliRunner().invoke(app, ["test", str(tmp_path / "empty"), str(tmp_path / "full"), "-o", "json"])
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.exit_code == 2 and [line["ok"] for line in lines] == [False, True]
+    assert lines[0]["unusable"] == ["no scenario in it"]
 
 
 def test_files_stand_beside_the_scenario(tmp_path: Path) -> None:

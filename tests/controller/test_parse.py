@@ -171,7 +171,22 @@ REFUSED: list[tuple[str, Obj, list[str]]] = [
     ("Accept in v1alpha1", admin(rule("Accept")), ["spec.egress[0].action"]),
     ("action missing", aws({"to": [{"namespaces": {}}]}), ["spec.egress[0].action"]),
     ("Pass in the one baseline", k8s.baseline_policy({"egress": [rule("Pass")]}), ["spec.egress[0].action"]),
-    ("seed port upstream", upstream(rule(ports=[{"protocol": "TCP", "port": 443}])), ["spec.egress[0].ports"]),
+    (
+        "seed port upstream",
+        upstream(rule(ports=[{"protocol": "TCP", "port": 443}])),
+        ["spec.egress[0].ports[0].protocol", "spec.egress[0].ports[0].port", "spec.egress[0].ports[0]"],
+    ),
+    (
+        "old and new ports upstream",
+        upstream(rule(ports=[{"namedPort": "web"}], protocols=[{"tcp": {"destinationPort": {"number": 80}}}])),
+        ["spec.egress[0].ports"],
+    ),
+    ("empty old ports upstream", upstream(rule(ports=[])), ["spec.egress[0].ports"]),
+    (
+        "old named port beside networks upstream",
+        upstream(rule(to=[{"networks": ["10.0.0.0/8"]}], ports=[{"namedPort": "web"}])),
+        ["spec.egress[0].ports"],
+    ),
     (
         "seed network upstream",
         upstream(rule(to=[{"networks": [{"cidr": "10.0.0.0/8"}]}])),
@@ -449,6 +464,25 @@ def test_v1beta1_is_read_as_v1alpha2() -> None:
     newer = {**older, "apiVersion": "policy.networking.k8s.io/v1beta1"}
     assert parse_object(newer) == parse_object(older)
     assert API_OF[PolicyKind.CLUSTER_NETWORK_POLICY] == ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy")
+
+
+@pytest.mark.parametrize(
+    ("former", "present"),
+    [
+        ({"portNumber": {"protocol": "SCTP", "port": 9003}}, {"sctp": {"destinationPort": {"number": 9003}}}),
+        ({"portNumber": {"port": 80}}, {"tcp": {"destinationPort": {"number": 80}}}),
+        (
+            {"portRange": {"protocol": "UDP", "start": 1, "end": 9}},
+            {"udp": {"destinationPort": {"range": {"start": 1, "end": 9}}}},
+        ),
+        ({"namedPort": "web"}, {"destinationNamedPort": "web"}),
+    ],
+)
+def test_the_first_v1alpha2_had_ports(former: Obj, present: Obj) -> None:
+    """They say what protocols say now, and it is told where."""
+    parsed, problems = parse_object(upstream(rule("Deny", ports=[former])))
+    assert parsed == policy(upstream(rule("Deny", protocols=[present])))
+    assert [(each.severity, each.path) for each in problems] == [("warning", "spec.egress[0].ports")]
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_what_is_left_out() -> None:
     ("change", "fault"),
     [
         ({"expect": "maybe"}, "probes[0].expect: 'maybe' is none of deny, allow, audit"),
-        ({"protocol": "QUIC"}, "probes[0].protocol: 'QUIC' is none of ICMP, TCP, UDP, ICMPV6, SCTP and no number"),
+        ({"protocol": "QUIC"}, "probes[0].protocol: 'QUIC' is none of TCP, UDP, SCTP, ICMP, ICMPv6 and no number"),
         ({"port": None}, "probes[0].port: required"),
         ({"port": 70000}, "probes[0].port: 70000 is out of range 1..65535"),
         ({"from": None}, "probes[0].from: required"),
@@ -97,6 +97,11 @@ def test_what_is_left_out() -> None:
         ({"to": {"address": "10.0.0"}}, "probes[0].to.address: '10.0.0' is not an IP address"),
         ({"to": {"pods": "a/b"}}, "probes[0].to.pods: unknown field"),
         ({"at": "soon"}, "probes[0].at: seconds are expected"),
+        ({"at": float("inf")}, "probes[0].at: seconds are expected"),
+        ({"id": ["a"]}, "probes[0].id: a word or a number is expected, not a list"),
+        ({"id": True}, "probes[0].id: a word or a number is expected, not a boolean"),
+        ({"to": {"name": ""}}, "probes[0].to.name: '' is no DNS name"),
+        ({"to": {"name": "a..example.com"}}, "probes[0].to.name: 'a..example.com' is no DNS name"),
         ({"expected": "deny"}, "probes[0].expected: unknown field; is expect meant?"),
     ],
 )
@@ -104,6 +109,27 @@ def test_faults_are_told_with_their_path(change: dict[str, Any], fault: str) -> 
     """One line each; a misspelled field is a fault, since a lost expectation would pass."""
     probe = {key: value for key, value in (GOOD | change).items() if value is not None}
     assert any(line.startswith(fault) for line in faults_of({"probes": [probe]})), faults_of({"probes": [probe]})
+
+
+@pytest.mark.parametrize(
+    "name", ["", "*.example.com", "a b.example.com", f"{'x' * 64}.com", "ä.example.com", "a.com.."]
+)
+def test_a_resolution_is_of_a_name_that_may_travel(name: str) -> None:
+    """No agent would hear of another, so none may seem to be learned."""
+    (fault,) = faults_of({"resolutions": [{"name": name, "addresses": ["192.0.2.1"]}]})
+    assert fault.startswith(f"resolutions[0].name: {name!r} is no DNS name")
+
+
+def test_an_id_given_twice_is_told() -> None:
+    """Its results cannot be told apart by it."""
+    scenario = read_scenario({"probes": [GOOD, {**GOOD, "id": 1.5}, GOOD]})
+    assert scenario.warnings == ("probes: the id 'a' is given 2 times",)
+    assert [probe.id for probe in scenario.probes] == ["a", 1.5, "a"]
+
+
+def test_a_manifest_is_no_scenario() -> None:
+    """Its fields would be passed over one by one, and nothing be tested."""
+    assert faults_of({"apiVersion": "v1", "kind": "Pod"}) == ["a Kubernetes object, not a scenario: name it in files"]
 
 
 def test_all_faults_are_told_at_once() -> None:

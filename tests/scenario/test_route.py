@@ -43,6 +43,14 @@ def test_outside_nobody_judges() -> None:
     assert not route(probe(address(OUTSIDE), pod("app/web"))).egress
 
 
+@pytest.mark.parametrize("protocol", [0, 43, 44, 51, 60])
+def test_an_extension_header_is_no_protocol(protocol: int) -> None:
+    """Over IPv6 these numbers say what comes before the protocol; over IPv4 they are protocols."""
+    with pytest.raises(RouteError, match="extension header"):
+        route(probe(pod("app/web", address="fd00::1"), address("2001:db8::1"), protocol=protocol))
+    assert route(probe(pod("app/web"), address(OUTSIDE), protocol=protocol)).egress
+
+
 def test_a_service_is_judged_as_it_is_at_egress_and_behind_it_at_ingress() -> None:
     """The packet bears the cluster address until it is translated."""
     found = route(probe(pod("app/web"), service("app/svc"), None), SERVICE)

@@ -39,11 +39,28 @@ def test_a_probe_may_give_a_bare_pod_its_address() -> None:
     assert build(bare, probes=[asked]).world.pods["app", "bare"].addresses == ("10.7.7.7",)
 
 
+def test_probes_may_give_a_bare_pod_several_addresses() -> None:
+    """One of each family, as a pod of a cluster with both has."""
+    bare = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "bare", "namespace": "app"}}
+    asked = [probe(pod("app/bare", address=each), pod("app/web")) for each in ("10.7.7.7", "fd00::7", "10.7.7.7")]
+    assert build(bare, probes=asked).world.pods["app", "bare"].addresses == ("10.7.7.7", "fd00::7")
+
+
 @pytest.mark.parametrize(
-    ("spec", "count"), [({}, 1), ({"clusterIP": "None"}, 0), ({"type": "ExternalName"}, 0), ({"clusterIPs": []}, 1)]
+    ("spec", "count"),
+    [
+        ({}, 2),
+        ({"clusterIP": "None"}, 0),
+        ({"type": "ExternalName"}, 0),
+        ({"clusterIPs": []}, 2),
+        ({"clusterIP": "10.96.0.1"}, 1),
+        ({"ipFamilies": ["IPv6"]}, 1),
+        ({"ipFamilies": ["IPv6", "IPv4"]}, 2),
+        ({"ipFamilies": ["IPv8"]}, 2),
+    ],
 )
 def test_a_manifest_service_gets_a_cluster_address(spec: dict[str, Any], count: int) -> None:
-    """Unless it is headless or a name for another one."""
+    """Of the families that it asks for, or of both; unless it is headless or a name for another one."""
     obj = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "namespace": "app"}, "spec": spec}
     assert len(build(obj).world.services["app", "s"].cluster_addresses) == count
 
@@ -104,11 +121,34 @@ def make_workload(kind: str, **labels: str) -> dict[str, Any]:
     return {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "w", "namespace": "app"}, "spec": spec}
 
 
-@pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob"])
+STATEFUL: dict[str, Any] = {
+    "replicas": 2,
+    "ordinals": {"start": 5},
+    "template": {"metadata": {"labels": {"app": "w"}}, "spec": {"containers": [{"name": "c"}]}},
+}
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "DaemonSet", "Job", "CronJob"])
 def test_a_workload_has_a_pod_of_its_name(kind: str) -> None:
     """Manifests have Deployments, policies select pods."""
     found = build(make_workload(kind, app="w")).world.pods["app", "w"]
     assert found.labels == {"app": "w"} and found.addresses
+
+
+def test_the_pods_of_a_stateful_set_are_known_by_name() -> None:
+    """By their ordinals, each with the label that says which it is."""
+    pods = build({**make_workload("StatefulSet", app="w"), "spec": STATEFUL}).world.pods
+    indices = {name: pods["app", name].labels["apps.kubernetes.io/pod-index"] for name in ("w-5", "w-6")}
+    assert indices == {"w-5": "5", "w-6": "6"} and ("app", "w-7") not in pods and ("app", "w") not in pods
+    assert pods["app", "w-6"].labels["statefulset.kubernetes.io/pod-name"] == "w-6"
+
+
+@pytest.mark.parametrize(("replicas", "count"), [(None, 1), (0, 0), (3, 3), (100_000, 100), ("3", 1)])
+def test_a_stateful_set_has_as_many_pods_as_it_asks_for(replicas: Any, count: int) -> None:
+    """One if it does not say; a hundred at most."""
+    spec = {"replicas": replicas, "template": STATEFUL["template"]}
+    pods = build({**make_workload("StatefulSet", app="w"), "spec": spec}).world.pods
+    assert len([key for key in pods if key[1].startswith("w-")]) == count
 
 
 def test_a_workload_whose_pods_are_given_has_no_other() -> None:

@@ -41,7 +41,8 @@ POLICY_KINDS: dict[tuple[str, str], PolicyKind] = {
 API_OF = {kind: (version, name) for (version, name), kind in POLICY_KINDS.items()}
 """The other way round, for specs that come back from the stream: v1alpha2, whose spec v1beta1 repeats."""
 
-POLICY_GROUPS = frozenset(version.partition("/")[0] for version, _ in POLICY_KINDS)
+POLICY_GROUPS = frozenset(version.partition("/")[0] for version, _ in POLICY_KINDS) | {"extensions"}
+"""``extensions/v1beta1 NetworkPolicy`` is the same object's first version, which no API server knows any more."""
 POLICY_KIND_NAMES = frozenset(name for _, name in POLICY_KINDS)
 
 Parsed = Policy | Fact

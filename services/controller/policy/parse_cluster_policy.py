@@ -1,7 +1,8 @@
 """The cluster-wide policies: one reader, three dialects.
 
 * ``networking.k8s.aws/v1alpha1 ClusterNetworkPolicy`` (AWS): Accept, Deny, Pass; ``ports``; the seeds' spellings.
-* ``policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy`` (UPSTREAM): Accept, Deny, Pass; ``protocols``.
+* ``policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy`` (UPSTREAM): Accept, Deny, Pass; ``protocols``, which the
+  first publications of v1alpha2 had as ``ports``.
 * ``policy.networking.k8s.io/v1alpha1 AdminNetworkPolicy``, ``BaselineAdminNetworkPolicy``: Allow, Deny, Pass;
   ``ports``.
 
@@ -66,6 +67,8 @@ class Dialect:
     """Whether an IPv6 prefix may be written with a dotted quad."""
     named_port_anywhere: bool = False
     """Whether a rule with a named port may have peers that are no pods; they match nothing by it."""
+    former_ports_field: str = ""
+    """What an earlier publication of the same version had in the place of ``ports_field``: read with a warning."""
 
 
 DIALECTS = {
@@ -84,6 +87,7 @@ DIALECTS = {
         items_max=25,
         needs_namespace_selector=False,
         has_underscore_names=False,
+        former_ports_field="ports",
     ),
     PolicyKind.ADMIN_NETWORK_POLICY: Dialect(
         kind=PolicyKind.ADMIN_NETWORK_POLICY,
@@ -164,7 +168,8 @@ def _read_rules(spec: Reader, dialect: Dialect, direction: Direction) -> tuple[R
 
 
 def _read_rule(reader: Reader, dialect: Dialect, direction: Direction, index: int) -> Rule:
-    reader.fields("name", "action", PEERS_FIELD[direction], dialect.ports_field)
+    ports_fields = {dialect.ports_field, _find_ports(reader, dialect)}
+    reader.fields("name", "action", PEERS_FIELD[direction], *sorted(ports_fields, reverse=True))
     name = reader.get("name").text()
     if len(name) > RULE_NAME_MAX:
         reader.get("name").fault(f"longer than {RULE_NAME_MAX} characters")
@@ -172,8 +177,8 @@ def _read_rule(reader: Reader, dialect: Dialect, direction: Direction, index: in
     peers: list[Peer] = []
     for item in reader.get(PEERS_FIELD[direction]).items(at_least=1, at_most=dialect.items_max):
         peers += _read_peer(item, dialect, direction, action)
-    ports = _read_ports(reader.get(dialect.ports_field), dialect)
-    _check_named_ports(reader.get(dialect.ports_field), dialect, peers, ports)
+    ports = _read_ports(reader, dialect)
+    _check_named_ports(reader, dialect, peers, ports)
     return Rule(
         action=action,
         peers=tuple(peers),
@@ -187,6 +192,7 @@ def _check_named_ports(reader: Reader, dialect: Dialect, peers: Sequence[Peer], 
     """A name is a pod's; upstream's validation refuses it beside other peers, the AWS schema does not."""
     if all(isinstance(port, PortRange) for port in ports) or all(isinstance(peer, PodPeer) for peer in peers):
         return
+    reader = reader.get(_find_ports(reader, dialect))
     if dialect.named_port_anywhere:
         reader.warn("a named port is a pod's: networks and domainNames match nothing by it")
     else:
@@ -244,9 +250,21 @@ def _read_network(reader: Reader, dialect: Dialect) -> Peer:
 # Ports
 
 
-def _read_ports(reader: Reader, dialect: Dialect) -> tuple[PortSpec, ...]:
+def _find_ports(rule: Reader, dialect: Dialect) -> str:
+    """The field that stands there: the one in use, or the one that it replaced."""
+    former = dialect.former_ports_field
+    return former if former and rule.get(former).is_present else dialect.ports_field
+
+
+def _read_ports(rule: Reader, dialect: Dialect) -> tuple[PortSpec, ...]:
     """Absent is every protocol."""
-    is_protocols = dialect.ports_field == "protocols"
+    field = _find_ports(rule, dialect)
+    reader, is_former = rule.get(field), field != dialect.ports_field
+    if is_former and rule.get(dialect.ports_field).is_present:
+        reader.fault(f"{dialect.ports_field} replaces it: give one of the two")
+    elif is_former:
+        reader.warn(f"read as the first publications of this version had it; now it is {dialect.ports_field}")
+    is_protocols = field == "protocols"
     at_least = 1 if reader.is_present else 0
     ports: list[PortSpec] = []
     for item in reader.items(at_least=at_least, at_most=dialect.items_max):

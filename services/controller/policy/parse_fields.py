@@ -52,7 +52,7 @@ def _read_label(key: str, value: Reader) -> Requirement:
 def _read_expression(reader: Reader) -> Requirement:
     reader.fields("key", "operator", "values")
     key = reader.get("key").required_text()
-    if key:
+    if isinstance(reader.get("key").value, str):
         _check_label_key(reader.get("key"), key)
     operator = reader.get("operator").choice(IN, NOT_IN, EXISTS, DOES_NOT_EXIST)
     values = [item.text() for item in reader.get("values").items()]

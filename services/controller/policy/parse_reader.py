@@ -131,7 +131,7 @@ class Reader:
         if self.value is None and default:
             return default
         value = self.required_text()
-        if value and value not in known:
+        if isinstance(self.value, str) and value not in known:
             self.fault(f"{value!r} is none of {', '.join(known)}")
         return value
 
