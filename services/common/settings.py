@@ -79,6 +79,8 @@ class ControllerSettings(CommonSettings, frozen=True, kw_only=True):
     """Objects in one page of a list."""
     kube_watch_seconds: Annotated[int, Meta(ge=1, le=3600)] = 60
     """How long the API server is asked to keep a watch; ten seconds later one that is still silent is given up."""
+    startup_taint: str = ""
+    """Key of the taint with which nodes register; taken off where the agent enforces. Empty: no node is written."""
     controller_name: str = ""
     """Its name as a leader; empty: host name and process id."""
     revision_interval_millis: Annotated[int, Meta(ge=0, le=10_000)] = 50

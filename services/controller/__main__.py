@@ -22,6 +22,7 @@ from services.controller.kube_api import Api
 from services.controller.kube_events import NodeEvents
 from services.controller.kube_lease import LeaseElection
 from services.controller.kube_status import StatusWriter
+from services.controller.kube_taints import TaintRemover
 from services.controller.kube_watch import Pace
 from services.controller.manifests import watch
 from services.controller.world import State
@@ -59,7 +60,9 @@ async def _objects(settings: ControllerSettings) -> AsyncIterator[tuple[Watch, E
         name = settings.controller_name or default_controller_name()
         cluster = Cluster(api, settings.kube_namespace, pace)
         namespace = settings.kube_namespace
-        yield cluster.watch, LeaseElection(api, namespace, name), (StatusWriter(api, namespace), NodeEvents(api))
+        taints = TaintRemover(api, settings.startup_taint) if settings.startup_taint else None
+        reporters = StatusWriter(api, namespace), NodeEvents(api), taints
+        yield cluster.watch, LeaseElection(api, namespace, name), reporters
     finally:
         await api.close()
 

@@ -81,7 +81,14 @@ class NodeReporter(Protocol):
         """While leading. Until cancelled."""
 
 
-Reporters = tuple[Reporter, NodeReporter]
+class Admitter(Protocol):
+    """Lets pods onto nodes."""
+
+    async def run(self, read: Callable[[], Mapping[NodeName, int]]) -> None:
+        """While leading. ``read``: nodes whose agents enforce, and when each agent started. Until cancelled."""
+
+
+Reporters = tuple[Reporter, NodeReporter, Admitter | None]
 
 _log = get_logger("controller")
 
@@ -107,7 +114,7 @@ class Controller:
         reporters: Reporters | None = None,
     ) -> None:
         """``election``: who may try to lead; without one, whoever hears no leader on the bus. ``reporters``: tell the
-        owners of policies and of nodes what is true of them."""
+        owners of policies and of nodes what is true of them, and let pods onto nodes."""
         self._settings = settings
         self._connection = connection
         self._watch = watch
@@ -236,6 +243,8 @@ class Controller:
                     if self._reporters is not None:
                         group.create_task(self._reporters[0].run(self._report, self._tell_policies))
                         group.create_task(self._reporters[1].run(self._board.foreign))
+                    if self._reporters is not None and self._reporters[2] is not None:
+                        group.create_task(self._reporters[2].run(self._board.enforcing))
             finally:
                 self._is_leading = False
                 self._state = None

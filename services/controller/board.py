@@ -98,6 +98,11 @@ class Board:
                 del self._agents[node]
         return {node: self._acknowledged_by(node) for node in sorted(self._governed | self._agents.keys())}
 
+    def enforcing(self) -> dict[NodeName, int]:
+        """Nodes whose agents have programs attached and a state of this epoch in force, and when each agent started."""
+        heard = {node: one.status for node, one in self._agents.items()}
+        return {node: said.started_unix_nanos for node, said in heard.items() if self._acknowledged_by(node)}
+
     def _acknowledged_by(self, node: NodeName) -> RevisionNumber:
         heard = self._agents.get(node)
         if heard is None or heard.status.epoch != self.epoch:

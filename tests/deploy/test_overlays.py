@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,21 @@ def render(folder: Path) -> list[Object]:
     done = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
+
+
+def render_with(component: str) -> list[Object]:
+    """What kustomize makes of an overlay that takes up a component, as its comment says."""
+    overlay = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": ["base"],
+        "components": [component],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, source in (("base", "base"), (component, f"components/{component}")):
+            shutil.copytree(DEPLOY / source, Path(folder) / name)
+        (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+        return render(Path(folder))
 
 
 @pytest.fixture(scope="module", params=PLACES)
@@ -193,20 +210,9 @@ def test_the_highly_available_overlay_keeps_three_copies() -> None:
         assert "podAntiAffinity" in find(objects, kind, name)["spec"]["template"]["spec"]["affinity"]
 
 
-def test_a_credential_may_stand_on_its_node(tmp_path: Path) -> None:
+def test_a_credential_may_stand_on_its_node() -> None:
     """The component leaves no Secret with all nodes' credentials in an agent's reach."""
-    overlay = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": ["base"],
-        "components": ["host-credentials"],
-    }
-    for name, source in (("base", "base"), ("host-credentials", "components/host-credentials")):
-        (tmp_path / name).mkdir()
-        for file in (DEPLOY / source).iterdir():
-            (tmp_path / name / file.name).write_text(file.read_text())
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-    agent = find(render(tmp_path), "DaemonSet", "yett-agent")["spec"]["template"]["spec"]
+    agent = find(render_with("host-credentials"), "DaemonSet", "yett-agent")["spec"]["template"]["spec"]
     assert [each["name"] for each in agent["volumes"] if "secret" in each] == []
     for container in agent["containers"]:
         (mount,) = [each for each in container["volumeMounts"] if each["name"] == "credentials"]

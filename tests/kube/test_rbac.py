@@ -27,9 +27,9 @@ Right = tuple[str, str, str]
 """(verb, API group, resource with its subresource)."""
 
 
-def granted() -> set[Right]:
-    """Every right in the shipped file."""
-    objects = [each for each in yaml.safe_load_all(ROLE_FILE.read_text()) if each["kind"] in ("Role", "ClusterRole")]
+def granted(file: Path = ROLE_FILE) -> set[Right]:
+    """Every right in a shipped file."""
+    objects = [each for each in yaml.safe_load_all(file.read_text()) if each["kind"] in ("Role", "ClusterRole")]
     return {
         (verb, group, resource)
         for each in objects
