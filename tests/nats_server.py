@@ -24,7 +24,7 @@ class NatsServer:
     """One server process; may be stopped, killed and started again on the same port and store."""
 
     def __init__(self, folder: Path, *, extra_config: str = "") -> None:
-        self.port = _find_free_port()
+        self.port = find_free_port()
         self.folder = folder
         self._config = folder / "nats.conf"
         self._config.write_text(
@@ -90,7 +90,8 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
     server.stop()
 
 
-def _find_free_port() -> int:
+def find_free_port() -> int:
+    """One that nobody has at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -25,6 +25,7 @@ from schemas import wire
 from schemas.status import AgentStatus, ControllerStatus
 from schemas.terms import NodeName
 from services.common import streams, telemetry
+from services.common.batches import Batches
 from services.common.cancellation import heeding_cancellation
 from services.common.jetstream import JetStream, JetStreamError
 from services.common.log import get_logger
@@ -267,6 +268,9 @@ class Controller:
             ),
         ]
 
+    def _open_window(self) -> Window | Batches:
+        return Batches(self._connection) if self._settings.stream_replicas > 1 else Window(self._connection)
+
     async def _learn_epoch(self) -> None:
         """Where the stream is new and we remember no epoch, ask the agents' statuses for the one they hold."""
         mark, _ = await read_mark(self._jetstream)
@@ -293,7 +297,7 @@ class Controller:
         freeze_heap()
         batches, self._batches = self._batches, []
         present = self._inventory.policies()
-        async with Window(self._connection) as window:
+        async with self._open_window() as window:
             publisher = Publisher(window, term, ledger)
             self._board.begin_term(term.epoch, term.number, ledger.number)
             self._is_leading = True

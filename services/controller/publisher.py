@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 
 from schemas.policy import Revision
+from services.common.batches import Batches
 from services.common.window import Window
 from services.controller.leader import Term
 from services.controller.ledger import Ledger, Outgoing, RowChange
@@ -19,7 +20,7 @@ from services.controller.ledger import Ledger, Outgoing, RowChange
 class Publisher:
     """One per term; one task calls it."""
 
-    def __init__(self, window: Window, term: Term, ledger: Ledger) -> None:
+    def __init__(self, window: Window | Batches, term: Term, ledger: Ledger) -> None:
         self._window = window
         self._fence = dict(term.headers)
         self._ledger = ledger
