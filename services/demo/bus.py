@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 from schemas import wire
 from schemas.status import AgentStatus, ControllerStatus, RecorderStatus
 from schemas.verdict import VerdictEvent
+from services.common.nats import flush
 
 VERDICTS_KEPT = 20_000
 POLL_SECONDS = 0.01
@@ -61,7 +62,7 @@ class Bus:
         bus = cls(client)
         await client.subscribe("yett.verdict.>", cb=bus._on_message)
         await client.subscribe("yett.status.>", cb=bus._on_message)
-        await client.flush()
+        await flush(client)
         return bus
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The connection: how it ends."""
+"""The connection: what a flush promises, and how it ends."""
 
 from __future__ import annotations
 
@@ -35,3 +35,38 @@ def test_closing_while_the_server_is_away_is_no_error(
         runner.run(scenario())
     output = capsys.readouterr()
     assert "closed with messages unsent" in output.out + output.err
+
+
+class Listening:
+    """A server that only takes down what clients say, line by line."""
+
+    INFO = b'INFO {"server_id":"x","version":"2.11.0","proto":1,"headers":true,"max_payload":1048576}\r\n'
+
+    def __init__(self) -> None:
+        self.said: list[bytes] = []
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(self.INFO)
+        while line := await reader.readline():
+            self.said.append(line.strip())
+            if line.startswith(b"PING"):
+                writer.write(b"PONG\r\n")
+        writer.close()
+
+
+def test_when_a_flush_returns_the_server_knows_a_subscription_made_before_it() -> None:
+    """The last PING stands behind the SUB, whose PONG is then its acknowledgement: what is published next is heard."""
+
+    async def scenario() -> None:
+        listening = Listening()
+        server = await asyncio.start_server(listening.talk, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        client = await nats.connect(CommonSettings(nats_url=f"nats://127.0.0.1:{port}"), "test")
+        await client.subscribe("test.subject")
+        await nats.flush(client)
+        (subscribed,) = [place for place, line in enumerate(listening.said) if line.startswith(b"SUB test.subject")]
+        assert b"PING" in listening.said[subscribed:]
+        await client.close()
+        server.close()
+
+    asyncio.run(scenario())

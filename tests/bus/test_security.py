@@ -82,7 +82,7 @@ def test_the_pipeline_works_under_its_credentials(server: SecuredServer, tmp_pat
             seen: list[Msg] = []
             for subject in ("yett.status.>", "yett.verdict.>", wire.SUBJECT_STATUS_CONTROLLER):
                 await reader.subscribe(subject, cb=_collect(seen))
-            await reader.flush()
+            await bus.flush(reader)
             replica = await _follow(node, server)
             assert replica.state.endpoints and replica.state.revision and replica.state.revision.signature
             await _acknowledge(node, replica)
@@ -121,7 +121,7 @@ async def _follow(node: Client, server: SecuredServer) -> Replica:
 async def _acknowledge(node: Client, replica: Replica) -> None:
     status = AgentStatus(node=NodeName(NODE), epoch=replica.state.epoch, revision=RevisionNumber(replica.state.number))
     await node.publish(wire.subject_status(NodeName(NODE)), wire.encode(status))
-    await node.flush()
+    await bus.flush(node)
 
 
 async def _share_name(node: Client, other: Client) -> None:
@@ -173,7 +173,7 @@ class Scene:
 
     async def settle(self) -> None:
         """Until whatever the attacker sent before has been dealt with."""
-        await self.attacker.flush()
+        await bus.flush(self.attacker)
         await self.owner.publish("yett.marker", b"")
         before = len(self.marks)
         await eventually(lambda: len(self.marks) > before)
@@ -223,7 +223,7 @@ async def attacked_by(server: SecuredServer, kind: str, name: str) -> AsyncItera
         for subject in ("yett.verdict.>", "yett.denied.>", wire.SUBJECT_STATUS_CONTROLLER):
             await scene.listen(reader, subject)
         for client in (owner, victim, reader):
-            await client.flush()
+            await bus.flush(client)
         yield scene
 
 

@@ -175,7 +175,7 @@ def test_the_pages_subscriptions_hear_what_they_say_and_nothing_else(nats_server
             subscription = await client.subscribe(subject)
             for one in said:
                 await client.publish(one, b"{}")
-            await client.flush()
+            await bus.flush(client)
             heard[subject] = [
                 (await subscription.next_msg(timeout=5)).subject for _ in range(subscription.pending_msgs)
             ]

@@ -109,7 +109,7 @@ async def running(server: NatsServer, folder: Path) -> AsyncIterator[Scene]:
     scene = Scene(connection, ring, app, server)
     await connection.subscribe("yett.resolution.>", cb=scene.hear)
     await connection.subscribe("yett.observed.>", cb=scene.hear)
-    await connection.flush()
+    await bus.flush(connection)
     task = asyncio.create_task(app.run())
     try:
         yield scene

@@ -12,6 +12,7 @@ from typing import TypeVar
 import nats
 import pytest
 
+from services.common.nats import flush
 from services.demo import topology
 from services.demo.folder import read_manifest
 from services.demo.servers import read_log_end
@@ -94,7 +95,7 @@ def test_a_message_that_does_not_decode_is_skipped(running: Running) -> None:
         for subject in ("yett.resolution.node-a.com.example", "yett.status.node-a", "yett.observed.node-a"):
             for body in (b"", b"\xff\xfe", b"[]", b'{"name": 7}'):
                 await client.publish(subject, body)
-        await client.flush()
+        await flush(client)
         await client.close()
 
     running.run(publish())

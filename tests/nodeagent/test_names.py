@@ -194,7 +194,7 @@ def test_history_and_live_names_are_heard_once_a_pattern_is_followed(nats_server
         assert [name for name, _ in heard] == ["a.example.com", "b.example.com"]
         await names.set_patterns([])
         await publish("c.example.com")
-        await connection.flush()
+        await bus.flush(connection)
         assert len(heard) == 2
         await bus.close(connection)
 

@@ -96,7 +96,7 @@ async def scene(server: NatsServer, shares: Shares | None = None) -> AsyncIterat
     await client.subscribe("yett.denied.>", cb=made.on_message)
     tasks = [asyncio.create_task(made.verdicts.run(client)), asyncio.create_task(made.verdicts.tick())]
     for _ in range(2):  # once for the task to subscribe, once for the server to know
-        await client.flush()
+        await bus.flush(client)
     try:
         yield made
     finally:
