@@ -43,23 +43,34 @@ def keys_of(objects: Iterable[tuple[str, Any]]) -> list[PolicyKey]:
 
 
 def read_scenarios(paths: Iterable[Path]) -> Iterator[Scenario | ScenarioError]:
-    """Every scenario of these files and folders in turn, or why it cannot be used."""
-    given = [(path, find_files([path], (*SUFFIXES, LINES_SUFFIX))) for path in paths]
-    yield from (ScenarioError("", ["no scenario in it"], file=str(path)) for path, found in given if not found)
-    for path in (each for _, found in given for each in found):
-        try:
-            documents = list(_read_lines(path)) if path.suffix == LINES_SUFFIX else _list_documents(path)
-        except UnusableInput as error:
-            yield ScenarioError("", [str(error).removeprefix(f"{path}: ")], file=str(path))
+    """Every scenario of these files and folders in turn, or why it cannot be used.
+
+    Manifests in a folder are passed over: scenarios name them in ``files``. One that is given by name is no scenario.
+    """
+    for given in paths:
+        found = False
+        for path in find_files([given], (*SUFFIXES, LINES_SUFFIX)):
+            for each in _read_file(path, takes_manifests=given.is_dir()):
+                found = True
+                yield each
+        if not found:
+            yield ScenarioError("", ["no scenario in it"], file=str(given))
+
+
+def _read_file(path: Path, *, takes_manifests: bool) -> Iterator[Scenario | ScenarioError]:
+    try:
+        documents = list(_read_lines(path)) if path.suffix == LINES_SUFFIX else _list_documents(path)
+    except UnusableInput as error:
+        yield ScenarioError("", [str(error).removeprefix(f"{path}: ")], file=str(path))
+        return
+    for index, document in enumerate(documents):
+        if takes_manifests and identify(document) is not None:
             continue
-        if not documents:
-            yield ScenarioError("", ["no scenario in it"], file=str(path))
-        for index, document in enumerate(documents):
-            default = path.stem if len(documents) == 1 else f"{path.stem}[{index}]"
-            try:
-                yield read_scenario(document, file=str(path), default_name=default)
-            except ScenarioError as error:
-                yield error
+        default = path.stem if len(documents) == 1 else f"{path.stem}[{index}]"
+        try:
+            yield read_scenario(document, file=str(path), default_name=default)
+        except ScenarioError as error:
+            yield error
 
 
 def read_objects(scenario: Scenario) -> list[tuple[str, Any]]:

@@ -146,6 +146,16 @@ def test_a_folder_without_scenarios_is_unusable_input(tmp_path: Path) -> None:
     assert lines[0]["unusable"] == ["no scenario in it"]
 
 
+def test_manifests_in_a_folder_are_passed_over(tmp_path: Path) -> None:
+    """Scenarios name them; a folder of manifests alone has no scenario."""
+    (tmp_path / "objects").mkdir()
+    (tmp_path / "objects" / "pods.yaml").write_text(json.dumps(k8s.pod("app/web", "10.0.0.1")) + "\n---\n")
+    (tmp_path / "a.json").write_text('{"name": "a", "files": ["objects"]}')
+    result = CliRunner().invoke(app, ["test", str(tmp_path), "-o", "json"])
+    assert result.exit_code == 0 and [json.loads(line)["name"] for line in result.stdout.splitlines()] == ["a"]
+    assert CliRunner().invoke(app, ["test", str(tmp_path / "objects")]).exit_code == 2
+
+
 def test_files_stand_beside_the_scenario(tmp_path: Path) -> None:
     """Paths are relative to the scenario's own place; a folder stands for its manifests."""
     (tmp_path / "cluster").mkdir()
