@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import typer
 
 from services.cli import audit, check, demo, detach, diff, explain, flows, keys, schemas, status, test
@@ -27,7 +30,15 @@ app.add_typer(keys.app, name="keys")
 
 def main() -> None:
     """Entry point of the ``yett`` script."""
+    speak_utf8()
     app()
+
+
+def speak_utf8() -> None:
+    """Answers are UTF-8 in every locale, as JSON and JUnit have to be; what it cannot say is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 if __name__ == "__main__":

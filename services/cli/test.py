@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -145,7 +146,11 @@ def _note_unusable(error: ScenarioError, output: Format, outcome: Outcome) -> No
 
 
 def _print_json(told: dict[str, Any]) -> None:
-    sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
+    try:
+        text = msgspec.json.encode(told).decode()
+    except UnicodeEncodeError:  # the name of a file that is no UTF-8
+        text = json.dumps(told)
+    sys.stdout.write(text + "\n")
 
 
 def make_progress() -> Progress:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +192,16 @@ def test_what_is_nested_too_deeply_is_unusable(tmp_path: Path) -> None:
         path.write_text("[" * 100_000)
         result = CliRunner().invoke(app, ["test", str(path)], env={"COLUMNS": "400"})
         assert result.exit_code == 2 and f"{name}: " in result.stderr and "nested" in result.stderr
+
+
+@pytest.mark.parametrize("output", ["table", "json", "junit"])
+def test_answers_are_utf8_in_every_locale(tmp_path: Path, output: str) -> None:
+    """A terminal of another encoding, and a file whose name has none, end no run with a traceback."""
+    path = tmp_path / os.fsdecode(b"\xff.yaml")
+    path.write_text('- {name: "gr\u00fcn \u2713"}\n- {probes: []}\n', encoding="utf-8")
+    command = [sys.executable, "-m", "services.cli", "test", str(path), str(tmp_path / "none"), "-o", output]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    one = subprocess.run([*command[:5], *command[6:]], capture_output=True, env=environment, check=False)
+    assert one.returncode == 0 and "gr\u00fcn \u2713" in one.stdout.decode("utf-8")
+    two = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert two.returncode == 2 and b"Traceback" not in two.stderr and b"none: no such file" in two.stderr
