@@ -338,8 +338,9 @@ class App:
         else:
             self._usage.read()
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._mailbox.put_state, state, None)
-        self._status_due.set()
+        # An interface is not said to be enforced while the gate is still shut before it.
         await self._links.set_judged(self._enforcer.judged())
+        self._status_due.set()
         self._is_ready = self._is_ready or done
 
     def _start_span(self, state: PolicyState, *, is_new: bool) -> AbstractContextManager[Span]:
