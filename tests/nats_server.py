@@ -36,6 +36,10 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
 
+    def controller_environment(self) -> dict[str, str]:
+        """What a controller is told of it."""
+        return {"YETT_NATS_URL": self.url}
+
     @property
     def pid(self) -> int:
         assert self._process is not None

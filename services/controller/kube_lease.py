@@ -73,7 +73,11 @@ class LeaseElection:
                 # Time in which nothing could be seen is not time in which nothing was renewed.
                 self._seen_at = self._now() if not self._is_seeing.is_set() else self._seen_at
                 self._is_seeing.set()
-                await self._watch()
+                while True:
+                    # From the version that was seen last: a watch that ends leaves no gap, and nothing is read again.
+                    next_at = self._now() + RETRY_SECONDS
+                    await self._watch()
+                    await asyncio.sleep(max(0.0, next_at - self._now()))
             except KubeError as error:
                 if is_new or self._is_seeing.is_set():
                     _log.warning("the lease cannot be seen", reason=str(error))

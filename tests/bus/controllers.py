@@ -71,7 +71,8 @@ class ControllerProcess:
 async def controller(server: NatsServer, folder: Path, name: str, **settings: str) -> AsyncIterator[ControllerProcess]:
     """A controller on this server, reading this folder; killed at the end if it has not ended."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("YETT_")}
-    environment |= {"YETT_NATS_URL": server.url, "YETT_MANIFESTS": str(folder), "YETT_CONTROLLER_NAME": name}
+    environment |= server.controller_environment()
+    environment |= {"YETT_MANIFESTS": str(folder), "YETT_CONTROLLER_NAME": name}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

@@ -15,7 +15,7 @@ from services.common import nats, streams
 from services.common.follow import Follower, Pace
 from services.common.jetstream import JetStream
 from services.common.messages import Message
-from services.common.settings import CommonSettings
+from services.common.settings import CommonSettings, load_settings
 from services.common.window import Window
 from services.controller.leader import Term, read_stream_rows, take_term
 from services.controller.ledger import Ledger
@@ -58,7 +58,7 @@ async def restart(
 @asynccontextmanager
 async def connected(server: NatsServer, *, with_streams: bool = True) -> AsyncIterator[tuple[Client, JetStream]]:
     """A connection, and the policy stream on its server."""
-    client = await nats.connect(CommonSettings(nats_url=server.url), "test")
+    client = await nats.connect(load_settings(CommonSettings, server.controller_environment()), "test")
     jetstream = JetStream(client)
     try:
         if with_streams:

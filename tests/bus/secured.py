@@ -31,6 +31,9 @@ class SecuredServer(NatsServer):
     def url(self) -> str:
         return f"tls://127.0.0.1:{self.port}"
 
+    def controller_environment(self) -> dict[str, str]:
+        return self.environment("controller")
+
     def environment(self, kind: str, name: str = "") -> dict[str, str]:
         """A process's settings."""
         return self.keys.environment(kind, name) | {"YETT_NATS_URL": self.url}

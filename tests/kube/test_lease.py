@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,12 @@ from schemas import wire
 from schemas.policy import Leader, Revision
 from services.common.jetstream import JetStream
 from services.common.messages import Message
+from services.controller import kube_lease
+from services.controller.kube_api import Api
+from services.controller.kube_lease import LeaseElection
 from tests.bus.controllers import ControllerProcess, ask, controller
 from tests.bus.harness import connected, eventually, run, stored
+from tests.bus.secured import SecuredServer
 from tests.kube.proxy import wire_to
 from tests.kube.servers import ADMIN_TOKEN, KubeServer
 from tests.nats_server import NatsServer
@@ -28,6 +32,8 @@ pytestmark = pytest.mark.kube
 POLICIES = "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies"
 CLOSED = {"metadata": {"name": "closed"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}}
 PODS = 20
+MERGE = "application/merge-patch+json"
+ENDED = "ResponseComplete"
 HALFWAY_BYTES = 20_000
 """Of a publication of some sixty thousand."""
 
@@ -127,20 +133,31 @@ def test_a_leader_that_ends_gives_its_lease_back(nats_server: NatsServer, kube: 
     run(scenario(), 120)
 
 
-def test_a_leader_paused_in_mid_publication_changes_nothing_after(nats_server: NatsServer, kube: KubeServer) -> None:
+@pytest.fixture
+def secured_server(tmp_path: Path) -> Iterator[SecuredServer]:
+    """As ``yett keys`` has it: TLS, accounts, keys, signed revisions."""
+    server = SecuredServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_a_leader_paused_in_mid_publication_changes_nothing_after(
+    secured_server: SecuredServer, kube: KubeServer
+) -> None:
     """It is stopped for longer than its Lease with half of its rows on the way; the other leads and finishes what it
     began; when it goes on and the rest arrives, not one message of it enters the stream, and it stands by."""
 
     async def scenario() -> None:
         fill(kube, 100)
         async with (
-            wire_to(nats_server.port) as wire,
-            connected(nats_server) as (client, jetstream),
-            reading(nats_server, kube, "one", YETT_NATS_URL=f"nats://127.0.0.1:{wire.port}") as one,
+            wire_to(secured_server.port) as wire,
+            connected(secured_server) as (client, jetstream),
+            reading(secured_server, kube, "one", YETT_NATS_URL=f"tls://127.0.0.1:{wire.port}") as one,
         ):
             await one.until_said("published")
             start = await stored(client, jetstream)
-            async with reading(nats_server, kube, "two") as other:
+            async with reading(secured_server, kube, "two") as other:
                 await other.until_said("standing by")
                 wire.hush_after(HALFWAY_BYTES)
                 # A ruleset, then a hundred endpoints that flip to it.
@@ -186,3 +203,37 @@ def test_without_the_api_server_the_leader_goes_on(nats_server: NatsServer, kube
                     await asyncio.sleep(0.1)
 
     run(scenario(), 150)
+
+
+def test_at_rest_the_lease_is_watched_and_not_read(kube: KubeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watch follows watch, each from where the last one ended; what happens between two is seen."""
+    monkeypatch.setattr(kube_lease, "WATCH_SECONDS", 1)
+    monkeypatch.setattr(kube_lease, "LEASE_SECONDS", 60)
+    path = "/apis/coordination.k8s.io/v1/namespaces/yett-system/leases"
+
+    def asked(verb: str) -> int:
+        entries = [each for each in kube.audit() if each["requestURI"].startswith(path) and each["stage"] == ENDED]
+        return sum(each["verb"] == verb and each.get("userAgent") == "yett-controller" for each in entries)
+
+    async def scenario() -> None:
+        kube.admin.create_namespace("yett-system")
+        kube.admin.create(path, {"metadata": {"name": "yett-controller"}, "spec": {"holderIdentity": "first"}})
+        api = await Api.open(str(kube.kubeconfig("admin", ADMIN_TOKEN)))
+        leaders: list[str] = []
+        election = LeaseElection(api, "yett-system", "other")
+        tasks = [asyncio.create_task(election.follow()), asyncio.create_task(election.win(leaders.append))]
+        gets, watches = asked("get"), asked("watch")
+        try:
+            for number in range(3):
+                await eventually(lambda number=number: asked("watch") > watches + number, 20)
+                spec = {"holderIdentity": f"holder-{number}"}
+                kube.admin.call("PATCH", f"{path}/yett-controller", {"spec": spec}, content_type=MERGE)
+                await eventually(lambda number=number: leaders[-1:] == [f"holder-{number}"], 20)
+            assert asked("get") == gets + 1
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await api.close()
+
+    run(scenario(), 90)
