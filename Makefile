@@ -69,7 +69,7 @@ check: setup ## ruff, mypy --strict, import contracts
 		.venv/bin/$$each || failed="$$failed, $$each"; done; \
 	[ -z "$$failed" ] || { echo "check: failed: $${failed#, }"; exit 1; }
 
-bench: setup ## The figures, as ratios in one run (root); ONLY=core|scenarios|pipeline|bus|datapath|traffic|dns|verdicts|spans
+bench: setup ## The figures, as ratios in one run (root); ONLY=core|scenarios|pipeline|bus|datapath|traffic|dns|verdicts|spans|kube
 	@$(MAKE) --no-print-directory packages APT="$(APT_BENCH)"
 	@$(PYTHON) -m bench $(ONLY)
 

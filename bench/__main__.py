@@ -5,6 +5,7 @@
 ``traffic``, ``dns``: what enforcement leaves of both.
 ``verdicts``: from the ring to NATS. ``spans``: what tracing costs. ``core``: from objects to rows, at four sizes.
 ``scenarios``: ``yett test`` by both engines. ``bus``: what a fleet of simulated agents costs it, without a bound.
+``kube``: a real API server: from kubectl to packets, a restart on 10,000 pods, requests at rest.
 Without a part, all of them. Prints a table and what each part took, writes ``build/bench.json``, ends with status 1 if
 a bound is missed.
 """
@@ -25,6 +26,7 @@ from bench import core, datapath, scenarios
 from bench.bounds import Measured, judge_core, judge_pipeline, judge_scenarios
 from bench.dns import measure_dns
 from bench.fleet import measure_fleet
+from bench.kube import measure_kube
 from bench.memory import measure_memory
 from bench.prefixes import measure_prefixes
 from bench.spans import measure_spans
@@ -105,6 +107,7 @@ def main(asked: list[str]) -> int:
         "verdicts": measure_verdicts,
         "spans": measure_spans,
         "pipeline": lambda: measure_pipeline(console),
+        "kube": measure_kube,
     }
     unknown = [part for part in asked if part not in parts]
     if unknown:

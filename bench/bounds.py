@@ -24,6 +24,9 @@ TRAFFIC_RATIO = 0.97
 DNS_STEADY_RATIO, DNS_LIMIT_RATIO, FORWARDER_RATIO = 0.97, 0.92, 1.0
 """What it leaves of the answers at a steady rate, and at the resolver's limit; what a forwarder may do of ours."""
 PREFIXES_SECONDS = 1.0
+APPLY_P50_MILLIS, APPLY_P99_MILLIS, ENFORCED_P99_MILLIS = 100.0, 400.0, 300.0
+"""From kubectl's return to packets; from a pod's status to its first packet."""
+RESTART_SECONDS = 5.0
 AGENT_MEGABYTES, RECORDER_MEGABYTES, CONTROLLER_MEGABYTES = 100.0, 80.0, 120.0
 
 

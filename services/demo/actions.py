@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 
 from services.demo import objects, servers, topology
-from services.demo.folder import ManifestFolder
+from services.demo.folder import Objects
 from services.demo.lab import Lab
 from services.demo.state import DemoError
 from services.demo.steps import (
@@ -37,7 +37,7 @@ WRITES = (Apply, Configure, AddNamespace)
 class Actor:
     """Does what the steps say. ``overrides``: settings that no step can change."""
 
-    def __init__(self, lab: Lab, folder: ManifestFolder, traffic: Traffic, *, overrides: Mapping[str, str]) -> None:
+    def __init__(self, lab: Lab, folder: Objects, traffic: Traffic, *, overrides: Mapping[str, str]) -> None:
         self._lab = lab
         self._folder = folder
         self._traffic = traffic

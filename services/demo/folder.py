@@ -1,15 +1,39 @@
-"""The folder of manifests that the controller watches: files appear, change and vanish whole, by rename."""
+"""Where the demo's objects go: a folder of manifests that the controller watches, unless somebody has another place.
+
+In the folder files appear, change and vanish whole, by rename.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from importlib import resources
 from pathlib import Path
 
 from services.demo import objects
 
 
-class ManifestFolder:
-    """Written by the demo, read by the controller. Half-written files live beside it, never in it."""
+class Objects(ABC):
+    """What the controller reads, written by the demo, file by file."""
+
+    @abstractmethod
+    def write(self, name: str, text: str) -> None:
+        """The file ``name`` holds these objects, and no others any more."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """The file goes, and its objects with it; fine if it is gone."""
+
+    def write_config(self, settings: dict[str, str]) -> None:
+        """The ConfigMap with the cluster's settings, changed where ``settings`` say."""
+        self.write("00-config.yaml", objects.render([objects.make_config(settings)]))
+
+    def write_policy(self, name: str) -> None:
+        """One of the demo's own manifests."""
+        self.write(name, read_manifest(name))
+
+
+class ManifestFolder(Objects):
+    """Half-written files live beside it, never in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -26,14 +50,6 @@ class ManifestFolder:
     def remove(self, name: str) -> None:
         """The file goes; fine if it is gone."""
         (self.path / name).unlink(missing_ok=True)
-
-    def write_config(self, settings: dict[str, str]) -> None:
-        """The ConfigMap with the cluster's settings, changed where ``settings`` say."""
-        self.write("00-config.yaml", objects.render([objects.make_config(settings)]))
-
-    def write_policy(self, name: str) -> None:
-        """One of the demo's own manifests."""
-        self.write(name, read_manifest(name))
 
 
 def read_manifest(name: str) -> str:

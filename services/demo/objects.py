@@ -5,7 +5,7 @@ Plain dictionaries in, YAML text out. Deliberately absent: policies (``manifests
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -105,10 +105,10 @@ def make_pod(pod: Pod) -> Object:
     }
 
 
-def make_service(service: Service) -> list[Object]:
-    """The Service and one EndpointSlice a family."""
+def make_service(service: Service, backends: Sequence[Pod] = ()) -> list[Object]:
+    """The Service and one EndpointSlice a family. ``backends``: if they are none of the topology's."""
     port = {"name": "http", "protocol": "TCP", "port": service.port, "targetPort": topology.POD_WEB_PORT}
-    backends = [topology.find_pod(key) for key in service.backends]
+    backends = backends or [topology.find_pod(key) for key in service.backends]
     slices = [
         {
             "apiVersion": "discovery.k8s.io/v1",

@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from services.common.cache import PROGRAMS, find_cache
-from services.demo import topology
+from services.demo import servers, topology
+from services.demo.bus import Bus
 from services.demo.lab import UPLINK, Lab, in_namespace
 from services.demo.servers import start_process
 from services.demo.state import Process, is_alive
 from services.demo.topology import NODES, Node
 
-CONTROLLER = "controller"
+CONTROLLER, AGENT, RECORDER = "controller", "nodeagent", "dnsrecorder"
 METRICS_CONTROLLER, METRICS_AGENT, METRICS_RECORDER = 9470, 9471, 9472
 CAPABILITIES = ("bpf", "net_admin", "perfmon")
 """All that an agent and a recorder have here, and in an installation (``deploy/base``), of what root may do."""
@@ -27,12 +29,12 @@ INHERITED = frozenset({"YETT_BPF_SOURCES", "YETT_LOG_LEVEL", "YETT_OTEL_EXPORTER
 
 def agent_name(node: Node) -> str:
     """The name of a node's agent among the processes."""
-    return f"nodeagent-{node.key}"
+    return f"{AGENT}-{node.key}"
 
 
 def recorder_name(node: Node) -> str:
     """The name of a node's recorder among the processes."""
-    return f"dnsrecorder-{node.key}"
+    return f"{RECORDER}-{node.key}"
 
 
 def confine(*command: str) -> list[str]:
@@ -44,36 +46,50 @@ def confine(*command: str) -> list[str]:
 class Pipeline:
     """Starts the services, and starts them again; the newest process of each name is the one that counts."""
 
+    controllers: tuple[str, ...] = (CONTROLLER,)
+
     def __init__(self, lab: Lab, *, mode: str = "standard") -> None:
         self._lab = lab
         self._mode = mode
         self.processes: dict[str, Process] = {}
 
+    def start_nats(self, binary: Path) -> Process:
+        """The server that they speak on, or the same again on its old store."""
+        return servers.start_nats(self._lab, binary)
+
+    async def open_bus(self) -> Bus:
+        """A listener on it."""
+        return await Bus.open(self._lab.run.state.nats_url)
+
     def start(self) -> None:
         """All of them, in no order that matters: each waits for what it needs."""
-        self.start_controller()
+        for name in self.controllers:
+            self.start_controller(name)
         for node in NODES:
             self.start_agent(node)
             self.start_recorder(node)
 
-    def start_controller(self) -> Process:
-        """The controller, on the host, reading the run's folder of manifests."""
+    def start_controller(self, name: str = CONTROLLER) -> Process:
+        """A controller, on the host, reading the run's folder of manifests."""
         run = self._lab.run
         manifests = {"YETT_MANIFESTS": str(run.folder / "manifests")}
         # On the host's end of the run's own link, so that parallel runs may have the same port.
         page = {"YETT_METRICS_PORT": str(METRICS_CONTROLLER), "YETT_METRICS_ADDRESS": run.host_address}
-        environment = self._environment(manifests | page)
-        return self._start(CONTROLLER, [sys.executable, "-m", "services.controller"], environment)
+        environment = make_environment(self._access(CONTROLLER) | manifests | page)
+        return self.start_named(name, [sys.executable, "-m", "services.controller"], environment)
 
     def start_agent(self, node: Node, own: Mapping[str, str] | None = None) -> Process:
         """A node's agent; ``own``: settings of this one alone."""
         command = self._confined(node, "services.nodeagent")
-        return self._start(agent_name(node), command, {**self.node_environment(node, METRICS_AGENT), **(own or {})})
+        return self.start_named(
+            agent_name(node), command, {**self.node_environment(node, METRICS_AGENT), **(own or {})}
+        )
 
     def start_recorder(self, node: Node) -> Process:
         """A node's recorder."""
         command = self._confined(node, "services.dnsrecorder")
-        return self._start(recorder_name(node), command, self.node_environment(node, METRICS_RECORDER))
+        environment = self.node_environment(node, METRICS_RECORDER, RECORDER)
+        return self.start_named(recorder_name(node), command, environment)
 
     def find_dead(self) -> list[Process]:
         """Services whose newest process has ended."""
@@ -82,18 +98,20 @@ class Pipeline:
     def _confined(self, node: Node, module: str) -> list[str]:
         return in_namespace(self._lab.node_namespace(node), *confine(sys.executable, "-m", module))
 
-    def _start(self, name: str, command: list[str], environment: Mapping[str, str]) -> Process:
+    def start_named(self, name: str, command: list[str], environment: Mapping[str, str]) -> Process:
+        """One more process, or the next of its name."""
         self.processes[name] = start_process(self._lab.run, name, command, environment)
         return self.processes[name]
 
-    def node_environment(self, node: Node, metrics_port: int = 0) -> dict[str, str]:
-        """What a node's agent and recorder are told."""
+    def node_environment(self, node: Node, metrics_port: int = 0, service: str = AGENT) -> dict[str, str]:
+        """What a node's agent, or its recorder, is told."""
         run = self._lab.run
         pins, state = run.pins / node.key, run.folder / f"state-{node.key}"
         for folder in (pins, state):
             folder.mkdir(parents=True, exist_ok=True)
-        return self._environment(
-            {
+        return make_environment(
+            self._access(service, node)
+            | {
                 "YETT_NODE": node.name,
                 "YETT_PIN_ROOT": str(pins),
                 "YETT_STATE_DIR": str(state),
@@ -106,8 +124,9 @@ class Pipeline:
             }
         )
 
-    def _environment(self, own: Mapping[str, str]) -> dict[str, str]:
-        return make_environment({"YETT_NATS_URL": self._lab.run.state.nats_url, **own})
+    def _access(self, service: str, node: Node | None = None) -> dict[str, str]:
+        """Where a service finds NATS, and by what right."""
+        return {"YETT_NATS_URL": self._lab.run.state.nats_url}
 
 
 def make_environment(own: Mapping[str, str]) -> dict[str, str]:

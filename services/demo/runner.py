@@ -9,7 +9,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from services.demo import control, objects, report, servers, steps, topology
 from services.demo.actions import WRITES, Actor
 from services.demo.bus import Bus
 from services.demo.convergence import ENFORCED_SECONDS, START_SECONDS, read_revision, wait_enforced
-from services.demo.folder import ManifestFolder
+from services.demo.folder import ManifestFolder, Objects
 from services.demo.lab import Lab
 from services.demo.pipeline import Pipeline
 from services.demo.probing import Prober
@@ -68,14 +68,26 @@ def check_machine() -> None:
 
 
 class Demo:
-    """One run: the lab, the services, and the bus they speak on. Tests drive the same object."""
+    """One run: the lab, the services, and the bus they speak on. Tests drive the same object.
 
-    def __init__(self, run: Run, console: Console, options: Options) -> None:
+    ``folder``: where objects go, if not into a folder of the run that the controller reads. ``make_pipeline``: the
+    services, if they are started in another way.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        console: Console,
+        options: Options,
+        *,
+        folder: Objects | None = None,
+        make_pipeline: Callable[[Lab], Pipeline] | None = None,
+    ) -> None:
         self.run = run
         self.options = options
         self.lab = Lab(run)
-        self.pipeline = Pipeline(self.lab, mode=options.mode)
-        self.folder = ManifestFolder(run.folder / "manifests")
+        self.pipeline = make_pipeline(self.lab) if make_pipeline else Pipeline(self.lab, mode=options.mode)
+        self.folder: Objects = folder or ManifestFolder(run.folder / "manifests")
         self.traffic = Traffic(self.lab)
         self.outcome = Outcome()
         self._console = console
@@ -94,7 +106,7 @@ class Demo:
         self.say(f"lab: 2 nodes, {len(topology.PODS)} pods, fabric; namespaces {self.run.namespace('*')}")
         self.lab.build()
         self.say(f"NATS {version}, knot, unbound, web servers")
-        servers.start_nats(self.lab, self.options.nats_server)
+        self.pipeline.start_nats(self.options.nats_server)
         servers.start_outside(self.lab)
         servers.start_pod_servers(self.lab, list(self.lab.pods.values()))
         if closed := await control.find_closed_routes(self.traffic, self.lab.pods.values()):
@@ -106,8 +118,10 @@ class Demo:
         started = time.monotonic()
         self._actor.configure({})
         self.folder.write("01-cluster.yaml", objects.render(objects.make_cluster()))
-        self._bus = await Bus.open(self.run.state.nats_url)
-        self.say(f"services: 1 controller, 2 nodeagents, 2 dnsrecorders; {self.options.mode} mode, default deny")
+        self._bus = await self.pipeline.open_bus()
+        count = len(self.pipeline.controllers)
+        services = f"{count} controller{'s' if count > 1 else ''}, 2 nodeagents, 2 dnsrecorders"
+        self.say(f"services: {services}; {self.options.mode} mode, default deny")
         self.pipeline.start()
         revision = await self.settle(0, seconds=START_SECONDS)
         self.outcome.timings["start_seconds"] = round(time.monotonic() - started, 3)

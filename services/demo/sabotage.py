@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from services.demo import objects, topology
-from services.demo.folder import ManifestFolder
+from services.demo.folder import Objects
 from services.demo.lab import Lab
 from services.demo.pipeline import Pipeline, agent_name, recorder_name
 from services.demo.state import is_alive
@@ -28,7 +28,7 @@ class Stage:
 
     lab: Lab
     pipeline: Pipeline
-    folder: ManifestFolder
+    folder: Objects
 
 
 class Sabotage:

@@ -122,7 +122,7 @@ def _start_nats(run: Run, binary: Path, address: str, port: int, *, namespace: s
     configuration.write_text(zones.render_nats(folder, address=address, port=port))
     command = [str(binary), "-c", str(configuration)]
     process = start_process(run, "nats", in_namespace(namespace, *command) if namespace else command)
-    wait_until(run, process, lambda: _connects(address, port))
+    wait_until(run, process, lambda: connects(address, port))
     run.state.nats_url = f"nats://{address}:{port}"
     run.save()
     return process
@@ -146,7 +146,7 @@ def start_outside(lab: Lab) -> None:
     web = start_web(lab, lab.fabric, "web", http=topology.WEB_PORTS, echo=(topology.ECHO_PORT,))
     wait_until(run, authority, lambda: _resolves(lab, topology.AUTHORITY))
     wait_until(run, recursive, lambda: _resolves(lab, topology.FABRIC_DNS))
-    wait_until(run, web, lambda: _connects(topology.FABRIC_DNS, topology.ECHO_PORT, lab.fabric))
+    wait_until(run, web, lambda: connects(topology.FABRIC_DNS, topology.ECHO_PORT, lab.fabric))
 
 
 def start_pod_servers(lab: Lab, pods: Sequence[topology.Pod]) -> None:
@@ -160,7 +160,7 @@ def start_pod_servers(lab: Lab, pods: Sequence[topology.Pod]) -> None:
         wait_until(
             lab.run,
             process,
-            lambda pod=pod: _connects("127.0.0.1", topology.POD_WEB_PORT, lab.pod_namespace(pod)),  # type: ignore[misc]
+            lambda pod=pod: connects("127.0.0.1", topology.POD_WEB_PORT, lab.pod_namespace(pod)),  # type: ignore[misc]
         )
 
 
@@ -184,7 +184,7 @@ def move_name(lab: Lab, name: str, addresses: tuple[str, str], ttl_seconds: int)
         run_command(["knotc", "-s", str(lab.run.folder / "knot" / "knot.sock"), *change])
 
 
-def _connects(address: str, port: int, namespace: str = "") -> bool:
+def connects(address: str, port: int, namespace: str = "") -> bool:
     try:
         with open_socket(namespace, socket.AF_INET, socket.SOCK_STREAM) as connection:
             connection.settimeout(1)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,14 @@ class Process:
 
 
 class KubeServer:
-    """One API server with its etcd. ``tokens``: token -> (user, groups); may be changed while it is stopped."""
+    """One API server with its etcd. ``tokens``: token -> (user, groups); may be changed while it is stopped.
 
-    def __init__(self, folder: Path, assets: Path) -> None:
+    ``service_ranges``: one, or one of each family.
+    """
+
+    def __init__(self, folder: Path, assets: Path, service_ranges: Sequence[str] = (SERVICE_RANGE,)) -> None:
         self.folder = folder
+        self._service_ranges = service_ranges
         self.port, self._etcd_port, self._peer_port = find_free_ports(3)
         self.tokens: dict[str, tuple[str, tuple[str, ...]]] = {
             ADMIN_TOKEN: ("admin", ("system:masters",)),
@@ -123,8 +127,9 @@ class KubeServer:
         self.manager.start()
 
     def stop(self) -> None:
+        """Without a goodbye: the API server waits for its watches for as long as it is let, and nothing is kept."""
         for process in (self.manager, self.apiserver, self.etcd):
-            process.stop()
+            process.stop(signal.SIGKILL)
 
     def until(self, is_true: Any, seconds: float) -> None:
         """Wait for another process's deed; RuntimeError with the logs if it does not come."""
@@ -255,7 +260,8 @@ class KubeServer:
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-signing-key-file={folder}/server.key",
             f"--service-account-key-file={folder}/server.key",
-            f"--service-cluster-ip-range={SERVICE_RANGE}",
+            f"--service-cluster-ip-range={','.join(self._service_ranges)}",
+            f"--feature-gates=IPv6DualStack={'true' if len(self._service_ranges) > 1 else 'false'}",
             "--authorization-mode=RBAC,Node",
             "--disable-admission-plugins=ServiceAccount",
             "--endpoint-reconciler-type=none",
@@ -359,11 +365,11 @@ def make_certificates(folder: Path) -> None:
 
 
 @contextmanager
-def kube_server(folder: Path) -> Iterator[KubeServer]:
+def kube_server(folder: Path, service_ranges: Sequence[str] = (SERVICE_RANGE,)) -> Iterator[KubeServer]:
     """A running API server, gone with the block."""
     assets, missing = find_assets()
     assert assets is not None, missing
-    server = KubeServer(folder, assets)
+    server = KubeServer(folder, assets, service_ranges)
     try:
         server.start()
         yield server

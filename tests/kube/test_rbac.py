@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def used(kube: KubeServer, *, code: int) -> set[Right]:
     for entry in kube.audit():
         reference = entry.get("objectRef")
         status = entry.get("responseStatus", {}).get("code", 0)
-        if entry["user"]["username"] == CONTROLLER_USER and reference and (status == 403) == (code == 403):
+        if entry["user"].get("username") == CONTROLLER_USER and reference and (status == 403) == (code == 403):
             resource = "/".join(filter(None, (reference["resource"], reference.get("subresource"))))
             found.add((entry["verb"], reference.get("apiGroup", ""), resource))
     return found
@@ -76,11 +77,21 @@ def path_of(kind: Kind) -> str:
 def install(kube: KubeServer) -> None:
     """The shipped role, every kind of policy that there is, and an object of each; one of them is to be refused."""
     kube.kubectl("apply", "-f", str(ROLE_FILE.parent / "namespace.yaml"), "-f", str(ROLE_FILE))
-    for kind in CUSTOM:
+    define(kube, CUSTOM)
+    fill(kube)
+
+
+def define(kube: KubeServer, kinds: Sequence[Kind]) -> None:
+    """Definitions that take anything; served when this returns."""
+    for kind in kinds:
         made = open_definition(kind.group, kind.versions[0], kind.kind, kind.plural, scope=scope_of(kind))
         kube.admin.create(DEFINITIONS, made)
-    for kind in CUSTOM:
+    for kind in kinds:
         kube.until(lambda kind=kind: kube.admin.request("GET", path_of(kind))[0] == 200, 20)
+
+
+def fill(kube: KubeServer) -> None:
+    """An object of each, called ``default``, and one that is to be refused."""
     for kind in CUSTOM:
         obj = policy_of(kind) if kind.kind != "NodeClass" else {"apiVersion": "eks.amazonaws.com/v1", "kind": kind.kind}
         kube.admin.create(path_of(kind), {**obj, "metadata": {"name": "default"}})
