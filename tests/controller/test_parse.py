@@ -467,6 +467,28 @@ def test_v1beta1_is_read_as_v1alpha2() -> None:
 
 
 @pytest.mark.parametrize(
+    ("more", "path"),
+    [
+        ({"to": [{"networks": ["10.1.2.3/8"]}]}, "spec.egress[0].to[0].networks[0]"),
+        ({"to": [{"networks": ["::/0", "fd00::1/64"]}]}, "spec.egress[0].to[0].networks[1]"),
+        ({"ports": [{"namedPort": "web"}]}, "spec.egress[0].ports"),
+    ],
+)
+def test_v1beta1_refuses_what_v1alpha2_tolerates(more: Obj, path: str) -> None:
+    """Host bits by a validation expression of its own, and the field that v1alpha2 gave up."""
+    older = upstream(rule("Deny", **more))
+    assert policy(older) and {problem.severity for problem in parse_object(older)[1]} == {"warning"}
+    assert errors({**older, "apiVersion": "policy.networking.k8s.io/v1beta1"}) == [path]
+
+
+@pytest.mark.parametrize("cidr", ["10.0.0.0/8", "FD00::/8", "2001:db8:0:0::/64", "192.0.2.1/32"])
+def test_v1beta1_takes_every_spelling_of_a_prefix(cidr: str) -> None:
+    """Only bits are compared, not letters."""
+    newer = upstream(rule("Deny", to=[{"networks": [cidr]}])) | {"apiVersion": "policy.networking.k8s.io/v1beta1"}
+    assert not errors(newer)
+
+
+@pytest.mark.parametrize(
     ("former", "present"),
     [
         ({"portNumber": {"protocol": "SCTP", "port": 9003}}, {"sctp": {"destinationPort": {"number": 9003}}}),

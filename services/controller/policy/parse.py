@@ -29,17 +29,19 @@ MODES = ("enforce", MODE_AUDIT)
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?\Z")
 
+BETA_VERSION = "policy.networking.k8s.io/v1beta1"
+
 POLICY_KINDS: dict[tuple[str, str], PolicyKind] = {
     ("networking.k8s.io/v1", "NetworkPolicy"): PolicyKind.NETWORK_POLICY,
     ("networking.k8s.aws/v1alpha1", "ApplicationNetworkPolicy"): PolicyKind.APPLICATION_NETWORK_POLICY,
     ("networking.k8s.aws/v1alpha1", "ClusterNetworkPolicy"): PolicyKind.AWS_CLUSTER_NETWORK_POLICY,
-    ("policy.networking.k8s.io/v1beta1", "ClusterNetworkPolicy"): PolicyKind.CLUSTER_NETWORK_POLICY,
+    (BETA_VERSION, "ClusterNetworkPolicy"): PolicyKind.CLUSTER_NETWORK_POLICY,
     ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"): PolicyKind.CLUSTER_NETWORK_POLICY,
     ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"): PolicyKind.ADMIN_NETWORK_POLICY,
     ("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy"): PolicyKind.BASELINE_ADMIN_NETWORK_POLICY,
 }
 API_OF = {kind: (version, name) for (version, name), kind in POLICY_KINDS.items()}
-"""The other way round, for specs that come back from the stream: v1alpha2, whose spec v1beta1 repeats."""
+"""The other way round, for specs that come back from the stream: v1alpha2, which reads all that v1beta1 admits."""
 
 POLICY_GROUPS = frozenset(version.partition("/")[0] for version, _ in POLICY_KINDS) | {"extensions"}
 """``extensions/v1beta1 NetworkPolicy`` is the same object's first version, which no API server knows any more."""
@@ -181,7 +183,8 @@ def _parse_policy(obj: Reader, header: Header) -> Policy | None:
     if kind in NAMESPACED_KINDS:
         read = parse_network_policy.read_spec(spec, kind, header.namespace)
     else:
-        read = parse_cluster_policy.read_spec(spec, kind)
+        is_beta = obj.get("apiVersion").value == BETA_VERSION
+        read = parse_cluster_policy.read_spec(spec, kind, is_beta=is_beta)
     return _build_policy(header, read, is_audited=mode.value == MODE_AUDIT)
 
 

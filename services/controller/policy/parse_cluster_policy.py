@@ -3,6 +3,7 @@
 * ``networking.k8s.aws/v1alpha1 ClusterNetworkPolicy`` (AWS): Accept, Deny, Pass; ``ports``; the seeds' spellings.
 * ``policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy`` (UPSTREAM): Accept, Deny, Pass; ``protocols``, which the
   first publications of v1alpha2 had as ``ports``.
+* ``policy.networking.k8s.io/v1beta1 ClusterNetworkPolicy`` (BETA): the same, with ``protocols`` alone.
 * ``policy.networking.k8s.io/v1alpha1 AdminNetworkPolicy``, ``BaselineAdminNetworkPolicy``: Allow, Deny, Pass;
   ``ports``.
 
@@ -13,7 +14,7 @@ their validation markers, pkg/crd/crds.yaml of aws/amazon-network-policy-control
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from schemas.policy import CidrPeer, NodePeer, Peer, PodPeer, PortRange, Selector
 from schemas.terms import Action, Direction, PolicyKind, Tier
@@ -67,6 +68,8 @@ class Dialect:
     """Whether an IPv6 prefix may be written with a dotted quad."""
     named_port_anywhere: bool = False
     """Whether a rule with a named port may have peers that are no pods; they match nothing by it."""
+    takes_host_bits: bool = True
+    """Whether bits beyond a prefix's length may be set: they are cleared, with a warning."""
     former_ports_field: str = ""
     """What an earlier publication of the same version had in the place of ``ports_field``: read with a warning."""
 
@@ -107,10 +110,13 @@ DIALECTS = {
     ),
 }
 
+BETA = replace(DIALECTS[PolicyKind.CLUSTER_NETWORK_POLICY], takes_host_bits=False, former_ports_field="")
+"""``policy.networking.k8s.io/v1beta1``: v1alpha2 as it stands now, with one validation expression more."""
 
-def read_spec(spec: Reader, kind: PolicyKind) -> Spec:
+
+def read_spec(spec: Reader, kind: PolicyKind, *, is_beta: bool = False) -> Spec:
     """The whole spec; its faults are in the report."""
-    dialect = DIALECTS[kind]
+    dialect = BETA if is_beta else DIALECTS[kind]
     tier = () if dialect.tier is not None else ("tier",)
     priority = ("priority",) if dialect.has_priority else ()
     spec.fields(*tier, *priority, "subject", "ingress", "egress")
@@ -243,7 +249,7 @@ def _read_network(reader: Reader, dialect: Dialect) -> Peer:
         reader.fault(f"longer than {CIDR_TEXT_MAX} characters")
     elif not dialect.takes_embedded and ":" in text and "." in text:
         reader.fault(f"{text!r}: an IPv4 address inside an IPv6 prefix is not supported by this API")
-    return CidrPeer(cidr=read_cidr(reader))
+    return CidrPeer(cidr=read_cidr(reader, takes_host_bits=dialect.takes_host_bits))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -91,11 +91,18 @@ def read_namespaced_pods(reader: Reader) -> PodPeer:
     )
 
 
-def read_cidr(reader: Reader) -> str:
-    """A prefix in canonical text; host bits are cleared with a warning, as every API here tolerates them."""
+def read_cidr(reader: Reader, *, takes_host_bits: bool = True) -> str:
+    """A prefix in canonical text; host bits are cleared with a warning where the API tolerates them."""
     if isinstance(reader.value, str) and is_canonical_v4(reader.value):
         return reader.value
-    return str(_read_network(reader) or NOWHERE)
+    network = _read_network(reader)
+    if network and not takes_host_bits and str(network.network_address) != _canonical(reader.text().partition("/")[0]):
+        reader.fault(f"{reader.value!r} has bits set beyond its length: {network} is the prefix")
+    return str(network or NOWHERE)
+
+
+def _canonical(address: str) -> str:
+    return str(ipaddress.ip_address(address))
 
 
 def is_canonical_v4(text: str) -> bool:
