@@ -9,7 +9,7 @@ APT := python3-bpfcc bpftool linux-libc-dev libbpf1 python3-venv \
        knot unbound knot-dnsutils bind9-dnsutils nftables iproute2 curl procps prometheus openssl
 APT_BENCH := iperf3 sockperf dnsperf dnsdist
 
-.PHONY: help setup packages demo test test-fast test-kernels soak test-kube kube-assets check bench detach clean requirements
+.PHONY: help setup packages demo test test-fast test-kernels soak test-kube kube-assets check bench story detach clean requirements
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ check: setup ## ruff, mypy --strict, import contracts
 bench: setup ## The figures, as ratios in one run (root); ONLY=core|scenarios|pipeline|bus|datapath|traffic|dns|verdicts|spans|kube
 	@$(MAKE) --no-print-directory packages APT="$(APT_BENCH)"
 	@$(PYTHON) -m bench $(ONLY)
+
+story: setup ## Record the story of a verdict again and draw docs/story.svg from it (root)
+	@$(PYTHON) -m story record
 
 detach: setup ## Remove what a demo left behind: processes, namespaces, pinned maps
 	@.venv/bin/yett demo --stop

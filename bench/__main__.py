@@ -30,6 +30,7 @@ from bench.kube import measure_kube
 from bench.memory import measure_memory
 from bench.prefixes import measure_prefixes
 from bench.spans import measure_spans
+from bench.tracing import measure_tracing
 from bench.traffic import measure_traffic
 from bench.verdicts import measure_verdicts
 from services.demo import figures
@@ -105,7 +106,7 @@ def main(asked: list[str]) -> int:
         "traffic": measure_traffic,
         "dns": measure_dns,
         "verdicts": measure_verdicts,
-        "spans": measure_spans,
+        "spans": lambda: [*measure_spans(), *measure_tracing()],
         "pipeline": lambda: measure_pipeline(console),
         "kube": measure_kube,
     }

@@ -6,14 +6,12 @@ The receiver is a process of its own that takes everything (OTLP over HTTP), so 
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
 import time
 
 from opentelemetry.sdk.trace import TracerProvider
 
 from bench.bounds import Measured
+from bench.tracing import receiver
 from schemas.policy import RuleSource
 from schemas.terms import Direction, NodeName, Reason, RevisionNumber, Tier, Verdict
 from schemas.verdict import VerdictEvent
@@ -52,16 +50,9 @@ def make_event(number: int) -> VerdictEvent:
 
 def measure_spans() -> list[Measured]:
     """One row."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.otlp_receiver", str(port)]
-    receiver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert receiver.stdout is not None
-    try:
-        receiver.stdout.readline()
-        drain = subprocess.Popen(["cat"], stdin=receiver.stdout, stdout=subprocess.DEVNULL)
+    with receiver() as endpoint:
         counts, provider = ExportCounts(), TracerProvider(shutdown_on_exit=False)
-        emitter = add_exporter(provider, CommonSettings(otel_endpoint=f"http://127.0.0.1:{port}"), counts=counts)
+        emitter = add_exporter(provider, CommonSettings(otel_endpoint=endpoint), counts=counts)
         assert emitter is not None
         spans = VerdictSpans(emitter, 1.0, rate=1e9)
         events = [make_event(number) for number in range(SPANS)]
@@ -72,10 +63,6 @@ def measure_spans() -> list[Measured]:
             _await_sent(counts, first + CHUNK)
         micros = (time.process_time() - began) / SPANS * 1e6
         provider.shutdown()
-    finally:
-        receiver.terminate()
-        receiver.wait(10)
-    drain.wait(10)
     spread = f"{counts.exported} exported, {counts.failed + counts.dropped} not"
     return [Measured("a verdict as an exported span, processor time", round(micros, 1), "us", 100.0, spread)]
 

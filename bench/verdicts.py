@@ -23,6 +23,7 @@ from pathlib import Path
 import uvloop
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from opentelemetry.sdk.trace import TracerProvider
 
 from bench.bounds import Measured
 from bench.datapath import POD4, make_tables, tcp_frame
@@ -30,11 +31,13 @@ from schemas import wire
 from schemas.terms import NodeName
 from schemas.verdict import VerdictEvent
 from services.common import bpf, nats
+from services.common.exporting import add_exporter
 from services.common.jetstream import JetStream
 from services.common.settings import CommonSettings
 from services.common.streams import ensure_stream, verdict_stream
 from services.nodeagent.verdictbus import VerdictBus
 from services.nodeagent.verdicts import PodName, Storyteller
+from services.nodeagent.verdictspans import VerdictSpans
 from tests.bpf import packets
 from tests.bpf.prog_run import IFINDEX, Kernel
 from tests.nats_server import NatsServer
@@ -53,12 +56,17 @@ SETTLE_SECONDS = 10.0
 # The process that is measured
 
 
-async def read_ring(url: str, ring: Path) -> None:
-    """As the agent does, until standard input ends; a line in asks for a line out: counters, processor seconds."""
+async def read_ring(url: str, ring: Path, collector: str = "") -> None:
+    """As the agent does, until standard input ends; a line in asks for a line out: counters, processor seconds.
+
+    ``collector``: endpoint of a receiver of spans, which are made between the lines ``trace`` and ``quiet``.
+    """
     storyteller = Storyteller(NodeName("node-a"))
     storyteller.set_state(pods={ENDPOINT: PodName("app", "web")}, rulesets={}, patterns={}, owners={})
     verdicts = VerdictBus(NodeName("node-a"), storyteller)
     client = await nats.connect(CommonSettings(nats_url=url, log_level="error"), "bench")
+    emitter = add_exporter(TracerProvider(shutdown_on_exit=False), CommonSettings(otel_endpoint=collector))
+    spans = VerdictSpans(emitter, 1.0) if emitter else None
     verdicts.attach(bpf.RingBuffer(ring))
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(verdicts.run(client)), group.create_task(verdicts.tick())]
@@ -67,8 +75,11 @@ async def read_ring(url: str, ring: Path) -> None:
         while line := await lines.readline():
             if line == b"drain\n":
                 await verdicts.drain(client)
-                await client.flush()
-            said = {**verdicts.counters, "queued": verdicts.queued, "cpu": time.process_time()}
+                await nats.flush(client)
+            elif spans and line in (b"trace\n", b"quiet\n"):
+                verdicts.sinks[:] = [spans] if line == b"trace\n" else []
+            made = spans.counters["spans"] if spans else 0
+            said = {**verdicts.counters, "spans": made, "queued": verdicts.queued, "cpu": time.process_time()}
             sys.stdout.write(json.dumps(said) + "\n")
             sys.stdout.flush()
         for task in tasks:
@@ -78,14 +89,18 @@ async def read_ring(url: str, ring: Path) -> None:
 class Reader:
     """The process, and what it says of itself."""
 
-    def __init__(self, url: str, ring: Path) -> None:
-        command = [sys.executable, "-m", "bench.verdicts", "--read", url, str(ring)]
+    def __init__(self, url: str, ring: Path, collector: str = "") -> None:
+        command = [sys.executable, "-m", "bench.verdicts", "--read", url, str(ring), collector]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def ask(self, *, drain: bool = False) -> dict[str, float]:
-        """Counters and processor seconds so far."""
+    def trace(self, *, is_on: bool) -> None:
+        """Let what is told from now on become spans, or not."""
+        self.ask("trace" if is_on else "quiet")
+
+    def ask(self, command: str = "") -> dict[str, float]:
+        """Counters and processor seconds so far; of a ``command`` once it is carried out."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write("drain\n" if drain else "\n")
+        self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
         while not (line := self._process.stdout.readline()).startswith("{"):
             if not line:
@@ -203,7 +218,7 @@ async def measure_latency(kernel: Kernel, client: Client) -> list[Measured]:
         arrived.put_nowait((time.time_ns() - event.unix_nanos) / 1e6)
 
     await client.subscribe("yett.verdict.>", cb=on_verdict)
-    await client.flush()
+    await nats.flush(client)
     program = bpf.open_object(kernel.loaded.programs["from_pod"])
     millis = []
     for number in range(LATENCIES):
@@ -238,9 +253,9 @@ def measure_verdicts() -> list[Measured]:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the rows as JSON; ``--read URL RING``: be the process that is measured."""
+    """Print the rows as JSON; ``--read URL RING [COLLECTOR]``: be the process that is measured."""
     if arguments[:1] == ["--read"]:
-        uvloop.run(read_ring(arguments[1], Path(arguments[2])))
+        uvloop.run(read_ring(arguments[1], Path(arguments[2]), *arguments[3:]))
         return
     print(json.dumps([row.to_json() for row in measure_verdicts()], indent=1))
 

@@ -9,11 +9,12 @@ import asyncio
 import os
 import time
 from collections import Counter
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import nats.errors
 from nats.aio.client import Client
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from schemas import wire
@@ -104,15 +105,14 @@ class App:
             await self._take_refusal(event)
             return
         self._counters["events"] += 1
+        self._counters["learned"] += event.learned
         try:
             answer = parse_answer(event.message, self._recorder.config.search_suffixes)
         except AnswerError as error:
             self._refuse(error.reason.name.lower(), error)
             return
         self._compare(event, answer)
-        with _tracer.start_as_current_span(
-            "dns answer", kind=SpanKind.INTERNAL, attributes=_describe(event, answer), start_time=_unix_nanos(event)
-        ):
+        with self._start_span(event, answer):
             await self._observe(event, answer)
             if event.is_from_outside:
                 self._counters["from_outside"] += 1  # it serves the asker alone
@@ -129,11 +129,24 @@ class App:
 
     async def _tell_refusal(self, event: ResolutionEvent, answer: Answer, reason: Reason) -> None:
         """To the agent, which knows the pod's rules and tells everybody else."""
-        attributes = {**_describe(event, answer), "yett.reason": reason.name.lower()}
-        with _tracer.start_as_current_span(
-            "dns answer", kind=SpanKind.INTERNAL, attributes=attributes, start_time=_unix_nanos(event)
-        ):
+        with self._start_span(event, answer, reason):
             await self._observe(event, answer, reason=reason)
+
+    def _start_span(
+        self, event: ResolutionEvent, answer: Answer, reason: int | None = None
+    ) -> AbstractContextManager[Span]:
+        """An answer's, from when the kernel released it. ``reason``: other than the kernel gave."""
+        reason = event.reason if reason is None else reason
+        attributes: dict[str, AttributeValue] = {
+            "dns.question.name": answer.name,
+            "dns.answers": answer.addresses,
+            "server.address": event.resolver,
+            "k8s.node.name": self._node,
+            "yett.endpoint": event.endpoint,
+            "yett.learned": event.learned,
+            "yett.reason": _reason_name(reason) if reason else "learned",
+        }
+        return _tracer.start_as_current_span("dns answer", attributes=attributes, start_time=_unix_nanos(event))
 
     def _compare(self, event: ResolutionEvent, answer: Answer) -> None:
         if event.is_complete and event.answers != len(answer.records):
@@ -172,13 +185,13 @@ class App:
                 await self._tell_refusal(event, answer, reason)
             return
         is_believed = not event.is_from_outside
-        with _tracer.start_as_current_span(
-            "dns answer", kind=SpanKind.INTERNAL, attributes=_describe(event, answer), start_time=_unix_nanos(event)
-        ):
+        with self._start_span(event, answer):
             await self._observe(event, answer, handed_over=is_believed)
             self._counters["handover_learned" if is_believed else "from_outside"] += 1
             if is_believed:
-                self._publish(self._recorder.note(answer, str(event.endpoint), boottime_seconds()), event)
+                publication = self._recorder.note(answer, str(event.endpoint), boottime_seconds())
+                self._counters["learned"] += len(answer.addresses) if publication else 0
+                self._publish(publication, event)
         self._time_handover(handed)
 
     def _time_handover(self, handed: Handed) -> None:
@@ -226,8 +239,8 @@ class App:
             resolver=event.resolver if event else "",
             learned_unix_nanos=_unix_nanos(event) if event else 0,
         )
-        with _tracer.start_as_current_span("publish resolution", kind=SpanKind.PRODUCER) as span:
-            span.set_attribute("dns.question.name", publication.name)
+        attributes = {"dns.question.name": publication.name, "k8s.node.name": self._node}
+        with _tracer.start_as_current_span("publish resolution", kind=SpanKind.PRODUCER, attributes=attributes) as span:
             headers = inject(wire.headers_for(resolution), span)
         headers[wire.HEADER_TTL] = f"{publication.keep_seconds}s"
         self._outbox.put(
@@ -357,17 +370,6 @@ class MemoryFile:
             beside.replace(self._path)
         except OSError as error:
             _log.warning("memory not saved", file=str(self._path), problem=str(error))
-
-
-def _describe(event: ResolutionEvent, answer: Answer) -> dict[str, AttributeValue]:
-    return {
-        "dns.question.name": answer.name,
-        "dns.answers": answer.addresses,
-        "server.address": event.resolver,
-        "yett.endpoint": event.endpoint,
-        "yett.learned": event.learned,
-        "yett.reason": _reason_name(event.reason) if event.reason else "learned",
-    }
 
 
 def _reason_name(reason: int) -> str:

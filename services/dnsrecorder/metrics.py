@@ -7,6 +7,7 @@ from schemas.terms import Reason
 from services.common.metrics import Family, Page
 
 ANSWERS = Family("yett_answers_total", "counter", "DNS answers that were news, from the kernel's learner.")
+LEARNED = Family("yett_names_learned_total", "counter", "Addresses learned for a name that a rule covers.")
 HANDED_OVER = Family("yett_answers_handed_over_total", "counter", "Answers that the kernel left to the recorder.")
 REFUSED = Family("yett_answers_refused_total", "counter", "Answers not learned, or in part.", ("reason",))
 SUPPRESSED = Family("yett_answers_suppressed_total", "counter", "Answers that the kernel held back, by a budget.")
@@ -16,7 +17,9 @@ DROPPED = Family("yett_resolutions_dropped_total", "counter", "Resolutions given
 BUFFERED = Family("yett_resolutions_buffered", "gauge", "Resolutions that wait for the stream.")
 REMEMBERED = Family("yett_names_remembered", "gauge", "Pairs of name and address that the recorder remembers.")
 RING = Family("yett_resolution_ring_waiting_bytes", "gauge", "How far the recorder is behind the kernel's learner.")
-FAMILIES = (*(ANSWERS, HANDED_OVER, REFUSED, SUPPRESSED, OUTCOMES, PUBLISHED, DROPPED, BUFFERED, REMEMBERED, RING),)
+FAMILIES = (
+    *(ANSWERS, LEARNED, HANDED_OVER, REFUSED, SUPPRESSED, OUTCOMES, PUBLISHED, DROPPED, BUFFERED, REMEMBERED, RING),
+)
 REASONS = tuple(reason.name.lower() for reason in Reason if reason.name.startswith("LEARN_"))
 KNOWN_OUTCOMES = (
     *("uncovered", "known", "forgotten", "over_addresses_per_name", "over_endpoint_budget", "over_parent_budget"),
@@ -29,6 +32,7 @@ def put_recorder(page: Page, status: RecorderStatus) -> None:
     counters = status.counters
     handed_over = Reason.LEARN_HANDED_OVER.name.lower()
     page.put(ANSWERS, counters.get("events", 0))
+    page.put(LEARNED, counters.get("learned", 0))
     page.put(HANDED_OVER, counters.get(handed_over, 0))
     for reason in REASONS:
         if reason != handed_over:

@@ -6,6 +6,7 @@ Three kinds of processes on two nodes, and a receiver of OTLP that is not ours.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -14,9 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dns.message
+import jsonschema
 import nats
 import pytest
 
@@ -24,22 +27,23 @@ from schemas import wire
 from schemas.terms import Verdict
 from schemas.verdict import NameRefused
 from services.common.metrics import Family
-from services.demo import servers, topology
+from services.common.nats import flush
+from services.demo import topology
 from services.demo.bus import wait_for
 from services.demo.figures import FreshNames, ask, open_questions
-from services.demo.lab import in_namespace
-from services.demo.state import Process, is_alive
+from services.demo.pipeline import agent_name
+from services.demo.state import is_alive
 from services.demo.traffic import Traffic
 from services.nodeagent.metrics import MAP_REFUSED
+from story.record import RECEIVER, find_spans, start_receiver, tracing
+from story.spans import Span, Spans
 from tests.docs.test_metrics import FAMILIES, list_queries
 from tests.e2e.conftest import Running, start_running
 from tests.e2e.onenode import until
 from tests.e2e.prometheus import SERVICES, Prometheus
-from tests.e2e.spans import Span, Spans
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
-PORT = 4318
 WITHOUT_CAUSE = (MAP_REFUSED,)
 """Metrics that have no series in a run without a fault."""
 ASKER, USER, STRANGER = (topology.find_pod(key) for key in ("figures/prober", "figures/prober-b", "app/curl-frontend"))
@@ -56,38 +60,22 @@ spec:
 """
 
 
-def start_receiver(running: Running) -> Process:
-    """In the fabric, where host and nodes reach it."""
-    run, lab = running.demo.run, running.demo.lab
-    command = in_namespace(lab.fabric, sys.executable, "-m", "tests.otlp_receiver", str(PORT))
-    process = servers.start_process(run, "otlp", command)
-    servers.wait_until(run, process, lambda: "ready" in (run.logs / "otlp.log").read_text())
-    return process
-
-
 @pytest.fixture(scope="module")
 def traced() -> Iterator[Running]:
     """A pipeline whose spans go to the receiver, every allowed flow's among them."""
 
     def before_services(running: Running) -> None:
-        start_receiver(running)
-        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://{running.demo.run.fabric_address}:{PORT}"
-        os.environ["YETT_SPAN_ALLOW_RATIO"] = "1"
-        os.environ["YETT_USAGE_SECONDS"] = "1"
+        start_receiver(running.demo.lab)
+        settings.enter_context(tracing(running.demo.run))
 
-    try:
-        with start_running(before_services) as running:
-            running.apply("figures.yaml")
-            yield running
-    finally:
-        os.environ.pop("OTEL_EXPORTER_OTLP_ENDPOINT", None)
-        os.environ.pop("YETT_SPAN_ALLOW_RATIO", None)
-        os.environ.pop("YETT_USAGE_SECONDS", None)
+    with contextlib.ExitStack() as settings, start_running(before_services) as running:
+        running.apply("figures.yaml")
+        yield running
 
 
 @pytest.fixture
 def spans(traced: Running) -> Spans:
-    return Spans(traced.demo.run.logs / "otlp.log")
+    return find_spans(traced.demo.run)
 
 
 def connect(running: Running, pod: topology.Pod, address: str, name: str) -> bool:
@@ -171,12 +159,12 @@ def test_a_name_of_ones_own_leads_to_ones_own_answer(traced: Running, spans: Spa
 
 def test_the_receiver_may_die_and_come_back(traced: Running, spans: Spans) -> None:
     """Verdicts go on without it, and the next ones reach the one that is started again."""
-    receiver = next(one for one in reversed(traced.demo.run.state.processes) if one.name == "otlp")
+    receiver = next(one for one in reversed(traced.demo.run.state.processes) if one.name == RECEIVER)
     os.kill(receiver.pid, signal.SIGKILL)
     assert not connect(traced, STRANGER, "203.0.113.21", "203.0.113.21")
     heard = traced.run(find_heard(traced, "203.0.113.21"))
     assert heard and not is_alive(receiver)
-    start_receiver(traced)
+    start_receiver(traced.demo.lab)
     assert not connect(traced, STRANGER, "203.0.113.22", "203.0.113.22")
     find_verdict(spans, STRANGER, "203.0.113.22", Verdict.DENY)
 
@@ -227,7 +215,7 @@ def test_every_query_of_the_dashboard_has_a_result(prometheus: Prometheus, query
 def test_every_alert_can_be_evaluated(prometheus: Prometheus) -> None:
     """And a healthy pipeline fires none."""
     rules = prometheus.list_rules()
-    assert len(rules) == 11
+    assert len(rules) == 12
     assert {rule["name"]: rule["state"] for rule in rules if rule["health"] == "err" or rule["state"] == "firing"} == {}
 
 
@@ -241,7 +229,7 @@ def test_an_allowed_name_with_a_sinkholes_address_is_an_event_of_its_own(traced:
     async def hear() -> NameRefused:
         client = await nats.connect(traced.demo.run.state.nats_url)
         heard = await client.subscribe("yett.name_refused.>")
-        await client.flush()
+        await flush(client)
         await asyncio.to_thread(resolve, traced, ASKER, name)
         message = await heard.next_msg(timeout=20)
         await client.close()
@@ -269,7 +257,7 @@ def test_a_name_that_dns_refuses_is_told_apart_from_a_shut_gate(traced: Running)
     async def hear() -> dict[str, str]:
         client = await nats.connect(bus)
         heard = await client.subscribe("yett.name_refused.>")
-        await client.flush()
+        await flush(client)
         await asyncio.to_thread(ask_all)
         told = {}
         while len(told) < len(expected):
@@ -348,6 +336,54 @@ def test_what_a_pod_did_becomes_a_policy_that_allows_it_and_no_more(traced: Runn
     assert connect(traced, STRANGER, seen_address, seen)
     resolve(traced, STRANGER, other)
     assert not connect(traced, STRANGER, other_address, other)
+
+
+FLOW_LOG = {"YETT_FLOW_LOG_LABELS": "role=frontend", "YETT_FLOW_LOG_PODS": "app/curl-*"}
+"""Whose flows are logged: pods that both choose."""
+
+
+def restart_agent(running: Running, node: topology.Node, own: dict[str, str]) -> None:
+    """Ended as a kubelet ends it, and started with other settings."""
+    agent = running.demo.pipeline.processes[agent_name(node)]
+    os.kill(agent.pid, signal.SIGTERM)
+    until(lambda: not is_alive(agent), 10, "the agent ends")
+    running.demo.pipeline.start_agent(node, own)
+
+
+def read_flow_log(folder: Path) -> list[dict[str, Any]]:
+    """All lines of a log and its rotated files."""
+    return [json.loads(line) for path in folder.glob("flows.log*") for line in path.read_text().splitlines()]
+
+
+def test_flow_logs_hold_what_the_settings_chose(traced: Running) -> None:
+    """Two agents, a file that is rotated and standard output in CloudWatch's form, real denials: pods are chosen by
+    name and label, lines bear the label that the cluster's settings ask for, and fit the published schema."""
+    run, before = traced.demo.run, traced.revision()
+    folder = run.folder / "flow-log"
+    folder.mkdir()
+    traced.demo.folder.write_config({"flow-labels": "role"})
+    traced.settle(before)
+    to_file = {"YETT_FLOW_LOG": str(folder / "flows.log"), "YETT_FLOW_LOG_MAX_BYTES": "2000"}
+    restart_agent(traced, topology.NODE_A, {**FLOW_LOG, **to_file})
+    restart_agent(traced, topology.NODE_B, {"YETT_FLOW_LOG": "stdout", "YETT_FLOW_LOG_FORMAT": "emf"})
+    traced.apply("change-12.yaml", SWITCH.format(number=12))
+    others = [topology.find_pod(key) for key in ("app/curl-backend", "app/curl-frontend.b")]
+    for number in range(41, 47):
+        address = f"203.0.113.{number}"
+        assert not any(connect(traced, pod, address, address) for pod in (*others, STRANGER))
+    until(lambda: len(read_flow_log(folder)) >= 6, 20, "the denials are logged")
+    lines, schema = read_flow_log(folder), wire.export_json_schema()
+    assert (folder / "flows.log.1").exists()
+    for line in lines:
+        jsonschema.validate(line, {**schema, "$ref": "#/$defs/FlowLog"})
+    assert {(one["pod"], one["verdict"], str(one["labels"])) for one in lines} == {
+        (STRANGER.name, "deny", str({"role": "frontend"}))
+    }
+    printed = (run.logs / f"{agent_name(topology.NODE_B)}.log").read_text().splitlines()
+    counted = [json.loads(line) for line in printed if line.startswith('{"_aws"')]
+    mine = [one for one in counted if one["pod"] == others[1].name and one["verdict"] == "deny"]
+    assert mine and all(one["Verdicts"] == one["count"] for one in mine if "count" in one)
+    assert mine[0]["labels"] == {"role": "frontend"}
 
 
 def run_yett(nats_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:

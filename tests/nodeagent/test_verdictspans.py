@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import iter_modules
 
 import msgspec
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating import attributes as conventions
 
 from bench.spans import make_event
 from schemas.terms import Verdict
 from services.common.exporting import BoundedProcessor, Emitter, ExportCounts
 from services.nodeagent.verdictspans import VerdictSpans, make_attributes
+from story.__main__ import RECORDING
+from story.recording import read_recording
 
 PAGE = (Path(__file__).parents[2] / "docs" / "traces.md").read_text()
 
@@ -58,6 +63,24 @@ def test_what_is_over_the_budget_is_counted() -> None:
         spans(make_event(number))
     assert len(kept.spans()) + spans.counters["spans_over_budget"] == 1000
     assert spans.counters["spans_over_budget"] > 900
+
+
+def list_conventional() -> set[str]:
+    """Every attribute that OpenTelemetry's semantic conventions know, as its own package has them."""
+    modules = [
+        importlib.import_module(f"{conventions.__name__}.{one.name}") for one in iter_modules(conventions.__path__)
+    ]
+    return {value for one in modules for name, value in vars(one).items() if name.isupper() and isinstance(value, str)}
+
+
+def test_attributes_are_conventional_or_our_own() -> None:
+    """Of a verdict's span, and of every span of the story that was recorded."""
+    event = msgspec.structs.replace(make_event(1), peer="app/db")
+    spans = [span for scene in read_recording(RECORDING).scenes for span in scene.spans]
+    names = {*make_attributes(event), *(name for span in spans for name in span.attributes)}
+    wanted = ("source", "destination", "network", "k8s", "dns", "server", "yett")
+    assert {name.partition(".")[0] for name in names} == set(wanted)
+    assert {name for name in names if not name.startswith("yett.")} <= list_conventional()
 
 
 def test_every_attribute_is_on_the_page() -> None:

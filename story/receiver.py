@@ -1,4 +1,4 @@
-"""``python -m tests.otlp_receiver PORT``: an OTLP receiver that is not ours; a span a line on stdout, as JSON."""
+"""``python -m story.receiver PORT``: an OTLP receiver that is not ours; a span a line on stdout, as JSON."""
 
 from __future__ import annotations
 
