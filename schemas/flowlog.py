@@ -31,7 +31,8 @@ class FlowLog(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Or ``name_refused``: no flow, but a name that a rule of the pod covers and DNS refused; ``reason`` is what DNS said
     (docs/flows.md), ``destination_address`` a sinkhole's or empty, ``resolver`` who said it.
     ``name``: the domain that admitted, or under which the pod was told the address. ``trace_id``: of the change that
-    made the revision. ``varies``: the denials counted differ in peer and port.
+    made the revision. ``owner``, ``labels``: of the pod, as the settings ``flow-owners`` and ``flow-labels`` say.
+    ``varies``: the denials counted differ in peer and port.
     """
 
     version: int
@@ -58,6 +59,8 @@ class FlowLog(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     suppressed: int = 0
     trace_id: str = ""
     resolver: str = ""
+    owner: str = ""
+    labels: dict[str, str] = {}
 
 
 NAME_REFUSED = "name_refused"
@@ -85,6 +88,8 @@ def make_refused_log(event: NameRefused) -> FlowLog:
         suppressed=event.suppressed,
         trace_id=event.learned_trace[3:35],
         resolver=event.resolver,
+        owner=event.owner,
+        labels=event.labels,
     )
 
 
@@ -117,6 +122,8 @@ def make_flow_log(event: VerdictEvent) -> FlowLog:
         varies=event.varies,
         suppressed=event.suppressed,
         trace_id=event.applied_trace[3:35],
+        owner=event.owner,
+        labels=event.labels,
     )
 
 

@@ -235,6 +235,10 @@ class Config(Row, frozen=True, kw_only=True):
     """cluster | zone | node | off."""
     learn_all: bool = False
     timeouts: FlowTimeouts = FlowTimeouts()
+    flow_labels: tuple[str, ...] = ()
+    """Labels of pods that flows are told with."""
+    flow_owners: bool = False
+    """Whether flows are told with what owns the pod."""
 
 
 class NamespaceRow(Row, frozen=True, kw_only=True):
@@ -305,6 +309,7 @@ class EndpointRow(Row, frozen=True, kw_only=True):
 
     Published when the pod is bound, before it has an address.
     ``*_shadow``: the rulesets with the policies under audit, or empty. ``addresses``: known ones, sorted; may be empty.
+    ``labels``, ``owner``: for people, and only as far as the settings ask for them (``flow_labels``, ``flow_owners``).
     """
 
     node: NodeName
@@ -317,6 +322,8 @@ class EndpointRow(Row, frozen=True, kw_only=True):
     egress_shadow: RulesetHash = RulesetHash("")
     ingress_shadow: RulesetHash = RulesetHash("")
     addresses: tuple[str, ...] = ()
+    labels: Labels = {}
+    owner: str = ""
 
 
 class DomainRow(Row, frozen=True, kw_only=True):

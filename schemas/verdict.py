@@ -20,6 +20,8 @@ class VerdictEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     last; where it ``varies`` (a scan), they differ in peer and port. ``suppressed``: events of this endpoint that the
     kernel held back since the last one. Aggregated denials are on ``yett.denied.<node>.<ns>.<pod>.<deny|audit>`` too.
 
+    ``owner``: ``Kind/name`` of what the pod belongs to; it and ``labels`` of the pod only where the cluster's settings
+    ask for them.
     ``applied_trace``, ``learned_trace``: traceparents of the span that applied the revision and of the one that learned
     the name.
     """
@@ -49,6 +51,8 @@ class VerdictEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     varies: bool = False
     applied_trace: str = ""
     learned_trace: str = ""
+    owner: str = ""
+    labels: dict[str, str] = {}
 
 
 class NameRefused(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -75,3 +79,5 @@ class NameRefused(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     varies: bool = False
     learned_trace: str = ""
     """Traceparent of the recorder's span of the last answer."""
+    owner: str = ""
+    labels: dict[str, str] = {}

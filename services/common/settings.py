@@ -122,6 +122,12 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     flow_log_format: Literal["json", "emf"] = "json"
     flow_log_namespaces: tuple[str, ...] = ()
     """Pods of these namespaces alone; empty: all."""
+    flow_log_pods: tuple[str, ...] = ()
+    """These pods alone, as globs of namespace/name; empty: all."""
+    flow_log_owners: tuple[str, ...] = ()
+    """Pods of these owners alone, as globs of Kind/name; empty: all."""
+    flow_log_labels: tuple[str, ...] = ()
+    """Pods that have all these labels alone, as key=value; empty: all."""
     flow_log_max_bytes: Count = 100 * 1024 * 1024
     flow_log_files: Count = 5
     span_allow_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.1

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from schemas import wire
-from schemas.policy import EndpointRow
+from schemas.policy import Config, EndpointRow
 from schemas.terms import Default, NodeName
 from services.controller.cohorts import Cohort, Cohorts, name_shadow
 from services.controller.facts import Facts
@@ -26,6 +26,8 @@ from services.controller.rows import RowStore
 from services.controller.rulesets import Numbers
 from services.controller.rulings import Rulings
 
+LABEL_VALUE_MAX = 63
+"""As Kubernetes has it; a manifest's longer value is cut."""
 Question = tuple[Profile, Default | None, Numbers]
 """What a group is known by. No default: its pods are not bound to a node."""
 
@@ -80,7 +82,8 @@ class Endpoints:
             group = self._group_of.get(key)
             row = group.flock.rows[key] if group is not None else None
             if row is not None and group is not None and group.cohort is not None:
-                self._rows.write_member(group.flock, row, self._encode(self._facts.world.pods[key], group.cohort))
+                body = self._encode(self._facts.world.pods[key], group.cohort, settings.config)
+                self._rows.write_member(group.flock, row, body)
         touched.clear()
 
     # -- groups -------------------------------------------------------------------------------------------------------
@@ -145,7 +148,7 @@ class Endpoints:
                 group.cohort = self._cohorts.join(group.flock, group.cohort, *question, dns=dns)
         self._cohorts.ask_again(changed)
 
-    def _encode(self, pod: Pod, cohort: Cohort) -> bytes:
+    def _encode(self, pod: Pod, cohort: Cohort, config: Config) -> bytes:
         row = EndpointRow(
             node=pod.node,
             namespace=pod.namespace,
@@ -157,5 +160,7 @@ class Endpoints:
             egress_shadow=name_shadow(cohort.egress),
             ingress_shadow=name_shadow(cohort.ingress),
             addresses=pod.addresses,
+            labels={key: pod.labels[key][:LABEL_VALUE_MAX] for key in config.flow_labels if key in pod.labels},
+            owner=pod.owner if config.flow_owners else "",
         )
         return wire.encode(row)

@@ -180,7 +180,10 @@ class Enforcer:
 
     def pods(self) -> dict[int, PodName]:
         """Endpoint id -> whose it is."""
-        return {entry.id: PodName(row.namespace, row.pod, entry.egress) for entry, row in self._bound()}
+        return {
+            entry.id: PodName(row.namespace, row.pod, entry.egress, row.owner, row.labels)
+            for entry, row in self._bound()
+        }
 
     def owners(self) -> dict[int, Owner]:
         """Endpoint id -> whose it is, with its uid."""

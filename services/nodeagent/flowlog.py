@@ -10,6 +10,7 @@ import asyncio
 import logging
 import sys
 from collections import Counter, deque
+from fnmatch import fnmatchcase
 from logging.handlers import RotatingFileHandler
 from typing import TextIO
 
@@ -19,7 +20,7 @@ from schemas.flowlog import FlowLog as FlowLine
 from schemas.flowlog import make_flow_log, make_refused_log
 from schemas.verdict import NameRefused, VerdictEvent
 from services.common.log import get_logger
-from services.common.settings import NodeagentSettings
+from services.common.settings import NodeagentSettings, SettingsError
 
 STDOUT = "stdout"
 QUEUE = 20_000
@@ -60,20 +61,46 @@ def format_emf(event: Event) -> str:
 FORMATS = {"json": format_json, "emf": format_emf}
 
 
+class Choice:
+    """Whose flows are logged: pods that every setting agrees on; one that says nothing agrees."""
+
+    def __init__(self, settings: NodeagentSettings) -> None:
+        self._namespaces = frozenset(settings.flow_log_namespaces)
+        self._pods = settings.flow_log_pods
+        self._owners = settings.flow_log_owners
+        self._labels = {tuple(text.split("=", 1)) for text in settings.flow_log_labels}
+        for text in settings.flow_log_labels:
+            if "=" not in text:
+                raise SettingsError("YETT_FLOW_LOG_LABELS", f"{text!r} is not key=value")
+
+    def takes(self, event: Event) -> bool:
+        """Whether it is one of those."""
+        return (
+            (not self._namespaces or event.namespace in self._namespaces)
+            and _is_one_of(f"{event.namespace}/{event.pod}", self._pods)
+            and _is_one_of(event.owner, self._owners)
+            and self._labels <= event.labels.items()
+        )
+
+
+def _is_one_of(name: str, globs: tuple[str, ...]) -> bool:
+    return not globs or any(fnmatchcase(name, glob) for glob in globs)
+
+
 class FlowLog:
     """A sink of the verdict bus; ``run`` writes."""
 
     def __init__(self, settings: NodeagentSettings) -> None:
         self._format = FORMATS[settings.flow_log_format]
-        self._namespaces = frozenset(settings.flow_log_namespaces)
+        self._choice = Choice(settings)
         self._queue: deque[Event] = deque()
         self._arrived = asyncio.Event()
         self.counters: Counter[str] = Counter()
         self._handler = self._open(settings)
 
     def __call__(self, event: Event) -> None:
-        """One event, if its namespace is among those chosen."""
-        if self._namespaces and event.namespace not in self._namespaces:
+        """One event, if its pod is among those chosen."""
+        if not self._choice.takes(event):
             return
         if len(self._queue) >= QUEUE:
             self.counters["flow_log_dropped"] += event.count

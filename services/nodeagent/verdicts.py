@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from schemas.policy import AddressRow, DomainPeer, PeersetPeer, Ruleset, RuleSource
@@ -50,11 +50,16 @@ class Recent(OrderedDict[K, V], Generic[K, V]):
 
 @dataclass(frozen=True, slots=True)
 class PodName:
-    """Whose endpoint it is. ``egress``: handle of the ruleset in force, 0: none."""
+    """Whose endpoint it is. ``egress``: handle of the ruleset in force, 0: none.
+
+    ``owner``, ``labels``: those that the settings ask for.
+    """
 
     namespace: str
     pod: str
     egress: int = 0
+    owner: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 class Named(NamedTuple):
@@ -109,6 +114,12 @@ class Storyteller:
         """The names under which an endpoint was told an address, newest first."""
         return tuple(one.name for one in self._told.get((endpoint, address), ()))
 
+    def name_taught(self, endpoint: int, address: str, row: int) -> str:
+        """Under which name a pod was told an address that a domain row has: else the row's pattern."""
+        pattern = self._patterns.get(row, "")
+        told = self.names_of(endpoint, address)
+        return next((name for name in told if pattern_covers(pattern, name)), pattern)
+
     def note_lesson(self, lesson: Lesson, trace: str = "") -> None:
         """What another node taught. ``trace``: traceparent of the span that wrote it to this node's kernel."""
         self._taught.remember((lesson.address, lesson.row), Named(lesson.name, lesson.node, trace))
@@ -149,6 +160,8 @@ class Storyteller:
             suppressed=refused.suppressed,
             varies=refused.varies,
             learned_trace=refused.trace,
+            owner=pod.owner,
+            labels=pod.labels,
         )
 
     def lacks_name(self, record: VerdictRecord) -> bool:
@@ -207,6 +220,8 @@ class Storyteller:
             varies=varies,
             applied_trace=self._applied.get(record.revision, ""),
             learned_trace=named.trace,
+            owner=pod.owner,
+            labels=pod.labels,
         )
 
     def _find_policy(self, record: VerdictRecord) -> RuleSource | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -344,6 +345,53 @@ def test_an_endpoint_is_published_before_its_address() -> None:
     del unbound["spec"]["nodeName"]
     state.upsert(unbound)
     assert rows_of(state, EndpointRow) == []
+
+
+def test_a_pods_row_bears_labels_and_owner_only_where_the_settings_ask_for_them() -> None:
+    """Live, both ways; the pods' rows move and no other; a Deployment's pod is the Deployment's."""
+    pod = k8s.pod("app/web-6d4cf-x2x7p", "10.0.0.1", app="x", team="shop", **{"pod-template-hash": "6d4cf"})
+    made = {"kind": "ReplicaSet", "name": "web-6d4cf", "controller": True}
+    pod["metadata"]["ownerReferences"] = [{"kind": "Node", "name": "not-in-control"}, made]
+    state = state_of(*BASE, pod, k8s.settings())
+    state.changes()
+    pod_key = "app/web-6d4cf-x2x7p"
+    assert (endpoint(state, pod_key).labels, endpoint(state, pod_key).owner) == ({}, "")
+    state.upsert(k8s.settings(flow_labels="team,absent app", flow_owners="true"))
+    moved = {change.subject.split(".")[2] for change in state.changes()}
+    assert moved == {"endpoint", "config", "source"}
+    asked = endpoint(state, pod_key)
+    assert (asked.labels, asked.owner) == ({"app": "x", "team": "shop"}, "Deployment/web")
+    pod["metadata"]["labels"]["team"] = "y" * 100
+    state.upsert(pod)
+    assert [change.subject.split(".")[2] for change in state.changes()] == ["endpoint"]
+    assert endpoint(state, pod_key).labels["team"] == "y" * 63
+    state.upsert(k8s.settings())
+    assert (endpoint(state, pod_key).labels, endpoint(state, pod_key).owner) == ({}, "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "template", "owner"),
+    [
+        ("ReplicaSet", "web-6d4cf", "6d4cf", "Deployment/web"),
+        ("ReplicaSet", "web-6d4cf", "", "ReplicaSet/web-6d4cf"),
+        ("ReplicaSet", "web-6d4cf", "cf", "ReplicaSet/web-6d4cf"),
+        ("StatefulSet", "db-6d4cf", "6d4cf", "StatefulSet/db-6d4cf"),
+    ],
+)
+def test_only_a_template_hash_makes_an_owner_a_deployments(kind: str, name: str, template: str, owner: str) -> None:
+    """Never the stem of a name alone."""
+    pod = k8s.pod("app/p", "10.0.0.1", **({"pod-template-hash": template} if template else {}))
+    pod["metadata"]["ownerReferences"] = [{"kind": kind, "name": name, "controller": True}]
+    assert endpoint(state_of(*BASE, pod, k8s.settings(flow_owners="true")), "app/p").owner == owner
+
+
+@pytest.mark.parametrize("labels", ["a b c d e f g h i", "not/a/key", "-x"])
+def test_too_many_labels_or_what_is_no_key_refuses_the_settings(labels: str) -> None:
+    """What is in force stays."""
+    state = state_of(*BASE, k8s.pod("app/p", "10.0.0.1", a="1"), k8s.settings(flow_labels="a"))
+    state.upsert(k8s.settings(flow_labels=labels))
+    assert [problem.path for problem in state.problems()] == ["data[flow-labels]"]
+    assert endpoint(state, "app/p").labels == {"a": "1"}
 
 
 def frontends(state: State) -> dict[tuple[str, int], FrontendRow]:

@@ -15,7 +15,7 @@ from schemas.flowlog import make_flow_log, make_refused_log
 from schemas.policy import RuleSource
 from schemas.terms import Direction, NodeName, Reason, RefusalReason, RevisionNumber, Tier, Verdict
 from schemas.verdict import NameRefused, VerdictEvent
-from services.common.settings import NodeagentSettings
+from services.common.settings import NodeagentSettings, SettingsError
 from services.nodeagent.flowlog import EMF_DIMENSIONS, QUEUE, FlowLog, format_emf, format_json
 
 EVENT = VerdictEvent(
@@ -145,6 +145,51 @@ def test_only_the_chosen_namespaces_are_logged(tmp_path: Path) -> None:
     log(msgspec.structs.replace(EVENT, namespace="payments"))
     log.close()
     assert [json.loads(line)["namespace"] for line in path.read_text().splitlines()] == ["payments"]
+
+
+OWNED = msgspec.structs.replace(EVENT, owner="Deployment/web", labels={"app": "web", "team": "shop"})
+
+
+def test_a_line_says_owner_and_labels_where_they_are_known() -> None:
+    """They are of the pod; a refused name's line has them too."""
+    assert format_json(OWNED) == GOLDEN[:-1] + ',"owner":"Deployment/web","labels":{"app":"web","team":"shop"}}'
+    refused = make_refused_log(msgspec.structs.replace(REFUSED, owner="Job/j", labels={"a": "b"}))
+    assert (refused.owner, refused.labels) == ("Job/j", {"a": "b"})
+
+
+@pytest.mark.parametrize(
+    ("choice", "is_logged"),
+    [
+        ({"flow_log_pods": ("app/w*", "x/y")}, True),
+        ({"flow_log_pods": ("app/b*",)}, False),
+        ({"flow_log_owners": ("Deployment/*",)}, True),
+        ({"flow_log_owners": ("StatefulSet/*",)}, False),
+        ({"flow_log_labels": ("team=shop", "app=web")}, True),
+        ({"flow_log_labels": ("team=shop", "app=api")}, False),
+        ({"flow_log_labels": ("team=shop",), "flow_log_namespaces": ("payments",)}, False),
+    ],
+)
+def test_a_pod_has_to_suit_every_setting(tmp_path: Path, choice: dict[str, object], is_logged: bool) -> None:
+    """Pods, owners, labels and namespaces; each of them alone, and together."""
+    log = make_log(tmp_path / "flows.log", **choice)
+    log(OWNED)
+    log.close()
+    assert log.counters["flow_log_lines"] == is_logged
+
+
+def test_a_pod_without_owner_or_labels_suits_none_that_asks_for_them(tmp_path: Path) -> None:
+    """Where the cluster's settings ask for neither, nothing is logged by them: never all."""
+    for choice in ({"flow_log_owners": ("*/*",)}, {"flow_log_labels": ("app=web",)}):
+        log = make_log(tmp_path / "flows.log", **choice)
+        log(EVENT)
+        log.close()
+        assert not log.counters["flow_log_lines"]
+
+
+def test_a_label_without_a_value_is_an_unusable_setting(tmp_path: Path) -> None:
+    """Said at the start."""
+    with pytest.raises(SettingsError, match="YETT_FLOW_LOG_LABELS"):
+        make_log(tmp_path / "flows.log", flow_log_labels=("app",))
 
 
 def test_what_the_disk_does_not_take_is_counted_and_nobody_waits(tmp_path: Path) -> None:

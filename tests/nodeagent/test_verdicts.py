@@ -106,6 +106,26 @@ def test_late_records_find_yesterdays_meaning() -> None:
     assert (event.pod, event.policy) == ("web", ISOLATOR)
 
 
+def test_a_story_says_what_the_pods_row_says_of_owner_and_labels() -> None:
+    """As the settings of the cluster ask for them."""
+    told = storyteller()
+    told.set_state(
+        pods={4: PodName("app", "web", owner="Job/j", labels={"a": "b"})}, rulesets={}, patterns={}, owners={}
+    )
+    event = told.tell(RECORD, unix_nanos=5)
+    assert event is not None and (event.owner, event.labels) == ("Job/j", {"a": "b"})
+
+
+def test_a_taught_address_has_the_name_that_its_pod_asked_for() -> None:
+    """The newest that the row's pattern covers; without one, the pattern."""
+    told = storyteller()
+    assert told.name_taught(4, "192.0.2.10", 9) == "*.example.com"
+    for name in ("a.example.com", "elsewhere.net"):
+        told.note_observed(Observed(endpoint_id=4, name=name, addresses=("192.0.2.10",), ttl_seconds=60))
+    assert told.name_taught(4, "192.0.2.10", 9) == "a.example.com"
+    assert told.name_taught(5, "192.0.2.10", 9) == "*.example.com"
+
+
 def test_an_endpoint_never_known_tells_nothing() -> None:
     """A record of an endpoint that this agent never saw is no story."""
     assert storyteller().tell(replace(RECORD, endpoint=99), unix_nanos=5) is None

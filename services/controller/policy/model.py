@@ -163,7 +163,10 @@ class ContainerPort:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod as facts. ``addresses``: what its status says, canonical text. ``is_live``: not Succeeded, not Failed."""
+    """A pod as facts. ``addresses``: what its status says, canonical text. ``is_live``: not Succeeded, not Failed.
+
+    ``owner``: ``Kind/name`` of what made it, empty if nothing did; no policy looks at it.
+    """
 
     namespace: str
     name: str
@@ -176,6 +179,7 @@ class Pod:
     host_network: bool = False
     is_live: bool = True
     is_ready: bool = True
+    owner: str = ""
 
     @property
     def key(self) -> ObjectKey:

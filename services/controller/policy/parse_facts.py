@@ -32,6 +32,8 @@ NODE_CLASS_LABEL = "eks.amazonaws.com/nodeclass"
 NODE_CLASS_DEFAULTS = {"DefaultDeny": Default.DENY, "DefaultAllow": Default.ALLOW}
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 PROTOCOL_NUMBERS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
+TEMPLATE_LABEL = "pod-template-hash"
+"""On a ReplicaSet of a Deployment and on its pods; the ReplicaSet's name is the Deployment's, a dash, and this."""
 TERMINAL_PHASES = ("Succeeded", "Failed")
 BALANCED_TYPES = ("NodePort", "LoadBalancer")
 
@@ -49,11 +51,12 @@ def read_namespace(obj: Reader, name: str) -> Namespace:
 
 def read_pod(obj: Reader, namespace: str, name: str) -> Pod:
     metadata, spec, status = obj.get("metadata"), obj.get("spec"), obj.get("status")
+    labels = read_labels(metadata.get("labels"))
     return Pod(
         namespace=namespace,
         name=name,
         uid=_text(metadata.get("uid")) or f"manifest:{namespace}/{name}",
-        labels=read_labels(metadata.get("labels")),
+        labels=labels,
         node=NodeName(_text(spec.get("nodeName"))),
         addresses=_read_pod_addresses(status),
         ports=tuple(_read_container_ports(spec)),
@@ -61,7 +64,19 @@ def read_pod(obj: Reader, namespace: str, name: str) -> Pod:
         host_network=spec.get("hostNetwork").value is True,
         is_live=status.get("phase").value not in TERMINAL_PHASES,
         is_ready=_is_ready(status, is_terminating=metadata.get("deletionTimestamp").is_present),
+        owner=_read_owner(metadata, labels),
     )
+
+
+def _read_owner(metadata: Reader, labels: Labels) -> str:
+    """The controlling owner; for a ReplicaSet of a Deployment the Deployment."""
+    for item in _list(metadata.get("ownerReferences")):
+        kind, name = _text(item.get("kind")), _text(item.get("name"))
+        if item.get("controller").value is True and kind and name:
+            suffix = f"-{labels.get(TEMPLATE_LABEL, '')}"
+            is_deployments = kind == "ReplicaSet" and suffix != "-" and name.endswith(suffix) and name != suffix
+            return f"Deployment/{name.removesuffix(suffix)}" if is_deployments else f"{kind}/{name}"
+    return ""
 
 
 def _read_pod_addresses(status: Reader) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def read_selector(reader: Reader) -> Selector:
 
 
 def _read_label(key: str, value: Reader) -> Requirement:
-    _check_label_key(value, key)
+    check_label_key(value, key)
     text = value.text()
     _check_label_value(value, text)
     return Requirement(key=key, operator=IN, values=(text,))
@@ -53,7 +53,7 @@ def _read_expression(reader: Reader) -> Requirement:
     reader.fields("key", "operator", "values")
     key = reader.get("key").required_text()
     if isinstance(reader.get("key").value, str):
-        _check_label_key(reader.get("key"), key)
+        check_label_key(reader.get("key"), key)
     operator = reader.get("operator").choice(IN, NOT_IN, EXISTS, DOES_NOT_EXIST)
     values = [item.text() for item in reader.get("values").items()]
     if operator in (IN, NOT_IN) and not values:
@@ -65,7 +65,8 @@ def _read_expression(reader: Reader) -> Requirement:
     return Requirement(key=key, operator=operator, values=tuple(sorted(set(values))))
 
 
-def _check_label_key(reader: Reader, key: str) -> None:
+def check_label_key(reader: Reader, key: str) -> None:
+    """A fault unless it could be the key of a label."""
     prefix, _, name = key.rpartition("/")
     if not _LABEL_NAME.match(name) or ("/" in key and not (_LABEL_PREFIX.match(prefix) and len(prefix) <= 253)):
         reader.fault(f"{key!r} is not a label key")

@@ -15,12 +15,15 @@ from schemas.policy import Config, FlowTimeouts, Resolver
 from schemas.terms import Default
 from services.controller.policy.model import ObjectKey, Settings
 from services.controller.policy.parse_facts import DEFAULTS
+from services.controller.policy.parse_fields import check_label_key
 from services.controller.policy.parse_reader import Reader
 
 SETTINGS_NAME = "yett"
 SETTINGS_NAMESPACES = ("yett-system", "yett", "kube-system")
 """Where the ConfigMap may stand; a manifest without a namespace is taken as one of them."""
 SECONDS_MAX = 7 * 24 * 3600
+FLOW_LABELS_MAX = 8
+"""A pod's row has the values of all of them; more is refused."""
 SHARES = ("cluster", "zone", "node", "off")
 DEFAULT_DNS_SERVICE: ObjectKey = ("kube-system", "kube-dns")
 
@@ -149,6 +152,15 @@ def _learn(reader: Reader) -> bool:
     return text == "all"
 
 
+def _flow_labels(reader: Reader) -> tuple[str, ...]:
+    words = sorted(set(_words(reader)))
+    if len(words) > FLOW_LABELS_MAX:
+        reader.fault(f"{len(words)} labels: at most {FLOW_LABELS_MAX}")
+    for word in words:
+        check_label_key(reader, word)
+    return tuple(words)
+
+
 def _service(reader: Reader) -> ObjectKey:
     namespace, slash, name = _scalar(reader).partition("/")
     if not (namespace and slash and name):
@@ -177,6 +189,8 @@ SETTINGS: dict[str, tuple[str, Callable[[Reader], Any]]] = {
     "addresses-per-name": ("addresses_per_name", _count),
     "share": ("share", _share),
     "learn": ("learn_all", _learn),
+    "flow-labels": ("flow_labels", _flow_labels),
+    "flow-owners": ("flow_owners", _boolean),
     **{name: (field, _timeout) for name, field in TIMEOUTS.items()},
 }
 """Setting -> (field, reader). The page of all settings is held to this table by a test."""
