@@ -53,6 +53,7 @@ static INLINE void emit_verdict(struct __sk_buff *skb, struct scratch *s, struct
     q->events++;
     e = verdicts.ringbuf_reserve(sizeof(struct verdict_event));
     if (!e) {
+        q->lost[RING_VERDICTS]++;
         q->suppressed++;
         return;
     }

@@ -375,10 +375,12 @@ static INLINE void emit_answer(struct scratch *s, struct endpoint *ep, __u8 reas
         return;
     }
     q->answers++;
-    if (send_answer(s, ep, reason, q->answers_suppressed))
+    if (send_answer(s, ep, reason, q->answers_suppressed)) {
+        q->lost[RING_ANSWERS]++;
         q->answers_suppressed++;
-    else
+    } else {
         q->answers_suppressed = 0;
+    }
 }
 
 enum walked { WALKED = 0, WALKED_MALFORMED = 1, WALKED_TOO_LONG = 2 };
@@ -1041,7 +1043,12 @@ static INLINE void emit_refusal(struct scratch *s, struct endpoint *ep, __u8 rea
         return;
     renew_budget(s, q);
     s->dns.learned = s->dns.found = 0;
-    if (q->refusals >= REFUSALS_PER_TICK || send_answer(s, ep, reason, q->refusals_suppressed)) {
+    if (q->refusals >= REFUSALS_PER_TICK) {
+        q->refusals_suppressed++;
+        return;
+    }
+    if (send_answer(s, ep, reason, q->refusals_suppressed)) {
+        q->lost[RING_ANSWERS]++;
         q->refusals_suppressed++;
         return;
     }
@@ -1216,10 +1223,12 @@ int learn_pieces(struct __sk_buff *skb)
     if (d->piece == PIECE_BEGIN)
         d->piece = PIECE_STREAM;
     size = (size & DNS_MASK) + __builtin_offsetof(struct resolution_event, message);
-    if (handovers.ringbuf_output(e, size, 0))
+    if (handovers.ringbuf_output(e, size, 0)) {
+        q->lost[RING_HANDOVERS]++;
         q->answers_suppressed++;
-    else
+    } else {
         q->answers_suppressed = 0;
+    }
     tails.call(skb, TAIL_LEARN_PIECES);
     return TC_ACT_UNSPEC;
 }

@@ -38,7 +38,7 @@ TABLE("hash", struct resolution_key, struct names, resolutions, RESOLUTIONS, SPA
 TABLE("array", __u32, struct kept_set, seen, SETS_OF(SEEN), 0);
 TABLE("array", __u32, struct query_set, queries, ENDPOINT_SLOTS * QUERY_SETS, 0);
 TABLE("hash", struct flow_key, struct flow, flows, FLOWS + FLOWS / 8, SPARSE);
-TABLE("array", __u32, struct place, places, FLOWS, 0);
+TABLE("array", __u32, struct place, places, FLOWS, MAPPED);
 TABLE("array", __u32, struct kept_set, fragments, SETS_OF(FRAGMENTS), 0);
 TABLE("array", __u32, struct quota, quotas, ENDPOINT_SLOTS, 0);
 TABLE("array", __u32, struct counter, reasons, 2 * REASONS, 0);

@@ -359,6 +359,7 @@ enum shares { SHARES_NOT = 0, SHARES_DNS = 1, SHARES_ANSWER = 2 }; // see flow_k
 
 // quotas: array by endpoint id, written by the programs alone. ``learned`` only grows; the agent writes what expired to
 // credits (array by endpoint id) and the difference is what the endpoint holds now.
+enum ring { RING_VERDICTS = 0, RING_ANSWERS = 1, RING_HANDOVERS = 2 };
 struct quota {
     __u32 event_tick;
     __u32 events;
@@ -372,6 +373,8 @@ struct quota {
     __u32 pieces; // handed over in ``answer_tick``
     __u32 refusals; // told of in ``answer_tick``
     __u32 refusals_suppressed;
+    __u32 lost[3]; // events that a full ring did not take, by enum ring, since the map was made
+    __u32 pad;
     __u64 hand[2]; // where the next place is looked for: of unanswered flows, of answered ones
 };
 

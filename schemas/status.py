@@ -38,11 +38,13 @@ class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class LearnedName(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A name that another node told of, and how long it admits new flows yet, grace included."""
+    """A name that another node told of, or that an answer here taught, and how long it admits new flows yet, grace
+    included. ``is_own``: taught here; the name is the one that its pod asked for, or the pattern that covers it."""
 
     name: str
     address: str
     seconds: int
+    is_own: bool = False
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -59,7 +61,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     endpoints: tuple[EndpointStatus, ...] = ()
     names: int = 0
     learned: tuple[LearnedName, ...] = ()
-    """Those heard of last, a hundred at most."""
+    """Those heard of last, a hundred at most, and of this node's own the hundred that live longest."""
     problems: tuple[Problem, ...] = ()
     counters: dict[str, int] = {}
     trace: str = ""

@@ -43,7 +43,7 @@ def command(*, nats: NatsOption = "", wait: WaitOption = WAIT_SECONDS, output: O
         json.dump(to_json(controller, agents, problems), sys.stdout)
         sys.stdout.write("\n")
     else:
-        _print(make_console(), controller, agents, problems)
+        show(make_console(), controller, agents, problems)
     if are_refusals(problems):
         raise typer.Exit(EXIT_PROBLEMS)
     if controller is None:
@@ -96,12 +96,13 @@ def find_foreign(agents: dict[str, AgentStatus]) -> dict[str, dict[str, str]]:
     return {name: interfaces for name, interfaces in sorted(found.items()) if interfaces}
 
 
-def _print(
+def show(
     console: Console,
     controller: ControllerStatus | None,
     agents: dict[str, AgentStatus],
     problems: tuple[Problem, ...],
 ) -> None:
+    """For a person."""
     reached, known = count_converged(controller, agents)
     if controller is not None:
         console.print(
@@ -120,11 +121,13 @@ def _print(
         console.print(table)
         if foreign := sorted({endpoint.foreign for endpoint in status.endpoints} - {""}):
             console.print(f"[red]{FOREIGN_ENFORCER}[/] on {name}: {escape('; '.join(foreign))}", highlight=False)
-        if status.learned:
-            names = make_table(f"{name}: names that other nodes resolved", ("name", "address", "seconds left"))
+        for is_own, whose in ((True, "its own pods"), (False, "other nodes")):
+            names = make_table(f"{name}: names that {whose} resolved", ("name", "address", "seconds left"))
             for learned in status.learned:
-                names.add_row(learned.name, learned.address, str(learned.seconds))
-            console.print(names)
+                if learned.is_own is is_own:
+                    names.add_row(learned.name, learned.address, str(learned.seconds))
+            if names.row_count:
+                console.print(names)
     if unsigned := [name for name in sorted(agents) if agents[name].signatures != "required"]:
         console.print(f"[yellow]signatures off[/] on {', '.join(unsigned)}: any policy in the stream is believed there")
     print_problems(console, problems)

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from opentelemetry.util.types import AttributeValue
 
 from schemas import wire
 from schemas.resolution import Observed
-from schemas.status import AgentStatus, Problem
+from schemas.status import AgentStatus, LearnedName, Problem
 from schemas.terms import NodeName, RevisionNumber
 from services.common import nats as bus
 from services.common.cache import PROGRAMS
@@ -49,6 +49,7 @@ from services.nodeagent.metrics import VerdictCounts
 from services.nodeagent.namebus import HeardName, NameBus
 from services.nodeagent.names import BusNames
 from services.nodeagent.nftwatch import NftWatch
+from services.nodeagent.occupancy import Fill, Occupancy
 from services.nodeagent.policystate import PolicyState
 from services.nodeagent.reached import Reached
 from services.nodeagent.replica import Applied, Replica, SavedRowsError
@@ -167,6 +168,7 @@ class App:
         self._carrier: carry.Carrier | None = None
         self._swapped = asyncio.Event()
         """No programs of another layout are in force."""
+        self._fill = Fill({}, {}, {})
         self._is_ready = False
         """Programs are attached and a state is in force. Latched: lag is a metric."""
 
@@ -185,6 +187,7 @@ class App:
         limits = Limits(allow_events=settings.allow_ratio > 0)
         self._enforcer = Enforcer(place, self._datapath, make_capacities(settings), limits)
         self._usage = self._open_usage(loaded)
+        self._occupancy = Occupancy(loaded.maps)
         await self._close_gate()
         await self._links.open(dict(loaded.programs), is_held=former is not None)
         ring = self._datapath.open_verdicts()
@@ -196,6 +199,7 @@ class App:
                 group.create_task(self._links.run(self._on_links))
                 group.create_task(self._own_maps())
                 group.create_task(self._collect())
+                group.create_task(self._measure())
                 group.create_task(self._save())
                 group.create_task(self._verdicts.tick())
                 group.create_task(self._count_usage())
@@ -211,6 +215,7 @@ class App:
             self._verdicts.detach(ring)
             ring.close()
             self._usage.close()
+            self._occupancy.close()
             self._write_state()
             await self._links.close()
             self._datapath.close()
@@ -380,6 +385,14 @@ class App:
             if self._enforcer.is_enforcing:
                 self._enforcer.collect()
 
+    async def _measure(self) -> None:
+        """How full things are, for who scrapes."""
+        while self._settings.metrics_port:
+            rulesets = dict(self._enforcer.tables.rulesets)
+            limit = Limits().names_per_endpoint
+            self._fill = await asyncio.to_thread(self._occupancy.read, self._datapath.regions(), rulesets, limit)
+            await asyncio.sleep(COLLECT_SECONDS)
+
     async def _save(self) -> None:
         """The state on disk, at most once a second."""
         while True:
@@ -546,13 +559,21 @@ class App:
             default=state.config.node_defaults.get(self._node, state.config.default),
             endpoints=self._enforcer.endpoints(),
             names=self._datapath.count_names(),
-            learned=self._names.list_learned(boottime_seconds()),
+            learned=(*self._names.list_learned(boottime_seconds()), *self._list_own_names()),
             problems=self._problems(),
             counters=self._count(),
             trace=self._trace,
             started_unix_nanos=self._started,
             pid=os.getpid(),
         )
+
+    def _list_own_names(self) -> Iterator[LearnedName]:
+        """What this node's pods were told, as far as it still admits."""
+        now = boottime_seconds()
+        for one in self._datapath.taught:
+            name = self._storyteller.name_taught(one.endpoint, one.address, one.row)
+            if name and one.expires > now:
+                yield LearnedName(name=name, address=one.address, seconds=one.expires - now, is_own=True)
 
     def _problems(self) -> tuple[Problem, ...]:
         found = (*self._enforcer.problems(), *self._replica.problems)
@@ -589,7 +610,9 @@ class App:
             verdicts=self._verdict_counts.counted,
             refused=self._verdict_counts.refused,
             names=self._names.counters,
-            maps=self._datapath.read_occupancy(),
+            maps={**self._datapath.read_occupancy(), **self._fill.maps},
+            quotas=self._fill.quotas,
+            lost=self._fill.lost,
         )
         metrics.put_agent(page, self._make_status(), numbers)
         page.put_common(self._connection)

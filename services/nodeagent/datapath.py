@@ -13,11 +13,12 @@ Deliberately absent: what entries mean, netlink, NATS.
 from __future__ import annotations
 
 import errno
+import heapq
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas import wire
 from schemas.terms import Direction, Reason
@@ -25,6 +26,7 @@ from services.common.bpf import BpfError, BpfMap, RingBuffer
 from services.common.log import get_logger
 from services.nodeagent import mapcodec
 from services.nodeagent.mapcodec import SCOPE_LEARNED, SCOPE_SHARED, Bytes
+from services.nodeagent.names import MAX_LISTED
 from services.nodeagent.plan import ORDER, Kind, Op, order_changes, order_retreat
 from services.nodeagent.regions import Region, allot_regions
 from services.nodeagent.slots import Slots, drop_expired, list_pages, place_row
@@ -52,6 +54,15 @@ class DatapathError(RuntimeError):
         self.is_full = error.errno in (errno.E2BIG, errno.ENOSPC, errno.ENOMEM)
 
 
+class Taught(NamedTuple):
+    """A domain row that an answer to ``endpoint`` gave an address; until ``expires``, boottime seconds with grace."""
+
+    endpoint: int
+    address: str
+    row: int
+    expires: int
+
+
 def boottime_seconds() -> int:
     """The clock of every expiry."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME))
@@ -66,6 +77,11 @@ class Datapath:
         self._present: dict[str, Bytes] = {}
         self._shared: dict[str, Slots] = {}
         self._shared_pages = 0
+        self._resolutions = 0
+        """Entries of it when they were last gone through."""
+        self._looked = boottime_seconds()
+        self.taught: list[Taught] = []
+        """What answers here taught, as of the last clean-up: those that live longest, ``MAX_LISTED`` at most."""
         self.written = 0
         """Entries written or deleted since the start: 0 after a restart without changes."""
         self.counters: Counter[str] = Counter()
@@ -141,6 +157,11 @@ class Datapath:
         """Size of the array ``endpoints``."""
         return self._maps["endpoints"].info.max_entries
 
+    def regions(self) -> dict[int, Region]:
+        """Which part of the flow table is whose, by ifindex."""
+        endpoints = [*self._present["endpoints"].values(), *self._present["endpoints_far"].values()]
+        return dict(mapcodec.decode_region(value) for value in endpoints)
+
     def plan(self, tables: Tables, touched: Mapping[str, Iterable[object]] | None) -> list[Op]:
         """Ops from what is present to these tables. ``touched``: keys by table, None: compare everything."""
         return order_changes(*self._compare(tables, touched))
@@ -201,9 +222,7 @@ class Datapath:
         return encoded
 
     def _allot_regions(self, tables: Tables) -> dict[int, Region]:
-        endpoints = [*self._present["endpoints"].values(), *self._present["endpoints_far"].values()]
-        before = dict(mapcodec.decode_region(value) for value in endpoints)
-        return allot_regions(tables.endpoints, before, self._maps["places"].info.max_entries)
+        return allot_regions(tables.endpoints, self.regions(), self._maps["places"].info.max_entries)
 
     def apply(self, ops: Iterable[Op]) -> None:
         """Carry out a plan. DatapathError at the first refusal: what was done is a safe prefix, and known."""
@@ -328,6 +347,9 @@ class Datapath:
         is_full = len(entries) > resolutions.info.max_entries * FULL
         before = now - (KEEP_EXPIRED_WHEN_FULL_SECONDS if is_full else KEEP_EXPIRED_SECONDS)
         present = {place for place, _, _ in entries}
+        pages = [(address, scope, mapcodec.decode_names(value)) for (address, scope, _), _, value in entries]
+        self._count_expired(pages, now)
+        self.taught = heapq.nlargest(MAX_LISTED, list_taught(pages, now), key=lambda one: one.expires)
         referred: set[int] = set()
         credited: Counter[int] = Counter()
         for (address, scope, page), key, value in sorted(entries, key=lambda one: one[0], reverse=True):
@@ -341,8 +363,16 @@ class Datapath:
             else:
                 referred.update(row for row, _ in names.slots)
         self._collect_shared(before)
+        self._resolutions = len(present)
         self._credit(credited)
         return referred - {0}
+
+    def _count_expired(self, pages: Iterable[tuple[str, int, mapcodec.NamesPage]], now: int) -> None:
+        """Names whose time, grace included, ended since the last look and was not renewed."""
+        for _, scope, names in pages:
+            expired = sum(1 for row, expiry in names.slots if row and self._looked < expiry <= now)
+            self.counters[f"names_expired_{_SOURCES.get(scope, 'outside')}"] += expired
+        self._looked = now
 
     def _collect_shared(self, before: int) -> None:
         resolutions = self._maps["resolutions"]
@@ -374,8 +404,9 @@ class Datapath:
     # -- counters
 
     def read_occupancy(self) -> dict[str, tuple[int, int]]:
-        """Entries and capacity of each map that the agent writes."""
-        return {name: (len(found), self._maps[name].info.max_entries) for name, found in self._present.items()}
+        """Entries and capacity of each map that the agent writes, and of the names, which the programs write too."""
+        found = {name: len(entries) for name, entries in self._present.items()} | {"resolutions": self._resolutions}
+        return {name: (entries, self._maps[name].info.max_entries) for name, entries in found.items()}
 
     def read_reasons(self) -> dict[str, int]:
         """Packets by direction and reason, only those that occurred: ``egress.RULE`` -> 12."""
@@ -388,11 +419,21 @@ class Datapath:
         return counted
 
 
+def list_taught(pages: Iterable[tuple[str, int, mapcodec.NamesPage]], now: int) -> Iterator[Taught]:
+    """The live ones of (address, scope, page) that answers on this node taught."""
+    for address, scope, names in pages:
+        for (row, expires), owner in zip(names.slots, names.owners, strict=True):
+            if scope != SCOPE_SHARED and row and expires > now:
+                yield Taught(owner, address, row, expires)
+
+
 def _is_owned(known: Mapping[bytes, bytes], key: bytes) -> bool:
     """Whether an address of ``ipcache`` is a pod's or a node's."""
     return mapcodec.decode_known(known.get(key, b""))[0] != 0
 
 
+_SOURCES = {SCOPE_LEARNED: "learned", SCOPE_SHARED: "shared"}
+"""Whose answer taught a name; every other scope is one endpoint's own, taught by a resolver outside the cluster."""
 _OF_ADDRESSES = frozenset({"ipcache", "own_addresses", "frontends"})
 """Tables that make what ``ipcache`` says of an address."""
 _WHOLE = frozenset({"domains", "endpoints", "endpoints_far", "config"})

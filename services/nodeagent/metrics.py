@@ -35,12 +35,20 @@ PROGRAMMING = Family(
 )
 ENDPOINTS = Family("yett_endpoints", "gauge", "Pod interfaces by state.", ("state",))
 WINDOW = Family("yett_start_window_seconds_max", "gauge", "Standard mode: longest time until an interface was judged.")
+RING_LOST = Family(
+    "yett_ring_lost_total", "counter", "Events that a full ring of the kernel's did not take.", ("ring",)
+)
 NAMES = Family("yett_names", "gauge", "Live names that other nodes told of.")
+EXPIRED = Family(
+    "yett_names_expired_total", "counter", "Addresses of names whose time ended and was not renewed.", ("source",)
+)
 RESOLUTIONS = Family(
     "yett_resolutions_heard_total", "counter", "Addresses of names from other nodes, by outcome.", ("outcome",)
 )
-MAP_ENTRIES = Family("yett_map_entries", "gauge", "Entries of a map that the agent writes.", ("map",))
+MAP_ENTRIES = Family("yett_map_entries", "gauge", "Entries of a map.", ("map",))
 MAP_CAPACITY = Family("yett_map_capacity", "gauge", "Most entries of a map.", ("map",))
+QUOTA_USED = Family("yett_quota_used_max", "gauge", "Most that one pod, or one ruleset, uses of a quota.", ("quota",))
+QUOTA_LIMIT = Family("yett_quota_limit", "gauge", "What a quota lets one pod, or one ruleset, use.", ("quota",))
 MAP_REFUSED = Family("yett_map_writes_refused_total", "counter", "Writes that a map refused.", ("map",))
 PROBLEMS = Family("yett_problems", "gauge", "What a person must hear about, on this node.")
 FOREIGN = Family("yett_foreign_enforcers", "gauge", "Pod interfaces on which a program of others runs before ours.")
@@ -52,6 +60,7 @@ FAMILIES = (
         NAMES_REFUSED,
         EVENTS,
         RING,
+        RING_LOST,
         QUEUE,
         REVISION,
         HEARD,
@@ -60,9 +69,12 @@ FAMILIES = (
         ENDPOINTS,
         WINDOW,
         NAMES,
+        EXPIRED,
     ),
-    *(RESOLUTIONS, MAP_ENTRIES, MAP_CAPACITY, MAP_REFUSED, PROBLEMS, FOREIGN, FILTERS),
+    *(RESOLUTIONS, MAP_ENTRIES, MAP_CAPACITY, QUOTA_USED, QUOTA_LIMIT, MAP_REFUSED, PROBLEMS, FOREIGN, FILTERS),
 )
+SOURCES = ("learned", "shared", "outside")
+"""Who taught a name: a pod's answer here, another node, or a resolver outside the cluster."""
 PROGRAMMING_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 OUTCOMES = {
     "published": "verdicts_published",
@@ -79,7 +91,7 @@ OUTCOMES = {
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What a status does not say. ``maps``: name -> (entries, capacity)."""
+    """What a status does not say. ``maps``: name -> (entries, capacity), ``quotas``: -> (used, limit)."""
 
     heard: int
     ring_bytes: int
@@ -88,6 +100,8 @@ class Numbers:
     refused: Mapping[str, int]
     names: Mapping[str, int]
     maps: Mapping[str, tuple[int, int]]
+    quotas: Mapping[str, tuple[int, int]]
+    lost: Mapping[str, int]
 
 
 class VerdictCounts:
@@ -139,6 +153,13 @@ def put_agent(page: Page, status: AgentStatus, numbers: Numbers) -> None:
     for name, (entries, capacity) in numbers.maps.items():
         page.put(MAP_ENTRIES, entries, name)
         page.put(MAP_CAPACITY, capacity, name)
+    for name, (used, limit) in numbers.quotas.items():
+        page.put(QUOTA_USED, used, name)
+        page.put(QUOTA_LIMIT, limit, name)
+    for ring, count in numbers.lost.items():
+        page.put(RING_LOST, count, ring)
+    for source in SOURCES:
+        page.put(EXPIRED, status.counters.get(f"names_expired_{source}", 0), source)
     page.put(PROBLEMS, len(status.problems))
     page.put(FOREIGN, sum(bool(one.foreign) for one in status.endpoints))
     page.put(FILTERS, status.counters.get("filters_put_back", 0))

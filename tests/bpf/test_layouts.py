@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from services.dnsrecorder import event as resolution_events
-from services.nodeagent import events, mapcodec, reached
+from services.nodeagent import events, mapcodec, occupancy, reached
 from services.nodeagent.loader import find_sources
 from tests.bpf.prog_run import Kernel
 
@@ -60,6 +60,8 @@ _STRUCTS = (
     "reach_set",
     "reach",
     "flow",
+    "flow_key",
+    "quota",
 )
 
 
@@ -175,6 +177,16 @@ def test_rows_of_peers_are_words_where_they_are_read(structs: dict[str, Any]) ->
     assert [flow.expires.offset, flow.domain.offset, flow.counter.offset] == [
         reached._FLOW_AT + place for place in (0, 4, 8)
     ]
+
+
+def test_quotas_and_places_are_read_where_they_are_written(structs: dict[str, Any]) -> None:
+    """What a pod learned, what rings did not take, and whose a place is."""
+    quota, key = structs["quota"], structs["flow_key"]
+    assert occupancy.QUOTA.size == ctypes.sizeof(quota)
+    words = [getattr(quota, field).offset // 4 for field in ("learned", "lost")]
+    assert words == [occupancy._LEARNED, occupancy._LOST.start]
+    assert ctypes.sizeof(key) == 4 * occupancy._WORDS_A_PLACE
+    assert ctypes.sizeof(dict(key._fields_)["peer"]) == 4 * occupancy._IFINDEX
 
 
 def test_pinned_maps_have_the_sizes_of_their_structs(loaded_kernel: Kernel, structs: dict[str, Any]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+
+import msgspec
 import pytest
 import typer
+from rich.console import Console
 
-from schemas.status import AgentStatus, ControllerStatus, EndpointStatus, Problem
+from schemas.status import AgentStatus, ControllerStatus, EndpointStatus, LearnedName, Problem
 from schemas.terms import NodeName, RevisionNumber
 from services.cli.output import ENVIRONMENT_URL, are_refusals, find_nats_url
-from services.cli.status import collect_problems, count_converged, to_json
+from services.cli.status import collect_problems, count_converged, show, to_json
 
 WARNING = Problem(object="NetworkPolicy a/b", path="spec", message="read as", severity="warning")
 REFUSAL = Problem(object="NetworkPolicy a/c", path="spec.egress[0]", message="unknown field", file="c.yaml")
@@ -65,6 +69,22 @@ def test_another_enforcer_is_told_by_node_and_interface() -> None:
     two = EndpointStatus(pod="a/c", interface="eni2", ifindex=4, state="enforced")
     agents = {"a": AgentStatus(node=NodeName("a"), endpoints=(one, two)), "b": make_agent("b", 7)}
     assert to_json(make_controller(7), agents, ())["foreign_enforcers"] == {"a": {"eni1": foreign}}
+
+
+def test_each_node_says_how_far_it_is_behind_and_which_names_live_how_long() -> None:
+    """Convergence in the first line; names of its own pods and of others apart, each with its seconds."""
+    learned = (
+        LearnedName(name="a.example.com", address="192.0.2.1", seconds=77),
+        LearnedName(name="b.example.com", address="192.0.2.2", seconds=88, is_own=True),
+    )
+    agents = {"a": msgspec.structs.replace(make_agent("a", 5), learned=learned, names=1)}
+    console = Console(record=True, width=160, file=io.StringIO())
+    show(console, make_controller(7, a=5), agents, ())
+    shown = console.export_text()
+    assert "revision 7 enforced on 0 of 1 nodes" in shown and "a: revision 5 (2 behind)" in shown
+    own, others = (shown.index(f"names that {whose} resolved") for whose in ("its own pods", "other nodes"))
+    assert own < shown.index("b.example.com") < shown.index("88") < others < shown.index("a.example.com")
+    assert "77" in shown[others:]
 
 
 def test_the_bus_is_found_by_option_then_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,6 +221,30 @@ def test_old_names_go_and_are_credited(datapath, monkeypatch) -> None:
     assert datapath._maps["credits"].get(mapcodec.encode_index(3)) == (2).to_bytes(4, "little")
 
 
+def test_names_that_live_are_listed_and_those_whose_time_ended_are_counted_once(datapath, monkeypatch) -> None:
+    """By who taught them: an answer here, another node, a resolver outside for one pod alone; renewed ones go on."""
+    now, resolutions = boottime_seconds(), datapath._maps["resolutions"]
+    pages = {
+        ("192.0.2.1", mapcodec.SCOPE_LEARNED): ((5, now + 60), (6, now + 600)),
+        ("192.0.2.2", mapcodec.SCOPE_SHARED): ((5, now + 60),),
+        ("192.0.2.3", 3): ((5, now + 60),),
+    }
+    for (address, scope), slots in pages.items():
+        page = mapcodec.NamesPage((slots + ((0, 0),) * 8)[:8], (3,) * 8, False)
+        resolutions.put(mapcodec.encode_resolution_key(address, 0, scope), mapcodec.encode_names(page))
+    datapath.collect()
+    assert {(one.endpoint, one.address, one.row) for one in datapath.taught} == {
+        *((3, "192.0.2.1", 5), (3, "192.0.2.1", 6), (3, "192.0.2.3", 5)),
+    }
+    assert datapath.taught[0].expires == now + 600
+    assert datapath.read_occupancy()["resolutions"] == (3, resolutions.info.max_entries)
+    for later in (61, 75):
+        monkeypatch.setattr("services.nodeagent.datapath.boottime_seconds", lambda later=later: now + later)
+        datapath.collect()
+    assert [datapath.counters[f"names_expired_{one}"] for one in ("learned", "shared", "outside")] == [1, 1, 1]
+    assert [(one.address, one.row) for one in datapath.taught] == [("192.0.2.1", 6)]
+
+
 def test_an_address_that_becomes_a_pods_is_forgotten(datapath) -> None:
     """A name's address that turns out to be a pod's has no name from the moment it is known."""
     expires = boottime_seconds() + 100
