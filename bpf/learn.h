@@ -696,12 +696,13 @@ static INLINE int is_fresh(__u32 expiry, __u32 now, __u32 lifetime)
     return (__s32)(expiry - now) > (__s32)(lifetime / 2);
 }
 
+// Signed: names carried over from a layout whose quotas were not are given back without having been charged.
 static INLINE int is_over_quota(struct dns *d, struct endpoint *ep)
 {
     struct quota *q = find_quota(ep->id);
     __u32 index = ep->id & (ENDPOINT_SLOTS - 1), *credited = credits.lookup(&index);
 
-    return !q || !credited || q->learned - *credited >= d->names_limit;
+    return !q || !credited || (__s32)(q->learned - *credited) >= (__s32)d->names_limit;
 }
 
 static INLINE void charge(struct endpoint *ep)

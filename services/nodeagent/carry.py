@@ -25,6 +25,9 @@ from services.common.log import get_logger
 
 LEARNED = ("resolutions", "queries")
 """Written by the old programs up to the moment they are replaced: copied before, and again after."""
+CHARGED = frozenset({"resolutions", "quotas", "credits"})
+"""What was charged and what was given back is of names that are there: the two go along with each other and with them,
+or begin anew."""
 COUNTED = ("seen", "quotas", "credits", "reasons", "rule_counters")
 _PROGRAM_PIN = "program-from_pod"
 _log = get_logger("carry")
@@ -106,4 +109,4 @@ def plan_carrier(
     """``now`` and ``before``: descriptions of the maps of both layouts."""
     pinned = {name for name in maps if (former / name).exists()}
     same = frozenset(name for name in pinned if before.get(name) and before.get(name) == now.get(name))
-    return Carrier(former, maps, same)
+    return Carrier(former, maps, same if same >= CHARGED else same - {"quotas", "credits"})

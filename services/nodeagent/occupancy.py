@@ -75,7 +75,7 @@ class Occupancy:
         """Of each endpoint that ever learned: the addresses charged to it and not given back."""
         back = {key: int.from_bytes(value, "little") for key, value in self._credits.items()}
         learned = {key: QUOTA.unpack(value)[_LEARNED] for key, value in self._quotas.items()}
-        return [(count - back.get(key, 0)) & 0xFFFFFFFF for key, count in learned.items()]
+        return [max(0, count - back.get(key, 0)) for key, count in learned.items()]
 
 
 def count_rules(rulesets: Mapping[int, RulesetEntry]) -> dict[str, tuple[int, int]]:

@@ -581,6 +581,14 @@ def test_over_its_quota_an_endpoint_learns_nothing_more(dns: Kernel) -> None:
     assert len(dns.maps["resolutions"].keys()) == 15
 
 
+def test_more_given_back_than_was_charged_shuts_nobody_out(dns: Kernel) -> None:
+    """As after an upgrade that carried names over and no quotas: what they give back is no debt."""
+    dns.maps["credits"].put(POD_ID.to_bytes(4, "little"), (3).to_bytes(4, "little"))
+    ask(dns)
+    tell(dns, answer(NAME, WEB))
+    assert set(dns.names_of(WEB)) == {ROW} and count(dns, Reason.LEARN_QUOTA) == 0
+
+
 def test_news_is_told_once(dns: Kernel) -> None:
     """One event for an answer that is news, with the whole message; none for its repetition."""
     message = answer(NAME, WEB)

@@ -62,8 +62,20 @@ def test_a_map_that_is_described_otherwise_starts_empty(layouts: tuple[Path, Loa
     _, old, new = layouts
     changed = {**old.descriptions, "resolutions": "another"}
     carrier = plan_carrier(old.folder, new.maps, now=new.descriptions, before=changed)
-    assert "resolutions" not in carrier.same and "quotas" in carrier.same
+    assert "resolutions" not in carrier.same and "reasons" in carrier.same
     assert plan_carrier(old.folder, new.maps, now=new.descriptions, before={}).same == frozenset()
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("other", ["resolutions", "quotas", "credits"])
+def test_what_was_charged_goes_along_with_what_was_given_back_or_begins_anew(
+    layouts: tuple[Path, Loaded, Loaded], other: str
+) -> None:
+    """One without the other would be an endpoint that may learn nothing more."""
+    _, old, new = layouts
+    before = {**old.descriptions, other: "another"}
+    same = plan_carrier(old.folder, new.maps, now=new.descriptions, before=before).same
+    assert not same & {"quotas", "credits"} and ("resolutions" in same) == (other != "resolutions")
 
 
 def test_descriptions_survive_the_disk(tmp_path: Path) -> None:
