@@ -1,8 +1,9 @@
 """A cluster of a given size as Kubernetes objects, always the same for the same size, and edits of it.
 
-Of 10,000 pods it has 100 nodes, 500 namespaces, 1,000 policies and 5,000 prefixes; everything grows with the pods. Most
-namespaces are alike: 20 pods of five workloads, a policy for all of them, one for a workload. Ten policies govern the
-whole cluster or large parts of it, and one namespace is large. Every pod bears a label that no policy names.
+Of 10,000 pods it has 100 nodes, 500 namespaces, 1,000 policies and 5,000 prefixes; everything grows with the pods but
+ten policies that govern the whole cluster or large parts of it: as many govern a pod at any size. Most namespaces are
+alike: 20 pods of five workloads, a policy for all of them, one for a workload, and one namespace is large. Every pod
+bears a label that no policy names.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class Size:
         return max(1, self.pods // PODS_A_NODE)
 
     @property
-    def policies(self) -> int:
-        return self.pods // 10
+    def workload_policies(self) -> int:
+        """490 of 10,000 pods: with those of the namespaces and the wide ones, of which there are ten at any size."""
+        return self.pods * 49 // 1_000
 
     @property
     def prefixes(self) -> int:
@@ -62,7 +64,7 @@ def make_cluster(size: Size) -> list[Obj]:
     objects += [make_pod(size, number) for number in range(size.pods)]
     for number in range(size.namespaces):
         objects.append(make_namespace_policy(number))
-    for number in range(size.policies - size.namespaces - WIDE_POLICIES):
+    for number in range(size.workload_policies):
         objects.append(make_workload_policy(size, number))
     objects += [make_wide_policy(number) for number in range(WIDE_POLICIES)]
     return objects
@@ -113,7 +115,7 @@ def make_namespace_policy(number: int, *, port: int = 8080, team: int | None = N
 
 def make_workload_policy(size: Size, number: int) -> Obj:
     """Governs a workload: out to prefixes of its own; the cluster's prefixes are spread over all such policies."""
-    count = size.policies - size.namespaces - WIDE_POLICIES
+    count = size.workload_policies
     own = range(size.prefixes * number // count, size.prefixes * (number + 1) // count)
     blocks = [{"ipBlock": {"cidr": f"{ipaddress.ip_address(FIRST_PREFIX + 256 * each)}/24"}} for each in own]
     subject = {"matchLabels": {"app": f"app-{number % WORKLOADS}"}}

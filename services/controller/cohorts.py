@@ -9,15 +9,16 @@ Deliberately absent: who is in a flock (``endpoints``), what a ruleset is (``rul
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
 
 from schemas import wire
 from schemas.policy import DomainRow
-from schemas.terms import Default, RulesetHash
-from services.controller.flocks import Flock, Row
+from schemas.terms import Default, Direction, RulesetHash
+from services.controller.flocks import Brand, Flock, Row
 from services.controller.policy.compile import Compiled
 from services.controller.policy.model import PolicyKey
 from services.controller.policy.select import Applied
@@ -26,18 +27,22 @@ from services.controller.rulesets import Numbers
 from services.controller.rulings import Rulings, Side
 
 T = TypeVar("T")
+DIRECTIONS = tuple(Direction)
+"""An enumeration is slow to go through, and this is done for every cohort."""
 
 
 class Used(msgspec.Struct, eq=False, gc=False):
-    """A ruleset that is published. ``users``: how many cohorts; with the last one it goes."""
+    """A ruleset that is published. ``users``: how many sides of cohorts; with the last one it goes."""
 
     compiled: Compiled
     row: Row
     users: int = 0
 
 
-class Cohort(msgspec.Struct, eq=False):
-    """``dns``: whether DNS is implicit. ``reference``: how an endpoint row's body names its rulesets.
+@dataclass(slots=True, eq=False)
+class Cohort:
+    """``dns``: whether DNS is implicit. ``sides``: of each direction. ``brand``: how an endpoint row's body names their
+    rulesets, and whose rows do.
 
     ``left_out``: policies that did not fit the NetworkPolicy tier; of a shadow those under audit only, because what is
     enforced of the others stands beside it.
@@ -47,12 +52,9 @@ class Cohort(msgspec.Struct, eq=False):
     default: Default
     ports: Numbers
     dns: bool
-    egress: Side
-    ingress: Side
-    reference: bytes
+    sides: list[Side]
+    brand: Brand
     left_out: frozenset[PolicyKey]
-    used: list[Used]
-    flocks: dict[Flock, None] = {}
 
 
 class Cohorts:
@@ -76,75 +78,91 @@ class Cohorts:
         self, flock: Flock, former: Cohort | None, applied: Applied, default: Default, ports: Numbers, *, dns: bool
     ) -> Cohort:
         """Bring a flock into the cohort where it belongs, out of its former one."""
-        siblings = self._cohorts.setdefault(applied, {})
+        siblings = self._cohorts.get(applied)
+        if siblings is None:
+            siblings = self._cohorts[applied] = {}
         cohort = siblings.get((default, ports, dns))
         if cohort is None:
             cohort = siblings[default, ports, dns] = self._make(applied, default, ports, dns=dns)
         if cohort is not former:
-            cohort.flocks[flock] = None
-            self._rows.flip((flock,), cohort.reference)
+            self._rows.mark(flock, cohort.brand)
             if former is not None:
-                self.leave(flock, former)
+                self._end_if_empty(former)
         return cohort
 
     def leave(self, flock: Flock, cohort: Cohort) -> None:
-        """With the last flock a cohort goes."""
-        del cohort.flocks[flock]
-        if not cohort.flocks:
+        """A flock is no more; with the last one a cohort goes."""
+        del cohort.brand.flocks[flock]
+        self._end_if_empty(cohort)
+
+    def _end_if_empty(self, cohort: Cohort) -> None:
+        if not cohort.brand.flocks:
             siblings = self._cohorts[cohort.applied]
             del siblings[cohort.default, cohort.ports, cohort.dns]
             if not siblings:
                 del self._cohorts[cohort.applied]
                 self._rulings.release(cohort.applied)
-            self._forget(cohort.used, cohort.left_out)
+            self._count_out(cohort.left_out)
+            for side in cohort.sides:
+                self._forget(side)
 
-    def ask_again(self, changed: set[Applied]) -> None:
+    def ask_again(self, changed: Mapping[Direction, Iterable[Applied]]) -> None:
         """Give the cohorts whose policies say something else their rulesets of today, and flip their flocks."""
-        for applied in changed:
-            for cohort in self._cohorts.get(applied, {}).values():
-                self._ask(cohort)
-        self._rulings.prune(self._used)
+        for direction, sets in changed.items():
+            for applied in sets:
+                for cohort in self._cohorts.get(applied, {}).values():
+                    self._ask(cohort, direction)
+        self._rulings.prune()
 
     def _make(self, applied: Applied, default: Default, ports: Numbers, *, dns: bool) -> Cohort:
-        sides = self._rulings.find_rulesets(applied, default, ports, dns=dns)
+        sides = [self._rulings.find_side(each, applied, default, ports, dns=dns) for each in DIRECTIONS]
         left_out = _left_out(sides, self._rulings.audited)
-        self._left_out.update(left_out)
-        return Cohort(applied, default, ports, dns, *sides, _refer(*sides), left_out, self._publish(sides))
+        if left_out:
+            self._left_out.update(left_out)
+        for side in sides:
+            self._use(side)
+        return Cohort(applied, default, ports, dns, sides, Brand.of(_refer(*sides)), left_out)
 
-    def _ask(self, cohort: Cohort) -> None:
-        sides = self._rulings.find_rulesets(cohort.applied, cohort.default, cohort.ports, dns=cohort.dns)
-        reference, left_out = _refer(*sides), _left_out(sides, self._rulings.audited)
-        if reference == cohort.reference and left_out == cohort.left_out:
+    def _ask(self, cohort: Cohort, direction: Direction) -> None:
+        """What is new comes before what was goes: a ruleset that stays in use is no row that went."""
+        old = cohort.sides[direction]
+        new = self._rulings.find_side(direction, cohort.applied, cohort.default, cohort.ports, dns=cohort.dns)
+        if new.shadow is None and new.is_like(old):
             return
-        former = cohort.used, cohort.left_out
-        cohort.egress, cohort.ingress = sides
-        cohort.reference, cohort.left_out = reference, left_out
-        self._left_out.update(left_out)
-        cohort.used = self._publish(sides)
-        self._rows.flip(cohort.flocks, reference)
-        self._forget(*former)
+        self._use(new)
+        cohort.sides[direction] = new
+        self._renew_left_out(cohort)
+        self._rows.flip(cohort.brand, _refer(*cohort.sides))
+        self._forget(old)
+
+    def _renew_left_out(self, cohort: Cohort) -> None:
+        left_out = _left_out(cohort.sides, self._rulings.audited)
+        if left_out != cohort.left_out:
+            self._left_out.update(left_out)
+            self._count_out(cohort.left_out)
+            cohort.left_out = left_out
+
+    def _count_out(self, left_out: frozenset[PolicyKey]) -> None:
+        for key in left_out:
+            _is_last(self._left_out, key)
 
     # -- what cohorts use ---------------------------------------------------------------------------------------------
 
-    def _publish(self, sides: tuple[Side, Side]) -> list[Used]:
-        """These rulesets have one user more each: the first one brings the rows."""
-        return [self._use(compiled) for side in sides for compiled in (side.enforced, side.shadow) if compiled]
+    def _use(self, side: Side) -> None:
+        """A side's rulesets have one user more each: the first one brings the rows."""
+        for compiled in side.rulesets():
+            used = self._used.get(compiled.hash)
+            if used is None:
+                used = self._used[compiled.hash] = self._bring(compiled)
+            used.users += 1
 
-    def _use(self, compiled: Compiled) -> Used:
-        used = self._used.get(compiled.hash)
-        if used is None:
-            used = self._used[compiled.hash] = self._bring(compiled)
-        used.users += 1
-        return used
-
-    def _forget(self, rulesets: list[Used], left_out: frozenset[PolicyKey]) -> None:
-        """These have one user less: with the last one their rows go."""
-        for key in left_out:
-            _is_last(self._left_out, key)
-        for used in rulesets:
+    def _forget(self, side: Side) -> None:
+        """They have one user less: with the last one their rows go."""
+        for compiled in side.rulesets():
+            used = self._used[compiled.hash]
             used.users -= 1
             if not used.users:
-                del self._used[used.compiled.hash]
+                del self._used[compiled.hash]
                 self._take_away(used)
 
     def _bring(self, compiled: Compiled) -> Used:
@@ -177,13 +195,16 @@ def _is_last(users: Counter[T], name: T) -> bool:
     return True
 
 
-def _left_out(sides: tuple[Side, Side], audited: Container[PolicyKey]) -> frozenset[PolicyKey]:
-    found: set[PolicyKey] = set()
+_NOTHING: frozenset[PolicyKey] = frozenset()
+
+
+def _left_out(sides: Iterable[Side], audited: Container[PolicyKey]) -> frozenset[PolicyKey]:
+    found = _NOTHING
     for side in sides:
-        found.update(side.enforced.left_out)
+        found = found.union(side.enforced.left_out) if side.enforced.left_out else found
         if side.shadow is not None:
-            found.update(key for key in side.shadow.left_out if key in audited)
-    return frozenset(found)
+            found = found.union(key for key in side.shadow.left_out if key in audited)
+    return found
 
 
 def name_shadow(side: Side) -> RulesetHash:

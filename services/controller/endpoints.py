@@ -75,7 +75,7 @@ class Endpoints:
         """Bring the rows of everything stale up to date. The facts' rows must be."""
         touched = self._facts.touched
         defaults: dict[tuple[str, str], Default] = {}
-        fresh = {group for key in touched if (group := self._regroup(key, settings, defaults)) is not None}
+        fresh = [group for key in touched if (group := self._regroup(key, settings, defaults)) is not None]
         self._rulings.settle()
         self._flip(fresh, dns=settings.config.dns_implicit)
         for key in touched:
@@ -138,9 +138,9 @@ class Endpoints:
     def _flip(self, fresh: Iterable[Group], *, dns: bool) -> None:
         """Bring these groups, and those that other policies govern now, to their cohorts; then ask what changed."""
         changed = self._rulings.take_changed()
-        groups = set(fresh)
+        groups = dict.fromkeys(fresh)
         for governed in self._rulings.stale:
-            groups.update(self._groups_of.get(governed, ()))
+            groups.update(dict.fromkeys(self._groups_of.get(governed, ())))
         self._rulings.stale.clear()
         for group in groups:
             if group.default is not None:
@@ -149,16 +149,17 @@ class Endpoints:
         self._cohorts.ask_again(changed)
 
     def _encode(self, pod: Pod, cohort: Cohort, config: Config) -> bytes:
+        egress, ingress = cohort.sides
         row = EndpointRow(
             node=pod.node,
             namespace=pod.namespace,
             pod=pod.name,
             uid=pod.uid,
             identity=self._facts.identity_of_pod(pod.key),
-            egress=cohort.egress.enforced.hash,
-            ingress=cohort.ingress.enforced.hash,
-            egress_shadow=name_shadow(cohort.egress),
-            ingress_shadow=name_shadow(cohort.ingress),
+            egress=egress.enforced.hash,
+            ingress=ingress.enforced.hash,
+            egress_shadow=name_shadow(egress),
+            ingress_shadow=name_shadow(ingress),
             addresses=pod.addresses,
             labels={key: pod.labels[key][:LABEL_VALUE_MAX] for key in config.flow_labels if key in pod.labels},
             owner=pod.owner if config.flow_owners else "",

@@ -15,6 +15,7 @@ from schemas import wire
 from schemas.policy import AddressRow, FrontendRow, IdentityRow, NamespaceRow, PodPeer
 from schemas.selectors import NAMESPACE_NAME_LABEL
 from schemas.terms import IDENTITY_WORLD, AddressKind, IdentityId
+from services.controller.marks import Marks
 from services.controller.policy import frontends
 from services.controller.policy.identity import Identities
 from services.controller.policy.model import (
@@ -41,7 +42,7 @@ class Facts:
 
     def __init__(self, rows: RowStore, identities: Identities) -> None:
         self.world = World()
-        self.touched: set[ObjectKey] = set()
+        self.touched: Marks[ObjectKey] = Marks()
         self._named = Named()
         self._ports = NamedPorts()
         self._pods_on: dict[str, set[ObjectKey]] = {}
@@ -61,11 +62,11 @@ class Facts:
         self._faces: dict[str, set[str]] = {}
         self._targets: dict[ObjectKey, set[str]] = {}
         self._all_pods_in: dict[str, set[ObjectKey]] = {}
-        self._stale_pods: set[ObjectKey] = set()
-        self._stale_nodes: set[str] = set()
-        self._stale_addresses: set[str] = set()
-        self._stale_services: set[ObjectKey] = set()
-        self._stale_hosts: set[ObjectKey] = set()
+        self._stale_pods: Marks[ObjectKey] = Marks()
+        self._stale_nodes: Marks[str] = Marks()
+        self._stale_addresses: Marks[str] = Marks()
+        self._stale_services: Marks[ObjectKey] = Marks()
+        self._stale_hosts: Marks[ObjectKey] = Marks()
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -130,11 +131,12 @@ class Facts:
         changed = named ^ self._named
         self._named = named
         if changed.pods:
-            self._stale_pods |= {key for key, pod in self.world.pods.items() if changed.pods & pod.labels.keys()}
+            self._stale_pods.add_all(key for key, pod in self.world.pods.items() if changed.pods & pod.labels.keys())
         if changed.nodes:
-            self._stale_nodes |= {name for name, node in self.world.nodes.items() if changed.nodes & node.labels.keys()}
+            nodes = self.world.nodes.items()
+            self._stale_nodes.add_all(name for name, node in nodes if changed.nodes & node.labels.keys())
         for port in changed.ports:
-            self._stale_pods.update(self._ports.bearers(port))
+            self._stale_pods.add_all(self._ports.bearers(port))
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
@@ -169,8 +171,9 @@ class Facts:
             self._write_service(key)
         for key in self._stale_hosts:
             self._write_host_ports(key)
-        for stale in (self._stale_nodes, self._stale_pods, self._stale_addresses):
-            stale.clear()
+        self._stale_nodes.clear()
+        self._stale_pods.clear()
+        self._stale_addresses.clear()
         self._stale_services.clear()
         self._stale_hosts.clear()
 
@@ -201,7 +204,7 @@ class Facts:
 
     def _stale_around(self, pod: Pod) -> None:
         """What depends on a pod: its addresses, the Services that choose it, its hostPorts."""
-        self._stale_addresses.update(pod.addresses)
+        self._stale_addresses.add_all(pod.addresses)
         for key in self._selecting.get(pod.namespace, ()):
             if frontends.selects(self.world.services[key], pod):
                 self._stale_services.add(key)
@@ -210,7 +213,7 @@ class Facts:
 
     def _stale_node(self, node: Node) -> None:
         self._stale_nodes.add(node.name)
-        self._stale_addresses.update(node.addresses)
+        self._stale_addresses.add_all(node.addresses)
         for key, service in self.world.services.items():
             if any(port.node_port for port in service.ports):
                 self._stale_services.add(key)
@@ -237,7 +240,7 @@ class Facts:
                     labels[port.label] = str(number)
             self._pod_identity[key] = self._use(AddressKind.POD, pod.namespace, labels)
             if self._pod_identity[key] != old:
-                self._stale_addresses.update(pod.addresses)
+                self._stale_addresses.add_all(pod.addresses)
                 self.touched.add(key)
                 self._stale_around(pod)
         if old is not None:
@@ -250,7 +253,7 @@ class Facts:
             labels = {label: value for label, value in node.labels.items() if label in self._named.nodes}
             self._node_identity[name] = self._use(AddressKind.NODE, "", labels)
             if self._node_identity[name] != old:
-                self._stale_addresses.update(node.addresses)
+                self._stale_addresses.add_all(node.addresses)
         if old is not None:
             self._release(old)
 
@@ -278,8 +281,8 @@ class Facts:
             self._address_identity[address] = row.identity
             self._rows.put(subject, wire.encode(row))
         if old != self._address_identity.get(address, IDENTITY_WORLD):
-            self._stale_services |= self._services_at.get(address, set())
-            self._stale_hosts |= self._claims.get(address, set())
+            self._stale_services.add_all(self._services_at.get(address, ()))
+            self._stale_hosts.add_all(self._claims.get(address, ()))
 
     def _address_row(self, address: str) -> AddressRow | None:
         name = self._node_at.get(address)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from services.controller.flocks import Flock, Flocks, Row
+from services.controller.flocks import Brand, Flock, Flocks, Row
 from services.controller.policy.diff import RowChange, order
 
 
@@ -19,8 +17,8 @@ class RowStore:
     @property
     def rows(self) -> dict[str, bytes]:
         """Subject -> body, of the wanted ones. A copy."""
-        bodies = {subject: row.body for subject, row in self._rows.items() if row.body is not None}
-        return bodies | self._flocks.pending()
+        bodies = ((subject, self._body_of(row)) for subject, row in self._rows.items())
+        return {subject: body for subject, body in bodies if body is not None}
 
     def at(self, subject: str) -> Row:
         """The row of a subject, an unwanted one if there was none; good until it is dropped."""
@@ -39,31 +37,52 @@ class RowStore:
             self.write(row, None)
 
     def write(self, row: Row, body: bytes | None) -> None:
-        """Put a row of this store; no body: drop it."""
-        if row.body != body:
-            if not row.is_noted:
-                row.before, row.is_noted = row.body, True
-                self._noted.append(row)
-            row.body = body
+        """Put a row of this store by itself; no body: drop it."""
+        if row.is_member:
+            self._note(row, self._flocks.told(row))
+            self._flocks.abandon(row)
+        elif row.body != body:
+            self._note(row, row.body)
+        row.body = body
 
     def write_member(self, flock: Flock, row: Row, body: bytes) -> None:
         """Put a row of this store as one of a flock; its body has the flock's part."""
-        self.write(row, self._flocks.adopt(flock, row, body))
+        if not self._flocks.holds(flock, row, body):
+            self._note(row, self._flocks.told(row) if row.is_member else row.body)
+            self._flocks.adopt(flock, row, body)
 
-    def flip(self, flocks: Iterable[Flock], part: bytes) -> None:
-        """Put another part into all rows of these flocks; the first part of those that have no rows yet."""
-        self._flocks.flip(flocks, part)
+    def flip(self, brand: Brand, part: bytes) -> None:
+        """Make a brand another part, in all rows that bear it."""
+        self._flocks.flip(brand, part)
+
+    def mark(self, flock: Flock, brand: Brand) -> None:
+        """Give a flock another brand, or its first."""
+        self._flocks.mark(flock, brand)
 
     def take_changes(self) -> list[RowChange]:
         """The changes since the last call, in an order that is safe at every prefix."""
         flips = self._flocks.take()
-        changes = []
+        changes, apart = [], set()
         for row in self._noted:
-            if row.body != row.before:
-                changes.append(RowChange(row.subject, row.body))
+            body = row.body
+            if row.is_member:
+                body = self._flocks.body_of(row)
+                apart.add(row.subject)
+            if body != row.before:
+                changes.append(RowChange(row.subject, body))
             row.before, row.is_noted = None, False
-            if row.body is None:
-                self._flocks.abandon(row)
+            if body is None:
                 del self._rows[row.subject]
         self._noted.clear()
+        if apart:
+            flips = [change for change in flips if change.subject not in apart]
         return order(changes, flips)
+
+    def _note(self, row: Row, before: bytes | None) -> None:
+        """Something has come over a row that was so when changes were last taken, unless it is noted already."""
+        if not row.is_noted:
+            row.before, row.is_noted = before, True
+            self._noted.append(row)
+
+    def _body_of(self, row: Row) -> bytes | None:
+        return self._flocks.body_of(row) if row.is_member else row.body

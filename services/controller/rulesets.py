@@ -7,22 +7,21 @@ out as it was stays what it was; the sets of policies whose tiers did not are *c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from schemas.terms import Default, Direction, Tier
+from services.controller.marks import Marks
 from services.controller.policy.compile import BUDGETS, Compiled, Fragment, Part, compile_part, compile_ruleset
 from services.controller.policy.model import NamedPort, Policy, PolicyKey
 from services.controller.policy.select import Applied, subject_ports
 
 Numbers = tuple[tuple[NamedPort, int], ...]
 """A subject's named ports with their numbers, as far as the policies in question ask."""
-Combination = tuple[Default, bool, Part, Part, Part]
-"""(default, DNS implicit, the part of every tier)."""
 Fragments = Callable[[PolicyKey, Direction, Numbers], Fragment]
 
 IDLE_MAX = 256
-"""Rulesets, and sets of policies, remembered beyond twice those in use, for what comes back; the idle beyond go."""
+"""Sets of policies remembered beyond twice those in use, for what comes back; the idle beyond go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +55,11 @@ class Outline:
 
 @dataclass(slots=True, eq=False)
 class Stack:
-    """All tiers of a set of policies. ``found``: its rulesets."""
+    """All tiers of these sets of policies. ``found``: its rulesets, by the numbers of the named ports it asks for."""
 
-    applied: Applied
     outlines: tuple[Outline, ...]
+    asks: frozenset[NamedPort]
+    applied: dict[Applied, None] = field(default_factory=dict)
     found: dict[tuple[Default, bool, Numbers], Compiled] = field(default_factory=dict)
 
 
@@ -72,13 +72,12 @@ class Rulesets:
         self._shapes: dict[PolicyKey, Shape] = {}
         self._refused: frozenset[PolicyKey] = frozenset()
         self._stacks: dict[Applied, Stack] = {}
+        self._shared: dict[tuple[Outline, ...], Stack] = {}
         self._idle: dict[Applied, None] = {}
         self._outlines: dict[tuple[Tier, tuple[PolicyKey, ...]], Outline] = {}
         self._holding: dict[PolicyKey, dict[Outline, None]] = {}
         self._stale: dict[Outline, None] = {}
-        self._changed: set[Applied] = set()
-        self._combinations: dict[Combination, Compiled] = {}
-        self._remember_max = IDLE_MAX
+        self._changed: Marks[Applied] = Marks()
 
     def put(self, policy: Policy) -> None:
         """Add or replace a policy."""
@@ -102,15 +101,15 @@ class Rulesets:
         for key in keys ^ before:
             self._reshape(key)
 
-    def take_changed(self) -> set[Applied]:
+    def take_changed(self) -> Marks[Applied]:
         """The sets of policies whose rulesets may have changed since the last call. To be called before ``find``."""
         for outline in self._stale:
             if self._remake(outline):
                 for stack in outline.stacks:
                     stack.found.clear()
-                    self._changed.add(stack.applied)
+                    self._changed.update(stack.applied)
         self._stale.clear()
-        changed, self._changed = self._changed, set()
+        changed, self._changed = self._changed, Marks()
         return changed
 
     def find(self, applied: Applied, default: Default, ports: Numbers, *, dns: bool) -> Compiled:
@@ -120,9 +119,10 @@ class Rulesets:
             stack = self._stacks[applied] = self._stack(applied)
         elif applied in self._idle:
             del self._idle[applied]
-        compiled = stack.found.get((default, dns, ports))
+        numbers = _asked_of(ports, stack.asks)
+        compiled = stack.found.get((default, dns, numbers))
         if compiled is None:
-            compiled = stack.found[default, dns, ports] = self._combine(stack, default, ports, dns=dns)
+            compiled = stack.found[default, dns, numbers] = self._compile(stack, default, numbers, dns=dns)
         return compiled
 
     def release(self, applied: Applied) -> None:
@@ -130,13 +130,10 @@ class Rulesets:
         if applied in self._stacks:
             self._idle[applied] = None
 
-    def prune(self, in_use: Container[str]) -> None:
-        """Forget what nobody uses, when there is much of it."""
+    def prune(self) -> None:
+        """Forget sets of policies that govern nobody, when there are many."""
         while 2 * len(self._idle) > len(self._stacks) + IDLE_MAX:
             self._detach(next(iter(self._idle)))
-        if len(self._combinations) > self._remember_max:
-            self._combinations = {place: each for place, each in self._combinations.items() if each.hash in in_use}
-            self._remember_max = 2 * len(self._combinations) + IDLE_MAX
 
     def _reshape(self, key: PolicyKey) -> None:
         """Where a policy's rules stand is another place now: what holds it is outlined anew."""
@@ -147,22 +144,33 @@ class Rulesets:
     def _detach(self, applied: Applied) -> None:
         self._idle.pop(applied, None)
         stack = self._stacks.pop(applied)
-        for outline in stack.outlines:
-            del outline.stacks[stack]
-            if not outline.stacks:
-                del self._outlines[outline.tier, outline.keys]
-                self._stale.pop(outline, None)
-                for key in outline.keys:
-                    del self._holding[key][outline]
+        del stack.applied[applied]
+        if not stack.applied:
+            del self._shared[stack.outlines]
+            for outline in stack.outlines:
+                del outline.stacks[stack]
+                if not outline.stacks:
+                    self._remove(outline)
+
+    def _remove(self, outline: Outline) -> None:
+        del self._outlines[outline.tier, outline.keys]
+        self._stale.pop(outline, None)
+        for key in outline.keys:
+            del self._holding[key][outline]
 
     def _stack(self, applied: Applied) -> Stack:
         found: dict[Tier, list[PolicyKey]] = {tier: [] for tier in BUDGETS}
         for key in sorted(applied):
             if self._shapes[key].speaks and key not in self._refused:
                 found[self._shapes[key].tier].append(key)
-        stack = Stack(applied, tuple(self._share(tier, tuple(keys)) for tier, keys in found.items()))
-        for outline in stack.outlines:
-            outline.stacks[stack] = None
+        outlines = tuple([self._share(tier, tuple(keys)) for tier, keys in found.items()])
+        stack = self._shared.get(outlines)
+        if stack is None:
+            asks = frozenset(port for outline in outlines for port in outline.asks)
+            stack = self._shared[outlines] = Stack(outlines, asks)
+            for outline in outlines:
+                outline.stacks[stack] = None
+        stack.applied[applied] = None
         return stack
 
     def _share(self, tier: Tier, keys: tuple[PolicyKey, ...]) -> Outline:
@@ -174,17 +182,12 @@ class Rulesets:
                 self._holding.setdefault(key, {})[outline] = None
         return outline
 
-    def _combine(self, stack: Stack, default: Default, ports: Numbers, *, dns: bool) -> Compiled:
-        admin, network_policy, baseline = [self._part(outline, ports) for outline in stack.outlines]
-        combination = (default, dns, admin, network_policy, baseline)
-        compiled = self._combinations.get(combination)
-        if compiled is None:
-            compiled = compile_ruleset(self._direction, default, admin, network_policy, baseline, dns_implicit=dns)
-            self._combinations[combination] = compiled
-        return compiled
+    def _compile(self, stack: Stack, default: Default, numbers: Numbers, *, dns: bool) -> Compiled:
+        admin, network_policy, baseline = [self._part(outline, numbers) for outline in stack.outlines]
+        return compile_ruleset(self._direction, default, admin, network_policy, baseline, dns_implicit=dns)
 
     def _part(self, outline: Outline, ports: Numbers) -> Part:
-        numbers = tuple([pair for pair in ports if pair[0] in outline.asks]) if outline.asks else ()
+        numbers = _asked_of(ports, outline.asks)
         part = outline.parts.get(numbers)
         if part is None:
             part = outline.parts[numbers] = self._compile_part(outline, numbers)
@@ -204,3 +207,7 @@ class Rulesets:
     def _compile_part(self, outline: Outline, numbers: Numbers) -> Part:
         fragments = [self._fragments(key, self._direction, numbers) for key in outline.keys]
         return compile_part(self._direction, outline.tier, fragments)
+
+
+def _asked_of(ports: Numbers, asks: frozenset[NamedPort]) -> Numbers:
+    return tuple([pair for pair in ports if pair[0] in asks]) if asks else ()

@@ -9,13 +9,14 @@ for either by itself, so that no policy under audit crowds out another.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 import msgspec
 
 from schemas.policy import PodPeer
 from schemas.terms import Default, Direction, Tier
 from services.controller.facts import Facts
+from services.controller.marks import Marks
 from services.controller.policy.compile import (
     BUDGETS,
     Compiled,
@@ -48,6 +49,13 @@ class Side(msgspec.Struct, frozen=True, gc=False):
     enforced: Compiled
     shadow: Compiled | None = None
 
+    def is_like(self, other: Side) -> bool:
+        """Whether the rulesets are the same ones."""
+        return self.enforced is other.enforced and self.shadow is other.shadow
+
+    def rulesets(self) -> tuple[Compiled, ...]:
+        return (self.enforced,) if self.shadow is None else (self.enforced, self.shadow)
+
 
 class Rulings:
     """``stale``: profiles that other policies govern now; who handles them clears it."""
@@ -55,7 +63,7 @@ class Rulings:
     def __init__(self, facts: Facts) -> None:
         self.selection = Selection()
         self.policies: dict[PolicyKey, Policy] = {}
-        self.stale: set[Governed] = set()
+        self.stale: Marks[Governed] = Marks()
         self.refused: frozenset[PolicyKey] = frozenset()
         """Admin and Baseline policies that do not fit some pod's budget, those under audit not counted in."""
         self.audited: set[PolicyKey] = set()
@@ -64,7 +72,7 @@ class Rulings:
         self._retold: set[PolicyKey] = set()
         """Policies that were told apart from the others and are no longer, or the other way round."""
         self._asks: dict[Applied, tuple[Applied, ...]] = {}
-        self._asked_by: dict[Applied, set[Applied]] = {}
+        self._asked_by: dict[Applied, Marks[Applied]] = {}
         self._facts = facts
         self._numbers: dict[PolicyKey, dict[NamedPort, tuple[tuple[int, ...], ...]]] = {}
         self._asking: dict[tuple[NamedPort, str], set[PolicyKey]] = {}
@@ -91,13 +99,13 @@ class Rulings:
         for rulesets in self._rulesets.values():
             rulesets.put(policy)
         self._numbers[policy.key] = self._resolve(policy)
-        self.stale.update(self.selection.put(policy))
+        self.stale.add_all(self.selection.put(policy))
 
     def drop(self, key: PolicyKey) -> None:
         self._unindex(key)
         if self.policies.pop(key, None) is not None:
             self.audited.discard(key)
-            self.stale.update(self.selection.remove(key))
+            self.stale.add_all(self.selection.remove(key))
             self._numbers.pop(key, None)
             self._fragments.pop(key, None)
             self._name(key, None)
@@ -107,7 +115,7 @@ class Rulings:
 
     def relabel(self, namespace: str) -> None:
         """A namespace appeared or changed its labels."""
-        self.stale.update(self.selection.relabel(namespace, self._facts.namespace_labels(namespace)))
+        self.stale.add_all(self.selection.relabel(namespace, self._facts.namespace_labels(namespace)))
         self.renumber({(port, namespace) for port, _ in self._asking})
 
     def renumber(self, places: Iterable[tuple[NamedPort, str]]) -> None:
@@ -130,13 +138,16 @@ class Rulings:
                 self._named.ports.update(each.ports)
         return self._named
 
-    def take_changed(self) -> set[Applied]:
+    def take_changed(self) -> dict[Direction, Marks[Applied]]:
         """The sets of policies whose rulesets may have changed since the last call. To be called before asking."""
-        asked = {applied for rulesets in self._rulesets.values() for applied in rulesets.take_changed()}
-        changed = {applied for each in asked for applied in self._asked_by.get(each, ())}
-        if self._retold:
-            changed.update(applied for applied in self._asks if not applied.isdisjoint(self._retold))
-            self._retold.clear()
+        retold = [applied for applied in self._asks if not applied.isdisjoint(self._retold)] if self._retold else []
+        self._retold.clear()
+        changed = {}
+        for direction, rulesets in self._rulesets.items():
+            changed[direction] = Marks[Applied]()
+            for asked in rulesets.take_changed():
+                changed[direction].update(self._asked_by.get(asked, {}))
+            changed[direction].add_all(retold)
         return changed
 
     def release(self, applied: Applied) -> None:
@@ -144,10 +155,10 @@ class Rulings:
         for asked in set(self._asks.pop(applied, ())):
             self._cease(applied, asked)
 
-    def prune(self, in_use: Container[str]) -> None:
-        """Forget rulesets that nobody uses, when there are many."""
+    def prune(self) -> None:
+        """Forget sets of policies that govern nobody, when there are many."""
         for rulesets in self._rulesets.values():
-            rulesets.prune(in_use)
+            rulesets.prune()
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
@@ -174,20 +185,19 @@ class Rulings:
         """Admin and Baseline policies that are in no ruleset at all, in order."""
         return sorted(self.refused | (self._refused_in_full & self.audited))
 
-    def find_rulesets(self, applied: Applied, default: Default, ports: Numbers, *, dns: bool) -> tuple[Side, Side]:
-        """Egress and ingress of pods with these named ports that these policies govern."""
-        told_apart = self.audited | (self._refused_in_full - self.refused)
-        if applied.isdisjoint(told_apart):
+    def find_side(self, direction: Direction, applied: Applied, default: Default, ports: Numbers, *, dns: bool) -> Side:
+        """What pods with these named ports that these policies govern have in one direction."""
+        numbers = ports if direction is Direction.INGRESS else ()
+        if applied.isdisjoint(self._told_apart()):
             self._ask(applied, (applied,))
-            egress, ingress = self._rulesets[Direction.EGRESS], self._rulesets[Direction.INGRESS]
-            return (
-                Side(egress.find(applied, default, (), dns=dns)),
-                Side(ingress.find(applied, default, ports, dns=dns)),
-            )
+            return Side(self._rulesets[direction].find(applied, default, numbers, dns=dns))
         full, enforced = applied - self._refused_in_full, applied - self.audited
         self._ask(applied, (full, enforced))
-        egress_side = self._find_both(Direction.EGRESS, full, enforced, default, (), dns=dns)
-        return egress_side, self._find_both(Direction.INGRESS, full, enforced, default, ports, dns=dns)
+        return self._find_both(direction, full, enforced, default, numbers, dns=dns)
+
+    def _told_apart(self) -> Set[PolicyKey]:
+        """The policies beside which pods may have a shadow. Usually nobody is, and this is asked for every cohort."""
+        return self.audited | (self._refused_in_full - self.refused) if self.audited else self.audited
 
     def _find_both(
         self, direction: Direction, full: Applied, enforced: Applied, default: Default, ports: Numbers, *, dns: bool
@@ -206,13 +216,13 @@ class Rulings:
         if before != asked:
             self._asks[applied] = asked
             for each in asked:
-                self._asked_by.setdefault(each, set()).add(applied)
+                self._asked_by.setdefault(each, Marks()).add(applied)
             for each in set(before).difference(asked):
                 self._cease(applied, each)
 
     def _cease(self, applied: Applied, asked: Applied) -> None:
         users = self._asked_by[asked]
-        users.discard(applied)
+        users.pop(applied, None)
         if not users:
             del self._asked_by[asked]
             for rulesets in self._rulesets.values():

@@ -249,7 +249,7 @@ class State:
         elif isinstance(fact, Namespace):
             self._facts.put_namespace(fact)
             self._rulings.relabel(fact.name)
-            self._facts.touched |= self._facts.pods_in(fact.name)
+            self._facts.touched.add_all(self._facts.pods_in(fact.name))
         elif isinstance(fact, Node):
             self._facts.put_node(fact)
             self._is_config_stale = True
@@ -269,7 +269,7 @@ class State:
         elif kind == "Namespace":
             self._facts.drop_namespace(key[1])
             self._rulings.relabel(key[1])
-            self._facts.touched |= self._facts.pods_in(key[1])
+            self._facts.touched.add_all(self._facts.pods_in(key[1]))
         elif kind == "Node":
             self._facts.drop_node(key[1])
             self._is_config_stale = True
@@ -290,7 +290,7 @@ class State:
 
     def _touch_nodes(self) -> None:
         self._is_config_stale = True
-        self._facts.touched |= self._facts.world.pods.keys()
+        self._facts.touched.add_all(self._facts.world.pods.keys())
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 

@@ -250,8 +250,10 @@ def compile_ruleset(
     direction: Direction, default: Default, admin: Part, network_policy: Part, baseline: Part, *, dns_implicit: bool
 ) -> Compiled:
     """The ruleset of pods that the policies behind these parts govern."""
-    patterns = admin.patterns | network_policy.patterns | baseline.patterns
-    peersets = admin.peersets | network_policy.peersets | baseline.peersets
+    patterns, peersets = _NO_PATTERNS, _NO_PEERSETS
+    for part in (admin, network_policy, baseline):
+        patterns = patterns | part.patterns if part.patterns else patterns
+        peersets = peersets | part.peersets if part.peersets else peersets
     spliced = _Spliced(
         direction=direction,
         default=default,
@@ -274,6 +276,7 @@ def compile_ruleset(
             isolated_by=network_policy.isolated_by,
             dns_implicit=spliced.dns_implicit,
         )
+        peersets = dict(peersets)
         body = wire.encode(_shrink(ruleset, peersets))
     return Compiled(
         hash=RulesetHash(wire.hash_body(body)),
@@ -284,6 +287,9 @@ def compile_ruleset(
     )
 
 
+_NO_PATTERNS: frozenset[str] = frozenset()
+_NO_PEERSETS: dict[str, bytes] = {}
+"""Shared by all rulesets without any, which are most: nobody changes it."""
 _NO_LIST = msgspec.Raw(b"[]")
 
 

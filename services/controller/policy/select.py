@@ -165,10 +165,13 @@ class Selection:
         if old is not None and old.subject == policy.subject:
             return []
         concerned = []
-        for governed in self._candidates(policy):
-            had, has = key in governed.applied, self._governs(policy, governed)
-            if had != has:
-                governed.applied = self._intern(governed.applied | {key} if has else governed.applied - {key})
+        toggled: dict[Applied, Applied] = {}
+        for governed, has in self._ask_all(policy):
+            applied = governed.applied
+            if (key in applied) != has:
+                if applied not in toggled:
+                    toggled[applied] = self._intern(applied ^ {key})
+                governed.applied = toggled[applied]
                 concerned.append(governed)
         return concerned
 
@@ -210,7 +213,16 @@ class Selection:
             return self._in.get(policy.namespace, ())
         return self._governed.values()
 
+    def _ask_all(self, policy: Policy) -> Iterable[tuple[Governed, bool]]:
+        """Every profile that a policy could govern, and whether it does; of namespaces it is asked once each."""
+        local = policy.kind in NAMESPACED_KINDS
+        for namespace in (policy.namespace,) if local else self._in:
+            is_in = matches(policy.subject.namespaces, self._labels_of(namespace))
+            for governed in self._in.get(namespace, ()):
+                yield governed, is_in and matches(policy.subject.pods, governed.labels)
+
     def _governs(self, policy: Policy, governed: Governed) -> bool:
-        namespace = governed.namespace
-        namespace_labels = self._namespaces.get(namespace) or {NAMESPACE_NAME_LABEL: namespace}
-        return governs(policy, namespace, namespace_labels, governed.labels)
+        return governs(policy, governed.namespace, self._labels_of(governed.namespace), governed.labels)
+
+    def _labels_of(self, namespace: str) -> Labels:
+        return self._namespaces.get(namespace) or {NAMESPACE_NAME_LABEL: namespace}
