@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from schemas.terms import Direction
 from services.controller import rulesets
 from services.controller.policy import frontends, select
+from services.controller.rulings import Rulings
 from services.controller.world import State
 from tests import builders as k8s
 
@@ -155,6 +157,29 @@ def test_an_edit_compiles_the_part_of_its_own_tier_once(state: State, monkeypatc
         state.upsert(wide_policy(cidr="203.0.113.0/24"))
         state.changes()
     assert asked == {"compile_part": 1, "compile_ruleset": 2}
+
+
+def test_an_edit_asks_again_about_the_direction_that_it_changed(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each set of policies that governs pods: one a namespace and one of a workload; nobody about ingress."""
+    directions: list[Direction] = []
+    find = Rulings.find_side
+
+    def counted(rulings: Rulings, direction: Direction, *args: Any, **kwargs: Any) -> Any:
+        directions.append(direction)
+        return find(rulings, direction, *args, **kwargs)
+
+    monkeypatch.setattr(Rulings, "find_side", counted)
+    state.upsert(wide_policy(cidr="203.0.113.0/24"))
+    state.changes()
+    assert directions == [Direction.EGRESS] * (NAMESPACES + 1)
+
+
+def test_an_edited_subject_is_asked_of_a_namespace_once(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six namespaces; and of the three workloads of each of the three that it selects."""
+    asked: Counter[str] = Counter()
+    monkeypatch.setattr(select, "matches", _counted(select.matches, "matches", asked))
+    state.upsert(wide_policy(team="t0"))
+    assert asked == {"matches": NAMESPACES + NAMESPACES // 2 * WORKLOADS}
 
 
 def test_an_edit_that_changes_no_rule_compiles_no_ruleset(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
