@@ -9,7 +9,8 @@ APT := python3-bpfcc bpftool linux-libc-dev libbpf1 python3-venv \
        knot unbound knot-dnsutils bind9-dnsutils nftables iproute2 curl procps prometheus openssl
 APT_BENCH := iperf3 sockperf dnsperf dnsdist
 
-.PHONY: help setup packages demo test test-fast test-kernels soak test-kube kube-assets check bench story detach clean requirements
+.PHONY: help setup packages demo test test-fast test-kernels soak test-kube kube-assets image image-assets check \
+	bench story detach clean requirements
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,7 +46,7 @@ $(STAMP): pyproject.toml requirements.txt
 demo: setup ## Two nodes, real packets, the ten steps (root)
 	@.venv/bin/yett demo $(ARGS)
 
-test: setup kube-assets ## Every ring: pure, kernel, nats, e2e, kube; prints seconds per ring
+test: setup kube-assets image-assets ## Every ring: pure, kernel, nats, e2e, kube; prints seconds per ring
 	@$(PYTHON) tests/run_rings.py pure kernel nats e2e kube
 
 test-kernels: setup ## The kernel ring on Debian's 6.1 and 6.12 in qemu (root); ONLY=6.1
@@ -60,6 +61,13 @@ test-kube: setup kube-assets ## The ring against a real API server, which is bui
 # The ring says what is missing, and fails where YETT_REQUIRE asks for it.
 kube-assets:
 	@tests/kube/assets.sh >/dev/null || true
+
+image: setup ## The images of controller, nodeagent and dnsrecorder, without a daemon (root); ARCHIVE=folder
+	@deploy/build-image.sh $(if $(ARCHIVE),--archive $(ARCHIVE))
+
+# The tests of the images say what went wrong, where they are asked for.
+image-assets:
+	@deploy/build-image.sh >/dev/null || true
 
 soak: setup ## The proofs of make test ten times over, for hours (root); ONLY=twins|learner|ports|kernels SEED=n
 	@$(PYTHON) tests/run_soak.py $(ONLY) $(if $(SEED),--seed $(SEED))

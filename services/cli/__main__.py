@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from services.cli import audit, check, demo, detach, diff, explain, flows, keys, schemas, status, test
+from services.cli import audit, check, demo, detach, diff, explain, flows, keys, schemas, status, test, uninstall
 
 app = typer.Typer(
     help="Kubernetes network policy by name.",
@@ -24,6 +24,7 @@ app.command("check")(check.command)
 app.command("diff")(diff.command)
 app.command("schemas")(schemas.command)
 app.command("detach")(detach.command)
+app.command("uninstall")(uninstall.command)
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+RECORDER_MEMORY = "recorder.msgpack"
+"""What a node's recorder has told, beside the agent's state."""
 PROGRAMS = "programs"
 """Compiled programs, in a folder of this name: a user's here, an agent's beside its state."""
 

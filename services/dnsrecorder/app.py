@@ -23,6 +23,7 @@ from schemas.resolution import Observed, Resolution
 from schemas.status import RecorderStatus
 from schemas.terms import NodeName, Reason
 from services.common import nats as bus
+from services.common.cache import RECORDER_MEMORY
 from services.common.follow import Follower
 from services.common.log import get_logger
 from services.common.messages import Message, Reset
@@ -64,7 +65,7 @@ class App:
         self._outbox = Outbox(connection, limit=settings.buffer)
         self._counters: Counter[str] = Counter()
         self._said: set[str] = set()
-        self._memory = MemoryFile(Path(settings.state_dir) / "recorder.msgpack")
+        self._memory = MemoryFile(Path(settings.state_dir) / RECORDER_MEMORY)
 
     async def run(self) -> None:
         """Until cancelled; then what is known is sent and saved."""

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from services.common.cache import PROGRAMS
+from services.common.cache import PROGRAMS, RECORDER_MEMORY
 from services.common.settings import NodeagentSettings
 from services.nodeagent import memory, statefile, strict, usagebus
 from services.nodeagent.lock import Lock
@@ -35,6 +35,6 @@ def detach(settings: NodeagentSettings) -> int:
         lock.release()
 
 
-_REPLACED = (memory.FILE_NAME, statefile.FILE_NAME, usagebus.FILE_NAME)
+_REPLACED = (memory.FILE_NAME, statefile.FILE_NAME, usagebus.FILE_NAME, RECORDER_MEMORY)
 """Each may have left one beside it that was not renamed."""
-_STATE_FILES = (*_REPLACED, *(f"{name}.new" for name in _REPLACED), "layout-*")
+_STATE_FILES = (*_REPLACED, *(f"{name}.new" for name in _REPLACED), "recorder.new", "layout-*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import shutil
 import subprocess
 import sys
@@ -217,3 +218,16 @@ def test_a_credential_may_stand_on_its_node() -> None:
     for container in agent["containers"]:
         (mount,) = [each for each in container["volumeMounts"] if each["name"] == "credentials"]
         assert mount == {"name": "credentials", "mountPath": "/etc/yett/node.nk", "readOnly": True}
+
+
+def test_the_readme_puts_the_registry_before_our_images_and_no_others() -> None:
+    """The line as it is written there, run by a shell up to where it would apply."""
+    readme = (DEPLOY.parent / "README.md").read_text()
+    (line,) = [each.strip() for each in readme.splitlines() if "kubectl kustomize deploy/base | sed" in each]
+    shown = line.removesuffix(" | kubectl apply -f -")
+    assert shown != line
+    given = os.environ | {"REGISTRY": "registry.example/team", "PATH": f"{KUBECTL.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", "-c", shown], cwd=DEPLOY.parent, env=given, capture_output=True, text=True, check=True)
+    images = {name: each["image"] for name, each in containers(list(yaml.safe_load_all(done.stdout))).items()}
+    assert images.pop("nats").startswith("nats:")
+    assert images == {name: f"registry.example/team/yett-{name}:0.1.0" for name in SETTINGS}
