@@ -67,9 +67,9 @@ def measure_datapath() -> list[Measured]:
     """Ratios to the bare program of the same run."""
     rows, base = datapath.measure(DATAPATH_TURNS)
     nanos = f"bare {base['bare']:g} ns"
+    spreads = [f"{row.nanos} ns, quartiles {row.spread:g} apart; floor {row.floor:g}; {nanos}" for row in rows]
     return [
-        Measured(row.what, row.value, "x bare", row.bound, f"{row.nanos} ns, quartiles {row.spread:g} apart; {nanos}")
-        for row in rows
+        Measured(row.what, row.value, "x bare", row.bound, spread) for row, spread in zip(rows, spreads, strict=True)
     ]
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.floors import FLOORS, floors
 from schemas.terms import Default, Direction, Reason
 from services.common import bpf
 from services.nodeagent import loader
@@ -52,13 +53,17 @@ int empty(struct __sk_buff *skb)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure beside its bound, both as multiples of ``bare``; ``spread``: between the quartiles of the turns."""
+    """One figure beside its bound, both as multiples of ``bare``; ``spread``: between the quartiles of the turns.
+
+    ``floor``: what its bare primitives cost in the same run (``floors``).
+    """
 
     what: str
     value: float
     bound: float
     nanos: int
     spread: float
+    floor: float
 
     @property
     def met(self) -> bool:
@@ -205,25 +210,26 @@ def measure(turns: int) -> tuple[list[Row], dict[str, float]]:
     frame = tcp_frame(POD4, PEER4, 80, packets.ACK)
     kernel = Kernel(Path("/sys/fs/bpf"), SIZES)
     try:
-        todo = {
-            "bare": lambda: bpf.run_program(bare, frame, repeat=REPEAT).nanos,
-            "empty": lambda: bpf.run_program(empty, frame, repeat=REPEAT).nanos,
-            **prepare(kernel, make_tables()),
-        }
-        found: dict[str, list[int]] = {name: [] for name in todo}
-        for _ in range(turns):
-            for name, turn in todo.items():
-                found[name].append(turn())
+        with floors(frame) as bare_primitives:
+            todo = {
+                "bare": lambda: bpf.run_program(bare, frame, repeat=REPEAT).nanos,
+                "empty": lambda: bpf.run_program(empty, frame, repeat=REPEAT).nanos,
+                **bare_primitives,
+                **prepare(kernel, make_tables()),
+            }
+            found: dict[str, list[int]] = {name: [] for name in todo}
+            for _ in range(turns):
+                for name, turn in todo.items():
+                    found[name].append(turn())
     finally:
         kernel.close()
     base = statistics.median(found["bare"])
     rows = []
     for name, bound in BOUNDS.items():
         quarters = statistics.quantiles(found[name], n=4)
-        middle = statistics.median(found[name])
-        rows.append(
-            Row(name, round(middle / base, 2), bound, int(middle), round((quarters[2] - quarters[0]) / base, 2))
-        )
+        middle, floor = statistics.median(found[name]), statistics.median(found[FLOORS[name]])
+        spread = round((quarters[2] - quarters[0]) / base, 2)
+        rows.append(Row(name, round(middle / base, 2), bound, int(middle), spread, round(floor / base, 2)))
     return rows, {name: statistics.median(found[name]) for name in ("bare", "empty")}
 
 
@@ -237,7 +243,7 @@ def main() -> int:
 
 
 def asdict_row(row: Row) -> dict[str, object]:
-    return {name: getattr(row, name) for name in ("what", "value", "bound", "nanos", "spread")}
+    return {name: getattr(row, name) for name in ("what", "value", "bound", "nanos", "spread", "floor")}
 
 
 if __name__ == "__main__":

@@ -45,28 +45,50 @@ static INLINE void expire_until(struct scratch *s, __u32 bit, int first, int las
     }
 }
 
-static INLINE int is_resolver_port(__u16 port_be)
+static INLINE int has_resolver_port(const struct config *c, __u16 port_be)
 {
-    struct config *c = find_config();
-
-    if (!c)
-        return 0;
     return port_be == c->resolver_port_be[0] || port_be == c->resolver_port_be[1] ||
            port_be == c->resolver_port_be[2] || port_be == c->resolver_port_be[3] ||
            c->flags & CONFIG_MANY_RESOLVER_PORTS;
 }
 
+static INLINE int is_resolver_port(__u16 port_be)
+{
+    struct config *c = find_config();
+
+    return c && has_resolver_port(c, port_be);
+}
+
+// Its flags if it is one of the few in the settings, else 0; without a branch for each.
+static INLINE __u32 find_near_resolver(const struct config *c, const struct address *a, __u16 port_be)
+{
+    __u32 found = 0;
+
+#pragma unroll
+    for (int i = 0; i < NEAR_RESOLVERS; i++) {
+        const struct near_resolver *r = &c->resolver[i];
+        __u64 differs = (r->address.half[0] ^ a->half[0]) | (r->address.half[1] ^ a->half[1]) | (r->port_be ^ port_be);
+
+        found |= r->flags & ((differs | -differs) >> 63) - 1;
+    }
+    return found;
+}
+
 static INLINE __u32 find_resolver(struct scratch *s, const struct address *a, __u16 port_be)
 {
-    __u32 *flags;
+    struct config *c = find_config();
+    __u32 near, *far;
 
-    if (!port_be || !is_resolver_port(port_be))
+    if (!c || !port_be || !has_resolver_port(c, port_be))
         return 0;
+    near = find_near_resolver(c, a, port_be);
+    if (near || !(c->flags & CONFIG_MANY_RESOLVERS))
+        return near & RESOLVER_TRUSTED ? near : 0;
     s->resolver_key.address = *a;
     s->resolver_key.port_be = port_be;
     __builtin_memset(s->resolver_key.pad, 0, sizeof(s->resolver_key.pad));
-    flags = resolvers.lookup(&s->resolver_key);
-    return flags && *flags & RESOLVER_TRUSTED ? *flags : 0;
+    far = resolvers.lookup(&s->resolver_key);
+    return far && *far & RESOLVER_TRUSTED ? *far : 0;
 }
 
 static INLINE int is_implicit_dns(struct scratch *s, struct ruleset *rs)
@@ -168,16 +190,16 @@ static INLINE void match_frontend(struct scratch *s, struct ruleset *rs, struct 
     }
     s->job.by_frontend = FRONT_NO_BACKEND;
     c = find_cidr(s, &q->peer);
-    front = c ? find_peers(q->ruleset, c->class) : 0;
-    match(s, rs, front, 0, find_ports(q->ruleset, q->protocol, q->port_be));
+    front = c ? find_peers(s, c->class, FAR_PEERS) : 0;
+    match(s, rs, front, 0, find_ports(s, q->protocol, q->port_be, FAR_PORTS));
     if (f->kind == FRONTEND_UNIFORM) {
         s->job.by_frontend = FRONT_BACKENDS;
-        behind = find_identity_peers(s, q->ruleset, f->target);
+        behind = find_identity_peers(s, f->target, FAR_BEHIND + FAR_PEERS);
         if (!is_unspecified(&f->backend)) {
             c = find_cidr(s, &f->backend);
-            outside = c ? find_peers(q->ruleset, c->class) : 0;
+            outside = c ? find_peers(s, c->class, FAR_BEHIND + FAR_MORE_PEERS) : 0;
         }
-        match_more(s, rs, behind, outside, find_ports(q->ruleset, q->protocol, f->port_be));
+        match_more(s, rs, behind, outside, find_ports(s, q->protocol, f->port_be, FAR_BEHIND + FAR_PORTS));
     }
 }
 
@@ -214,11 +236,11 @@ static INLINE void match_address(struct scratch *s, struct endpoint *ep, struct 
             return;
         }
         if (c && rs->flags & RULESET_HAS_CIDRS)
-            by_cidr = find_peers(q->ruleset, c->class);
+            by_cidr = find_peers(s, c->class, FAR_MORE_PEERS);
     }
     if (s->finding.identity && rs->flags & RULESET_HAS_IDENTITIES)
-        by_identity = find_identity_peers(s, q->ruleset, s->finding.identity);
-    ports_mask = find_ports(q->ruleset, q->protocol, q->port_be);
+        by_identity = find_identity_peers(s, s->finding.identity, FAR_PEERS);
+    ports_mask = find_ports(s, q->protocol, q->port_be, FAR_PORTS);
     match(s, rs, by_identity, by_cidr, ports_mask);
     if (ports_mask && may_have_names(s, rs))
         add_names(s, ep, ports_mask);
@@ -242,6 +264,7 @@ static INLINE void match_rules(struct scratch *s, struct endpoint *ep)
     s->finding.domain = 0;
     s->job.by_frontend = FRONT_NONE;
     s->job.concluded = s->job.has_match = s->job.has_names = 0;
+    clear_far(s);
     if (!rs || !(rs->flags & RULESET_VALID)) {
         s->job.concluded = 1;
         s->finding.identity = 0;

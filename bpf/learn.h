@@ -19,6 +19,8 @@
 #define DNS_MASK 4095 // message bytes that are read: MESSAGE_BYTES - 1
 #define DNS_QUERY_MASK 511
 #define NAME_WIRE_BYTES 255
+#define NAME_WORDS 32
+#define NAME_LABELS 128
 #define TYPE_A 1
 #define TYPE_CNAME 5
 #define TYPE_AAAA 28
@@ -28,7 +30,7 @@
 #define WRITE_BITE 16  // pages tried in one program
 #define OWNER_LABELS 16 // labels before a record's owner name ends or points
 #define TEXT_END 259   // last byte of the reversed name: the dot of its first label; a NUL follows
-#define HASH_BASIS 0xcbf29ce484222325ULL // FNV-1a: the asker can only collide with itself
+#define HASH_BASIS 0xcbf29ce484222325ULL // the asker can only collide with itself
 #define HASH_PRIME 0x100000001b3ULL
 
 static INLINE __u64 mix(__u64 hash, __u64 word)
@@ -40,6 +42,25 @@ static INLINE __u64 mix(__u64 hash, __u64 word)
 static INLINE __u8 fold(__u8 c)
 {
     return (__u8)(c - 'A') < 26 ? c | 0x20 : c;
+}
+
+#define BYTES(x) ((x) * 0x0101010101010101ULL) // eight bytes alike
+
+// The same for eight bytes at once: of those from A to Z the highest bit is found, and moved to where the case is.
+static INLINE __u64 fold_word(__u64 word)
+{
+    __u64 low = word & BYTES(0x7f);
+    __u64 upper = (low + BYTES(0x80 - 'A')) & ~(low + BYTES(0x80 - 'Z' - 1)) & ~word & BYTES(0x80);
+
+    return word | upper >> 2;
+}
+
+// How many of eight bytes are 0.
+static INLINE __u32 count_zeros(__u64 word)
+{
+    __u64 not_zero = ((word & BYTES(0x7f)) + BYTES(0x7f)) | word;
+
+    return (~not_zero >> 7 & BYTES(1)) * BYTES(1) >> 56;
 }
 
 // In one load each, wherever it lies; ``beyond`` follows the message in scratch.
@@ -56,45 +77,93 @@ static INLINE __u32 read_u32(const __u8 *message, __u32 at)
 // ----------------------------------------------------------------------------------------------------------------------
 // The question.
 
+// Where the asked name ends, label by label. 0, or a reason: compressed, too long, or of a kind that RFC 1035 has not.
+static INLINE int find_name_end(struct dns *d, const __u8 *message)
+{
+    volatile __u32 *end = &d->cursor;
+    volatile __u32 *dots = &d->dots;
+
+    *end = DNS_HEADER;
+    *dots = 0;
+    for (int i = 0; i < NAME_LABELS; i++) {
+        __u32 at = *end;
+        __u8 length = message[at & DNS_MASK];
+
+        if (!length)
+            return 0;
+        at += 1 + length;
+        if (length > 63 || at >= DNS_HEADER + NAME_WIRE_BYTES)
+            return REASON_LEARN_MALFORMED;
+        *dots -= length == '.'; // no dot inside a label, though it looks like one
+        *end = at;
+    }
+    return REASON_LEARN_MALFORMED;
+}
+
+// The first ``bytes`` of the asked name in its wire form, eight at a time: their hash and, into ``text``, they in lower
+// case and reversed. Counts the dots and NULs among them.
+static INLINE void read_words(struct scratch *s, __u32 bytes)
+{
+    struct dns *d = &s->dns;
+    const volatile __u32 *size = &d->name_bytes;
+    __u32 odd = d->dots;
+    __u64 hash = HASH_BASIS;
+
+    d->name_bytes = bytes;
+    for (int i = 0; i < NAME_WORDS; i++) {
+        __s32 left = *size - i * 8;
+        __u64 word;
+
+        if (left <= 0)
+            break;
+        word = *(const __u64 *)(s->event.message + DNS_HEADER + i * 8);
+        if (left < 8) {
+            word &= (1ULL << left * 8) - 1;
+            odd -= 8 - left; // NULs that are not the name's
+        }
+        word = fold_word(word);
+        odd += count_zeros(word) + count_zeros(word ^ BYTES('.'));
+        hash = mix(hash, word);
+        *(__u64 *)(s->text + TEXT_END - 7 - i * 8) = __builtin_bswap64(word);
+    }
+    d->dots = odd;
+    d->name_hash = hash;
+}
+
+// In ``text`` a dot stands where the wire form has a label's length.
+static INLINE void write_dots(struct scratch *s)
+{
+    volatile __u32 *cursor = &s->dns.cursor;
+
+    *cursor = 0;
+    for (int i = 0; i < NAME_LABELS; i++) {
+        __u32 at = *cursor & 255;
+
+        if (at >= s->dns.name_bytes)
+            return;
+        *cursor = at + 1 + s->event.message[DNS_HEADER + at];
+        at = TEXT_END - at;
+        FORGET(at);
+        s->text[at & 511] = '.';
+    }
+}
+
 // The asked name into ``text``, reversed, and its hash. 0, or a reason.
 static INLINE int read_name(struct scratch *s)
 {
     struct dns *d = &s->dns;
-    const __u8 *message = s->event.message;
-    volatile __u8 *label = &d->label;
-    volatile __u8 *bad = &d->bad_name;
-    __u64 hash = HASH_BASIS;
-    int i;
+    int reason = find_name_end(d, s->event.message);
+    __u32 bytes = d->cursor - DNS_HEADER;
 
-    *label = 0;
-    *bad = 0;
-    for (i = 0; i < NAME_WIRE_BYTES; i++) {
-        __u8 byte = message[DNS_HEADER + i], left = *label;
-
-        if (left == 0) {
-            if (byte == 0)
-                break;
-            if (byte > 63) // compressed, or of a kind that RFC 1035 does not have
-                return REASON_LEARN_MALFORMED;
-            *label = byte;
-            byte = '.';
-        } else {
-            *label = left - 1;
-            if (byte == '.' || byte == 0)
-                *bad = 1;
-            byte = fold(byte);
-        }
-        s->text[TEXT_END - i] = byte;
-        hash = (hash ^ byte) * HASH_PRIME;
-    }
-    if (i >= NAME_WIRE_BYTES)
-        return REASON_LEARN_MALFORMED;
-    if (i == 0)
-        *bad = 1; // the root has no addresses
+    if (reason)
+        return reason;
+    read_words(s, bytes);
+    if (s->event.message[2] >> 7) // of a question nobody asks for the text
+        write_dots(s);
+    d->bad_name = !bytes || d->dots; // the root has no addresses
     s->text[TEXT_END + 1] = 0;
-    d->name_length = i ? i - 1 : 0;
-    d->cursor = DNS_HEADER + i + 1;
-    d->name_hash = hash;
+    d->name_length = bytes ? bytes - 1 : 0;
+    d->cursor = DNS_HEADER + bytes + 1;
     return 0;
 }
 
@@ -588,19 +657,9 @@ static INLINE int is_suffix(struct scratch *s, const struct suffix *suffix)
 // Take the name without its suffix: a shorter end of ``text``, and that name's hash.
 static INLINE void shorten_name(struct scratch *s)
 {
-    struct dns *d = &s->dns;
-    __u64 hash = (HASH_BASIS ^ '.') * HASH_PRIME;
-    __u32 at;
-
-    d->name_length = d->short_length;
-    for (__u32 i = 1; i < NAME_WIRE_BYTES; i++) {
-        if (i > d->short_length)
-            break;
-        at = TEXT_END - i;
-        FORGET(at);
-        hash = (hash ^ s->text[at & 511]) * HASH_PRIME;
-    }
-    d->name_hash = hash;
+    s->dns.name_length = s->dns.short_length;
+    read_words(s, s->dns.short_length + 1);
+    write_dots(s);
 }
 
 int learn_alias(struct __sk_buff *skb)

@@ -197,31 +197,81 @@ static INLINE __u32 find_port_index(__u8 protocol, __u16 port_be)
     return PORT_SLOTS_OTHER + protocol;
 }
 
-static INLINE struct mask *find_ports(__u32 ruleset, __u8 protocol, __u16 port_be)
+// Where a row of this key would be in an array of ``places``, a power of two.
+static INLINE __u32 choose_place(__u64 key, __u32 places)
 {
-    struct peer_key key;
-    __u32 index = find_port_index(protocol, port_be);
-    __u32 *class = port_classes.lookup(&index);
-
-    key.word = (__u64)(class ? *class : 0) << 32 | ruleset;
-    return ports.lookup(&key);
+    return (key ^ key >> 32) * 0x9e3779b97f4a7c15ULL >> 32 & (places - 1);
 }
 
-static INLINE struct mask *find_peers(__u32 ruleset, __u32 class)
+// A copy of a row of a hash, or null.
+static INLINE struct mask *copy_far(struct scratch *s, const struct mask *row, enum far_row as)
+{
+    if (!row)
+        return 0;
+    s->far[as] = *row;
+    s->job.has_far = 1;
+    return &s->far[as];
+}
+
+static INLINE void clear_far(struct scratch *s)
+{
+    if (s->job.has_far)
+        __builtin_memset(s->far, 0, sizeof(s->far));
+    s->job.has_far = 0;
+}
+
+static INLINE struct mask *find_ports(struct scratch *s, __u8 protocol, __u16 port_be, enum far_row as)
 {
     struct peer_key key;
+    __u32 index = find_port_index(protocol, port_be), place;
+    __u32 *class = port_classes.lookup(&index);
+    struct row *near;
+
+    key.word = (__u64)(class ? *class : 0) << 32 | s->question.ruleset;
+    place = choose_place(key.word, PORT_ROWS);
+    near = near_ports.lookup(&place);
+    if (near && (near->key & ~ROW_FAR) == key.word)
+        return &near->mask;
+    return near && near->key & ROW_FAR ? copy_far(s, ports.lookup(&key), as) : 0;
+}
+
+static INLINE struct row *find_near(struct scratch *s, __u64 key)
+{
+    __u32 place = choose_place(key, PEER_ROWS);
+
+    return near_peers.lookup(&place);
+}
+
+static INLINE struct mask *find_peers(struct scratch *s, __u32 class, enum far_row as)
+{
+    struct peer_key key;
+    struct row *near;
 
     if (!class)
         return 0;
-    key.word = (__u64)class << 32 | ruleset;
-    return peers.lookup(&key);
+    key.word = (__u64)class << 32 | s->question.ruleset;
+    near = find_near(s, key.word);
+    if (near && (near->key & ~ROW_FAR) == key.word)
+        return &near->mask;
+    return near && near->key & ROW_FAR ? copy_far(s, peers.lookup(&key), as) : 0;
 }
 
-static INLINE struct mask *find_identity_peers(struct scratch *s, __u32 ruleset, __u32 identity)
+// The rules of a domain row, where they are.
+static INLINE struct mask *find_name_peers(struct scratch *s, __u32 domain)
+{
+    struct peer_key key = {.word = (__u64)(CLASS_DOMAIN | domain) << 32 | s->question.ruleset};
+    struct row *near = find_near(s, key.word);
+
+    if (near && (near->key & ~ROW_FAR) == key.word)
+        return &near->mask;
+    return near && near->key & ROW_FAR ? peers.lookup(&key) : 0;
+}
+
+static INLINE struct mask *find_identity_peers(struct scratch *s, __u32 identity, enum far_row as)
 {
     __u32 *class = classes.lookup(&identity);
 
-    return class ? find_peers(ruleset, *class) : 0;
+    return class ? find_peers(s, *class, as) : 0;
 }
 
 static INLINE struct cidr *find_cidr(struct scratch *s, const struct address *a)
@@ -242,9 +292,9 @@ static INLINE void match(struct scratch *s, struct ruleset *rs, struct mask *a, 
 {
     __u64 all = 0;
 
-    a = a ? a : &s->nothing;
-    b = b ? b : &s->nothing;
-    ports_mask = ports_mask ? ports_mask : &s->nothing;
+    a = a ? a : &s->far[FAR_PEERS];
+    b = b ? b : &s->far[FAR_MORE_PEERS];
+    ports_mask = ports_mask ? ports_mask : &s->far[FAR_PORTS];
 #pragma unroll
     for (int i = 0; i < YETT_WORDS; i++) {
         __u64 word = (rs->any[i] | a->word[i] | b->word[i]) & ports_mask->word[i];
@@ -261,8 +311,8 @@ static INLINE void match_more(struct scratch *s, struct ruleset *rs, struct mask
 {
     if (!ports_mask)
         return;
-    a = a ? a : &s->nothing;
-    b = b ? b : &s->nothing;
+    a = a ? a : &s->far[FAR_BEHIND + FAR_PEERS];
+    b = b ? b : &s->far[FAR_BEHIND + FAR_MORE_PEERS];
 #pragma unroll
     for (int i = 0; i < YETT_WORDS; i++)
         s->matched.word[i] |= (rs->any[i] | a->word[i] | b->word[i]) & ports_mask->word[i];

@@ -43,7 +43,9 @@ struct dns {
     struct address sum; // over the answer's records
     __u32 cursor;
     __u32 length;      // of the message, as far as it was read
+    __u32 name_bytes;  // in wire form without its end
     __u32 name_length; // as text without its last dot
+    __u32 dots;        // and NULs inside labels
     __u32 short_length; // without the search suffix
     __u32 left;    // records to walk
     __u32 found;   // records of the asked type, at ``at``
@@ -60,7 +62,6 @@ struct dns {
     __u32 alias, alias_length; // data of a CNAME that is the first record
     __u16 type, class;
     __u16 id;
-    __u8 label;     // bytes left of the label being read
     __u8 bad_name;  // a dot or a NUL inside a label, or no label at all
     __u8 first;     // no record was walked yet
     __u8 flags;     // RESOLVER_*
@@ -70,7 +71,7 @@ struct dns {
     __u8 quiet;     // this very answer was told before
     __u8 messages;  // of a stream, read from this packet
     __u8 piece;     // enum piece
-    __u8 pad[6];
+    __u8 pad[7];
     __u32 stream_at;             // offset in the packet of the stream's next byte
     __u32 piece_at, piece_begin; // offsets in the packet: of the next piece, and of the first
     __u32 piece_place; // the event's ``place`` of that first one
@@ -96,7 +97,7 @@ struct job {
     __u8 peer_flags;  // ADDRESS_* of the peer that is judged
     __u8 has_match;   // some rule matches
     __u8 has_names;   // ``names`` and ``expired`` are of this judgement
-    __u8 pad;
+    __u8 has_far;     // some of ``far`` is not zero
 };
 
 // The time as of this jiffy: reading a clock costs half a lookup, reading jiffies nothing.
@@ -106,6 +107,10 @@ struct clock {
     __u32 ticks;      // see flow
     __u32 boot_seconds;
 };
+
+// Where a row of a hash is copied to, by what it is matched as; a row that is not there is read here too, as zeroes. So a
+// row is in the array or here, and the verifier follows two ways where there would be three.
+enum far_row { FAR_PEERS = 0, FAR_MORE_PEERS = 1, FAR_PORTS = 2, FAR_BEHIND = 3, FAR_ROWS = 6 };
 
 #define ANSWERS 256 // of 16 bytes each in MESSAGE_BYTES: no message holds more
 #define TEXT_BYTES 520
@@ -122,8 +127,9 @@ struct scratch {
     struct finding shadow; // under the rulesets with the policies under audit
     __u32 audited;         // 1: those would have denied
     struct name_walk walk;
-    struct mask nothing; // stays zero
+    struct mask far[FAR_ROWS]; // rows of the hashes that this judgement found; zero where ``has_far`` is
     struct mask matched; // rules whose peer matches and whose port matches
+    struct mask ports;   // of them those whose port matches, where names are asked
     struct mask names;   // rules that live names bring
     struct mask expired; // rules that names would bring if their time were not over
     struct resolution_key resolution_key;

@@ -142,7 +142,12 @@ struct cidr {
 };
 #define CIDR_UNKNOWN_POD 1 // an address here without an identity is denied
 
-// peers: (ruleset handle, class) -> rules. Identities have a class (map classes); CIDRs have a class in the LPM's value;
+// peers, ports: (ruleset handle, class) -> rules. A row lies in ``near_*``, an array, at the place that its key's hash says;
+// of rows with one place the second and further ones are in the hash, and the place says that there are such. So nearly
+// every row costs an array's lookup, and one that is not there nothing more. services/nodeagent/rowmap.py places them.
+// Source: a hash's lookup is 22 ns, an array's 2.
+//
+// peers: Identities have a class (map classes); CIDRs have a class in the LPM's value;
 // a domain row is its own class. The kind is in the top bits, so that the three cannot meet.
 #define CLASS_IDENTITY 0x00000000u
 #define CLASS_CIDR 0x40000000u
@@ -155,6 +160,12 @@ struct peer_key {
         };
         __u64 word; // written whole: see set_mapped
     };
+};
+
+#define ROW_FAR 0x80000000ULL // of ``key``: the hash has rows of this place; no ruleset's handle is that high
+struct row {
+    __u64 key; // a peer_key, which is never 0, and ROW_FAR
+    struct mask mask;
 };
 
 // port_classes: array, index = slot of protocol * 65536 + port, then one entry a protocol without ports.
@@ -407,6 +418,7 @@ struct reach_set {
 // config: array of one. epoch: array of one u64, bumped at every change that a live flow must be judged by.
 // ``timeout``: how long a flow outlives its last packet, in ticks, by what it is; settings. 0: it outlives nothing.
 #define SEARCH_SUFFIXES 8
+#define NEAR_RESOLVERS 4
 #define SUFFIX_BYTES 64
 #define TIMEOUT_SLOTS 16 // power of two: an index is masked
 enum timeout {
@@ -424,6 +436,12 @@ struct suffix {
     __u32 length; // 0: none; the suffix is in the reversed form of ``domains``, its trailing dot included
     __u8 name[SUFFIX_BYTES];
 };
+struct near_resolver { // of ``resolvers``
+    struct address address;
+    __u16 port_be;
+    __u16 pad;
+    __u32 flags; // 0: none
+};
 struct config {
     __u32 ttl_min_seconds;
     __u32 ttl_max_seconds;
@@ -435,10 +453,12 @@ struct config {
     __u16 resolver_port_be[4]; // the ports in ``resolvers``: other packets need no look there
     __u32 pad;
     __u32 timeout[TIMEOUT_SLOTS];
+    struct near_resolver resolver[NEAR_RESOLVERS]; // those asked most: a compare instead of a look-up, for each packet
     struct suffix suffix[SEARCH_SUFFIXES];
 };
 #define CONFIG_ALLOW_EVENTS 1 // allowed new flows make events too
 #define CONFIG_MANY_RESOLVER_PORTS 2 // more than four: look for every port
+#define CONFIG_MANY_RESOLVERS 4 // more than NEAR_RESOLVERS: what is none of those is looked up
 
 // ----------------------------------------------------------------------------------------------------------------------
 // Events. Every event starts with a header; ``suppressed`` counts like events that the token bucket held back.

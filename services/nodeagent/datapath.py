@@ -29,6 +29,7 @@ from services.nodeagent.mapcodec import SCOPE_LEARNED, SCOPE_SHARED, Bytes
 from services.nodeagent.names import MAX_LISTED
 from services.nodeagent.plan import ORDER, Kind, Op, order_changes, order_retreat
 from services.nodeagent.regions import Region, allot_regions
+from services.nodeagent.rowmap import RowMap, open_table
 from services.nodeagent.slots import Slots, drop_expired, list_pages, place_row
 from services.nodeagent.tables import Tables
 
@@ -73,7 +74,7 @@ class Datapath:
 
     def __init__(self, maps: Mapping[str, Path]) -> None:
         self._pins = dict(maps)
-        self._maps: dict[str, BpfMap] = {}
+        self._maps: dict[str, BpfMap | RowMap] = {}
         self._present: dict[str, Bytes] = {}
         self._shared: dict[str, Slots] = {}
         self._shared_pages = 0
@@ -89,7 +90,7 @@ class Datapath:
     def open(self) -> None:
         """Read what is present. BpfError if a map is not there."""
         for name in (*ORDER, "epoch", "resolutions", "reasons", "credits", "places"):
-            self._maps[name] = BpfMap(self._pins[name])
+            self._maps[name] = open_table(self._pins, name)
         for name in ORDER:
             self._present[name] = dict(self._maps[name].items())
         self._read_shared()
@@ -205,8 +206,8 @@ class Datapath:
                 tables.endpoints, endpoint_slots=self.endpoint_slots, regions=self._allot_regions(tables)
             )
             encoded["endpoints"], encoded["endpoints_far"] = near, far
-        ports = frozenset(port for _, port in tables.resolvers)
-        encoded["config"] = {mapcodec.encode_index(0): mapcodec.encode_config(tables.config, ports)}
+        resolvers = mapcodec.order_resolvers(tables)
+        encoded["config"] = {mapcodec.encode_index(0): mapcodec.encode_config(tables.config, resolvers)}
         return encoded
 
     def _encode_known(self, tables: Tables, touched: Mapping[str, Iterable[Any]]) -> Bytes:

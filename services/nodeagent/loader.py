@@ -80,6 +80,8 @@ DEFAULT_SIZES: Mapping[str, int] = {
     "IDENTITIES": 65_536,
     "PEERS": 262_144,
     "PORTS": 65_536,
+    "PEER_ROWS": 65_536,  # power of two; 72 bytes each: rows of ``peers`` that cost no hash lookup, see rowmap
+    "PORT_ROWS": 32_768,  # the same of ``ports``
     "FRONTENDS": 65_536,
     "MIXED": 65_536,
     "DOMAINS": 16_384,
@@ -97,6 +99,7 @@ DEFAULT_SIZES: Mapping[str, int] = {
 POWERS_OF_TWO = frozenset(
     (
         *("ENDPOINT_SLOTS", "QUERY_SETS", "REACH_SETS", "FLOWS", "SEEN", "FRAGMENTS"),
+        *("PEER_ROWS", "PORT_ROWS"),
         *("VERDICT_PAGES", "RESOLUTION_PAGES", "HANDOVER_PAGES"),
     )
 )

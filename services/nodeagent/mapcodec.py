@@ -10,7 +10,7 @@ Pure. Deliberately absent: which bytes to write when (``plan``), and file descri
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_network
 from typing import Any
@@ -30,6 +30,9 @@ from services.nodeagent.tables import (
 )
 
 Bytes = dict[bytes, bytes]
+Resolver = tuple[str, int, int]
+"""(address, port, RESOLVER_* flags)"""
+UDP = 17
 
 ENDPOINT_CLAIMED_TWICE = 1
 ENDPOINT_MORE_ADDRESSES = 2
@@ -47,7 +50,9 @@ GUARD_REFUSE = 1
 GUARD_PERMIT = 2
 CONFIG_ALLOW_EVENTS = 1
 CONFIG_MANY_RESOLVER_PORTS = 2
+CONFIG_MANY_RESOLVERS = 4
 RESOLVER_PORTS = 4
+NEAR_RESOLVERS = 4
 SEARCH_SUFFIXES = 8
 SUFFIX_BYTES = 64
 TICK_SHIFT = 30
@@ -74,7 +79,8 @@ _FRONTEND_KEY = struct.Struct("=16s2sBx4x")
 _FRONTEND = struct.Struct("=II2s2x4x16s")
 _MIXED = struct.Struct("=IIII")
 _RESOLVER_KEY = struct.Struct("=16s2s2x4x")
-_CONFIG_HEAD = struct.Struct("=7I8s4x64s")
+_NEAR_RESOLVER = struct.Struct("=16s2s2xI")
+_CONFIG_HEAD = struct.Struct(f"=7I8s4x64s{NEAR_RESOLVERS * _NEAR_RESOLVER.size}s")
 _SUFFIX = struct.Struct(f"=I{SUFFIX_BYTES}s")
 _RESOLUTION_KEY = struct.Struct("=16sII")
 _NAMES = struct.Struct("=8Q8HII")
@@ -257,10 +263,21 @@ def encode_resolver_key(address: str, port: int) -> bytes:
     return _RESOLVER_KEY.pack(wire.pack_address(address), encode_port(port))
 
 
-def encode_config(entry: ConfigEntry, resolver_ports: frozenset[int] = frozenset()) -> bytes:
-    """struct config. ``resolver_ports``: of all resolvers; more than four are looked up packet by packet."""
-    ports = sorted(resolver_ports)
-    flags = CONFIG_ALLOW_EVENTS * entry.allow_events | CONFIG_MANY_RESOLVER_PORTS * (len(ports) > RESOLVER_PORTS)
+def encode_config(entry: ConfigEntry, resolvers: Sequence[Resolver] = ()) -> bytes:
+    """struct config. ``resolvers``: those asked most first (``order_resolvers``).
+
+    A few are in the struct; of those and of their ports, what is more than fit is looked up packet by packet.
+    """
+    ports = sorted({port for _, port, _ in resolvers})
+    flags = (
+        CONFIG_ALLOW_EVENTS * entry.allow_events
+        | CONFIG_MANY_RESOLVER_PORTS * (len(ports) > RESOLVER_PORTS)
+        | CONFIG_MANY_RESOLVERS * (len(resolvers) > NEAR_RESOLVERS)
+    )
+    near = [
+        _NEAR_RESOLVER.pack(wire.pack_address(address), encode_port(port), kind)
+        for address, port, kind in resolvers[:NEAR_RESOLVERS]
+    ]
     head = _CONFIG_HEAD.pack(
         entry.ttl_min_seconds,
         entry.ttl_max_seconds,
@@ -271,11 +288,19 @@ def encode_config(entry: ConfigEntry, resolver_ports: frozenset[int] = frozenset
         entry.revision,
         b"".join(encode_port(port) for port in ports[:RESOLVER_PORTS]).ljust(8, b"\0"),
         encode_timeouts(entry.timeouts),
+        b"".join(near),
     )
     suffixes = [encode_reversed(suffix) for suffix in entry.search_suffixes]
     fitting = [suffix for suffix in suffixes if len(suffix) <= SUFFIX_BYTES][:SEARCH_SUFFIXES]
     packed = [_SUFFIX.pack(len(suffix), suffix) for suffix in fitting]
     return head + b"".join(packed).ljust(SEARCH_SUFFIXES * _SUFFIX.size, b"\0")
+
+
+def order_resolvers(tables: Tables) -> list[Resolver]:
+    """Services before the pods behind them, which few ask by their own addresses; else by address."""
+    fronts = {(address, port) for address, protocol, port in tables.frontends if protocol == UDP}
+    found = ((address, port, flags) for (address, port), flags in tables.resolvers.items())
+    return sorted(found, key=lambda one: (one[:2] not in fronts, one))
 
 
 def encode_timeouts(timeouts: FlowTimeouts) -> bytes:
@@ -313,8 +338,7 @@ def encode_tables(tables: Tables, *, endpoint_slots: int, regions: Mapping[int, 
     known = {*tables.ipcache, *tables.own_addresses, *fronts}
     encoded["ipcache"] = {wire.pack_address(one): encode_known(tables, one, is_front=one in fronts) for one in known}
     encoded["domains"] = encode_domains(tables.domains)
-    ports = frozenset(port for _, port in tables.resolvers)
-    encoded["config"] = {encode_index(0): encode_config(tables.config, ports)}
+    encoded["config"] = {encode_index(0): encode_config(tables.config, order_resolvers(tables))}
     return encoded
 
 

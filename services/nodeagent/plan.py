@@ -44,7 +44,10 @@ ORDER = (
     "endpoints",
 )
 NOT_JUDGED = frozenset({"guard", "domains", "config"})
-"""Maps that decide what is learned or reported, never a verdict: they do not bump the epoch."""
+"""Maps that decide what is learned or reported, never a verdict: they do not bump the epoch.
+
+The resolvers in ``config`` are those of ``resolvers``, which does.
+"""
 
 
 class Kind(StrEnum):

@@ -19,6 +19,7 @@ from services.nodeagent import mapcodec
 from services.nodeagent.events import VerdictRecord, decode_verdict
 from services.nodeagent.loader import Loaded, load
 from services.nodeagent.regions import Region, allot_regions
+from services.nodeagent.rowmap import open_table
 from services.nodeagent.tables import Tables
 
 IFINDEX = 1
@@ -29,6 +30,8 @@ SIZES = {
     "FLOWS": 1024,
     "FRAGMENTS": 1024,
     "SEEN": 4096,
+    "PEER_ROWS": 32,
+    "PORT_ROWS": 16,
     "RULE_COUNTERS": 4096,
     "VERDICT_PAGES": 64,
     "RESOLUTION_PAGES": 256,
@@ -68,8 +71,8 @@ class Kernel:
         self.root = root / f"yett-test-{Path('/proc/self').readlink().name}-{next(_counter)}"
         self.loaded: Loaded = load(self.root, sizes)
         self.maps = {
-            name: bpf.BpfMap(path)
-            for name, path in self.loaded.maps.items()
+            name: open_table(self.loaded.maps, name)
+            for name in self.loaded.maps
             if name not in ("verdicts", "resolution_events", "handovers")
         }
         self.verdicts = bpf.RingBuffer(self.loaded.maps["verdicts"])

@@ -286,6 +286,19 @@ def test_more_than_four_resolver_ports(kernel: Kernel) -> None:
     assert all(syn_to(kernel, RESOLVER, port).passed for port in range(5300, 5310))
 
 
+@pytest.mark.parametrize("count", [1, 4, 5, 12])
+def test_any_number_of_resolvers(kernel: Kernel, count: int) -> None:
+    """Of one resolver and of more than the settings hold each is found by address and port, and nothing else is."""
+    tables = make_tables(egress={"isolated": True, "dns_implicit": True})
+    addresses = [f"{family}{number}" for number in range(1, count + 1) for family in ("10.96.0.", "fd00:96::")][:count]
+    for address in addresses:
+        tables.resolvers[(address, 53)] = TRUSTED
+    kernel.fill(tables)
+    assert all(syn_to(kernel, address, 53).passed for address in addresses)
+    strangers = [("10.96.0.1", 54), ("10.96.0.77", 53), ("fd00:96::77", 53), ("10.96.0.0", 53)]
+    assert not any(syn_to(kernel, *one).passed for one in strangers)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Services
 

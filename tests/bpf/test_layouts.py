@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from services.dnsrecorder import event as resolution_events
-from services.nodeagent import events, mapcodec, occupancy, reached
+from services.nodeagent import events, mapcodec, numbers, occupancy, reached, rowmap
 from services.nodeagent.loader import find_sources
 from tests.bpf.prog_run import Kernel
 
@@ -36,6 +36,7 @@ PACKED: Mapping[str, str] = {
     "resolution_key": "_RESOLUTION_KEY",
     "names": "_NAMES",
     "suffix": "_SUFFIX",
+    "near_resolver": "_NEAR_RESOLVER",
 }
 """struct of types.h -> the codec's layout of the whole of it."""
 
@@ -62,6 +63,7 @@ _STRUCTS = (
     "flow",
     "flow_key",
     "quota",
+    "row",
 )
 
 
@@ -187,6 +189,13 @@ def test_quotas_and_places_are_read_where_they_are_written(structs: dict[str, An
     assert words == [occupancy._LEARNED, occupancy._LOST.start]
     assert ctypes.sizeof(key) == 4 * occupancy._WORDS_A_PLACE
     assert ctypes.sizeof(dict(key._fields_)["peer"]) == 4 * occupancy._IFINDEX
+
+
+def test_a_row_is_its_key_and_its_mask(structs: dict[str, Any]) -> None:
+    """The key, whose highest bit of a handle says that the hash has rows too, then the mask."""
+    row, key = structs["row"], structs["peer_key"]
+    assert [row.key.offset, row.mask.offset, ctypes.sizeof(row)] == [0, 8, 72]
+    assert ctypes.sizeof(key) == 8 and rowmap.ROW_FAR == 1 << 31 > numbers.HANDLES
 
 
 def test_pinned_maps_have_the_sizes_of_their_structs(loaded_kernel: Kernel, structs: dict[str, Any]) -> None:

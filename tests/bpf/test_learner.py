@@ -345,6 +345,31 @@ def test_a_label_with_a_dot_or_a_nul_is_no_name(dns: Kernel, label: bytes) -> No
     assert count(dns, Reason.LEARN_BAD_NAME) == 1
 
 
+@pytest.mark.parametrize("place", range(46))
+def test_a_dot_is_found_at_every_place_of_a_label(dns: Kernel, place: int) -> None:
+    """Eight bytes are read at once, and the label's own length, 46, is a dot's code: neither hides one, nor is one."""
+    label = b"a" * place + b"." + b"a" * (45 - place)
+    wire = bytes([len(label)]) + label + wire_name("wild.example")
+    for name, rows in ((wire, set()), (b"." + b"b" * 46 + wire[47:], {WILD_ROW})):
+        question = name + struct.pack("!HH", A, 1)
+        asked = struct.pack("!HHHHHH", 1, 0x0100, 1, 0, 0, 0) + question
+        dns.from_pod(packets.ip(POD4, RESOLVER, packets.UDP, packets.udp(PORT, 53, asked)))
+        tell(dns, struct.pack("!HHHHHH", 1, 0x8180, 1, 1, 0, 0) + question + address(WEB).wire())
+        assert set(dns.names_of(WEB)) == rows
+
+
+@pytest.mark.parametrize("byte", [0x40, 0x5B, 0xC1, 0xDA])
+def test_only_letters_have_a_case(dns: Kernel, byte: int) -> None:
+    """What borders on the capitals, or is one but for its highest bit, is as it was asked: else it is another name."""
+    tail = struct.pack("!HH", A, 1)
+    asked, told = (bytes([3, 0x61, one, 0x5A]) + wire_name("wild.example") + tail for one in (byte, byte ^ 0x20))
+    question = struct.pack("!HHHHHH", 1, 0x0100, 1, 0, 0, 0) + asked
+    for wire, rows in ((told, set()), (asked, {WILD_ROW})):
+        dns.from_pod(packets.ip(POD4, RESOLVER, packets.UDP, packets.udp(PORT, 53, question)))
+        tell(dns, struct.pack("!HHHHHH", 1, 0x8180, 1, 1, 0, 0) + wire + address(WEB).wire())
+        assert set(dns.names_of(WEB)) == rows
+
+
 @pytest.mark.parametrize("length", [247, 253])
 def test_the_longest_names_are_learned(dns: Kernel, length: int) -> None:
     """A name of 253 bytes, of labels of 63, is a name."""

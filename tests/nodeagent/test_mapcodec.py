@@ -112,10 +112,26 @@ def test_every_map_of_the_wanted_tables_is_encoded() -> None:
 
 def test_the_configuration_has_the_resolvers_ports_and_the_suffixes_reversed() -> None:
     """Ports in network order; a suffix with its dot."""
-    value = mapcodec.encode_config(ConfigEntry(search_suffixes=("cluster.local",)), frozenset({53, 5353}))
+    resolvers = [("10.0.0.2", 5353, 5), ("10.0.0.1", 53, 1)]
+    value = mapcodec.encode_config(ConfigEntry(search_suffixes=("cluster.local",)), resolvers)
     assert value[28:36] == bytes([0, 53, 20, 233, 0, 0, 0, 0])
-    assert value[104:108] == struct.pack("=I", 14)
-    assert value[108:122] == b"lacol.retsulc."
+    assert value[104:128] == wire.pack_address("10.0.0.2") + bytes([20, 233, 0, 0, 5, 0, 0, 0])
+    assert value[128:152] == wire.pack_address("10.0.0.1") + bytes([0, 53, 0, 0, 1, 0, 0, 0])
+    assert value[200:204] == struct.pack("=I", 14)
+    assert value[204:218] == b"lacol.retsulc."
+
+
+def test_services_are_the_resolvers_at_hand_and_more_than_fit_are_looked_up() -> None:
+    """A Service's address comes before the pods behind it; only with five resolvers is the map asked as well."""
+    tables = Tables(resolvers={(f"10.0.0.{n}", 53): 1 for n in range(1, 5)})
+    tables.frontends[("10.0.0.4", 17, 53)] = FrontendEntry(1)
+    ordered = mapcodec.order_resolvers(tables)
+    assert [address for address, _, _ in ordered] == ["10.0.0.4", "10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    flags = [
+        int.from_bytes(mapcodec.encode_config(ConfigEntry(), some)[12:16], "little") & mapcodec.CONFIG_MANY_RESOLVERS
+        for some in (ordered, [*ordered, ("10.0.0.9", 53, 1)])
+    ]
+    assert flags == [0, mapcodec.CONFIG_MANY_RESOLVERS]
 
 
 def test_timeouts_are_in_ticks_and_never_shorter_than_asked() -> None:
