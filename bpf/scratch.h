@@ -131,7 +131,7 @@ struct scratch {
     struct mask matched; // rules whose peer matches and whose port matches
     struct mask ports;   // of them those whose port matches, where names are asked
     struct mask names;   // rules that live names bring
-    struct mask expired; // rules that names would bring if their time were not over
+    struct mask expired; // next to them: rules that names would bring if their time were not over
     struct resolution_key resolution_key;
     struct frontend_key frontend_key;
     struct resolver_key resolver_key;

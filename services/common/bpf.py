@@ -292,9 +292,9 @@ class BpfMap:
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All entries, by batch where the map can. Entries changed meanwhile may appear in either form."""
-        entries = self._items_by_batch()
-        for key, value in entries:
-            if not self._is_array or any(value):
+        zero = bytes(self.value_bytes) if self._is_array else b""
+        for key, value in self._items_by_batch():
+            if value != zero:
                 yield key, value
 
     def _items_by_batch(self) -> Iterator[tuple[bytes, bytes]]:

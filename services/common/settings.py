@@ -138,6 +138,8 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     map_resolutions: Count = 65_536
     map_ipcache: Count = 262_144
     map_peers: Count = 131_072
+    map_peer_rows: Count = 65_536
+    map_port_rows: Count = 32_768
     map_frontends: Count = 65_536
     map_endpoints: Count = 1_024
     map_query_sets: Count = 256

@@ -11,6 +11,8 @@ _SIZES = {
     "RESOLUTIONS": "map_resolutions",
     "ADDRESSES": "map_ipcache",
     "PEERS": "map_peers",
+    "PEER_ROWS": "map_peer_rows",
+    "PORT_ROWS": "map_port_rows",
     "FRONTENDS": "map_frontends",
     "ENDPOINT_SLOTS": "map_endpoints",
     "QUERY_SETS": "map_query_sets",
