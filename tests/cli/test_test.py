@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +79,26 @@ def test_the_table_says_what_is_wrong(tmp_path: Path) -> None:
         "     probe x: app/web -> data/db: expected allow, got deny: egress deny for DEFAULT, ingress deny for DEFAULT",
         "1 of 2 scenarios as expected, 2 probes",
     ]
+
+
+def test_on_a_terminal_a_bar_tells_how_far_it_is(tmp_path: Path) -> None:
+    """On stderr, with what is done and how much there is; where stderr is no terminal there is nothing of it."""
+    path = tmp_path / "s.jsonl"
+    path.write_text("\n".join(json.dumps({**GOOD, "name": f"good {number}"}) for number in range(3)))
+    screen, stderr = pty.openpty()
+    command = [sys.executable, "-m", "services.cli", "test", str(path)]
+    run = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=stderr, check=True, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(stderr)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: nothing is left, and nobody writes any more
+        while read := os.read(screen, 65_536):
+            shown += read
+    os.close(screen)
+    assert b"scenarios" in shown and b"3/3" in shown, shown
+    assert b"3 of 3 scenarios as expected" in run.stdout and b"3/3" not in run.stdout
+    assert yett(tmp_path, GOOD).stderr == ""
 
 
 def test_junit_is_one_document(tmp_path: Path) -> None:
