@@ -153,9 +153,11 @@ class Links:
     async def look(self, suspects: set[int] | None, changed: Callable[[Snapshot], Awaitable[None]]) -> None:
         """One round. ``suspects``: interfaces whose filters are to be inspected, None: all."""
         netlink = self._opened()
-        for ifindex in await self._do(lambda: sorted(netlink.list_names().keys() - self._known.keys())):
-            await self._take(ifindex)
-        links = await self._do(netlink.scan)
+        if suspects is None or suspects - self._known.keys():
+            for ifindex in await self._do(lambda: sorted(netlink.list_names().keys() - self._known.keys())):
+                await self._take(ifindex)
+        scan = await self._do(netlink.scan)
+        links = scan.links
         present = {link.ifindex for link in links}
         for gone in self._known.keys() - present:
             del self._known[gone]
@@ -165,7 +167,7 @@ class Links:
         snapshot = Snapshot(
             tuple(self._known[ifindex] for ifindex in sorted(self._known)),
             frozenset(address for link in links for address in link.gateways),
-            await self._do(netlink.list_uplinks),
+            scan.uplinks,
         )
         if snapshot != self.snapshot:
             self.snapshot = snapshot

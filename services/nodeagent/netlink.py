@@ -64,6 +64,14 @@ class Filters:
     foreign: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What there is now: pods' interfaces with the addresses that host routes prove, and the node's own way out."""
+
+    links: tuple[Link, ...]
+    uplinks: frozenset[int]
+
+
 @dataclass(slots=True)
 class _Programs:
     """Descriptors by program, and the names of their filters: the kernel's id of the program tells builds apart."""
@@ -115,8 +123,12 @@ class Netlink:
         """
         return self._divide()[1]
 
-    def _divide(self) -> tuple[dict[int, str], frozenset[int]]:
+    def _divide(self) -> tuple[dict[int, str], frozenset[int], list[tuple[int, Any]]]:
+        """Pods' interfaces, uplinks, and every route with the length of its family's host routes."""
         links = self._route.get_links()
+        routes = [
+            (bits, route) for family, bits in _FAMILIES.items() for route in self._route.get_routes(family=family)
+        ]
         names = {link["index"]: str(link.get_attr("IFLA_IFNAME")) for link in links}
         self.groups = {link["index"]: int(link.get_attr("IFLA_GROUP") or 0) for link in links if _is_veth(link)}
         self._ports = {
@@ -126,8 +138,7 @@ class Netlink:
         }
         routed = {
             route.get_attr("RTA_OIF")
-            for family in _FAMILIES
-            for route in self._route.get_routes(family=family)
+            for _, route in routes
             if route["dst_len"] == 0
             and route.get_attr("RTA_DST") is None
             # A pod that advertises itself as a router (CVE-2020-10749) is no uplink of the node's.
@@ -135,7 +146,7 @@ class Netlink:
         }
         uplinks = frozenset(index for index, name in names.items() if index in routed or self._is_uplink(name))
         pods = {index: name for index, name in names.items() if index not in uplinks and self._is_pod(name)}
-        return pods, uplinks
+        return pods, uplinks, routes
 
     def name(self, ifindex: int) -> str:
         """The interface's name; its number where it is gone."""
@@ -147,16 +158,15 @@ class Netlink:
         self._divide()
         return frozenset(link["index"] for link in self._route.get_links())
 
-    def scan(self) -> list[Link]:
-        """Every pod interface with the addresses that host routes prove."""
-        names = self.list_names()
+    def scan(self) -> Scan:
+        """One dump of links, of routes and of addresses: on a node with many pods they are what a look costs."""
+        names, uplinks, routes = self._divide()
         addresses: dict[int, set[str]] = {index: set() for index in names}
         gateways: dict[int, set[str]] = {index: set() for index in names}
-        for family, bits in _FAMILIES.items():
-            for route in self._route.get_routes(family=family):
-                index = route.get_attr("RTA_OIF")
-                if index in names and _is_host_route(route, bits):
-                    addresses[index].add(route.get_attr("RTA_DST"))
+        for bits, route in routes:
+            index = route.get_attr("RTA_OIF")
+            if index in names and _is_host_route(route, bits):
+                addresses[index].add(route.get_attr("RTA_DST"))
         for address in self._route.get_addr():
             gateways.setdefault(address["index"], set()).add(
                 address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS")
@@ -165,7 +175,7 @@ class Netlink:
             Link(index, name, tuple(sorted(addresses[index])), tuple(sorted(gateways[index])))
             for index, name in sorted(names.items())
         ]
-        return self._add_results(links, gateways)
+        return Scan(tuple(self._add_results(links, gateways)), uplinks)
 
     def _add_results(self, links: Sequence[Link], gateways: Mapping[int, set[str]]) -> list[Link]:
         """Ports of bridges without a host route: what the CNI plugin answered, and the bridge's own addresses."""
