@@ -107,21 +107,36 @@ build() {  # into $CACHE/roots/KEY
 	for service in $SERVICES; do
 		# A registry is never asked: what is named is here.
 		tool build --quiet --layers --isolation chroot --pull-never --format oci -f "$CHECKOUT/deploy/Dockerfile" \
-			--ignorefile "$CHECKOUT/deploy/Dockerfile.dockerignore" --target $service --tag "yett-$service:$(version)" \
+			--ignorefile "$CHECKOUT/deploy/Dockerfile.dockerignore" --target $service --tag "yett-$service:$(version)" --tag "yett-$service:$1" \
 			--build-arg BASE=localhost/yett-base --build-arg "VERSION=$(version)" \
 			--build-arg "PIP_OPTIONS=--no-index --find-links /mnt" \
 			--volume "$CACHE/wheels:/mnt:ro" --volume "$work/apt:/etc/apt/sources.list.d:ro" \
 			"$CHECKOUT" >"$work/$service.log" 2>&1 || { tail -20 "$work/$service.log" >&2; say "$service failed"; exit 1; }
-		container=$(tool from --pull-never "yett-$service:$(version)")
+		container=$(tool from --pull-never "yett-$service:$1")
 		cp -a "$(tool mount "$container")" "$work/roots/$service"
-		tool inspect --type image "yett-$service:$(version)" >"$work/roots/$service.json"
+		tool inspect --type image "yett-$service:$1" >"$work/roots/$service.json"
 		tool rm "$container" >/dev/null
 	done
-	# Layers of former builds are what makes the next one quick.
-	[ "$(tool images --all --quiet | wc -l)" -lt $IMAGES_MAX ] || tool rmi --prune >/dev/null 2>&1 || true
 	mkdir -p "$CACHE/roots"
+	rm -rf "$roots"
 	mv "$work/roots" "$roots"
+	forget
+}
+
+forget() {  # what is old; layers of former builds are what makes the next one quick
+	local name
 	find "$CACHE/roots" -mindepth 1 -maxdepth 1 -mtime +$KEPT_DAYS -exec rm -rf {} +
+	tool images --format '{{.Name}}:{{.Tag}}' | grep '^localhost/yett-[a-z]*:[0-9a-f]\{16\}$' | while read -r name; do
+		[ -d "$CACHE/roots/${name##*:}" ] || tool rmi "$name" >/dev/null
+	done
+	[ "$(tool images --all --quiet | wc -l)" -lt $IMAGES_MAX ] || tool rmi --prune >/dev/null 2>&1 || true
+}
+
+is_built() {
+	local service
+	[ -d "$ROOTS" ] || return 1
+	[ "${1:-}" = --archive ] || return 0
+	for service in $SERVICES; do tool inspect --type image "yett-$service:$KEY" >/dev/null 2>&1 || return 1; done
 }
 
 KEY=$(key)
@@ -135,7 +150,7 @@ fi
 mkdir -p "$CACHE"
 exec 9>"$CACHE/.lock"; flock 9   # two checkouts share one cache
 DRIVER=${STORAGE_DRIVER:-$(find_driver)}
-if [ ! -d "$ROOTS" ]; then
+if ! is_built "${1:-}"; then
 	install_missing
 	make_base
 	import_base
@@ -148,6 +163,6 @@ for service in $SERVICES; do  # the last word of each line is what tests take
 	if [ "${1:-}" = --archive ]; then
 		mkdir -p "${2:?--archive DIR}"
 		rm -f "$2/yett-$service.tar"
-		tool push --quiet "yett-$service:$(version)" "docker-archive:$2/yett-$service.tar:yett-$service:$(version)" >/dev/null
+		tool push --quiet "yett-$service:$KEY" "docker-archive:$2/yett-$service.tar:yett-$service:$(version)" >/dev/null
 	fi
 done

@@ -104,7 +104,7 @@ class ImagePipeline(Pipeline):
         super().__init__(lab)
         self.roots = roots
 
-    def _start(self, name: str, command: list[str], environment: Mapping[str, str]) -> Any:
+    def start_named(self, name: str, command: list[str], environment: Mapping[str, str]) -> Any:
         folder, (service, _, node) = self._lab.run.folder, name.partition("-")
         # Programs kept by others are not for it: its own compiler makes them.
         given = {key: value for key, value in environment.items() if key[:5] == "YETT_" and key != "YETT_PROGRAMS"}
@@ -120,4 +120,4 @@ class ImagePipeline(Pipeline):
         contained = Image(service, self.roots).command(folder, given, mounts)
         # What the lab puts before the interpreter that stays: the node's network.
         entering = command[: command.index("--") + 1] if "nsenter" in command else []
-        return super()._start(name, [*entering, *contained], {})
+        return super().start_named(name, [*entering, *contained], {})

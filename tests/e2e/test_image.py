@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from services.demo.state import is_alive
 from services.demo.topology import NODE_A
 from services.installation.objects import make_detach
 from tests.deploy.test_overlays import DEPLOY, find, render
-from tests.e2e.container import Image, ImagePipeline, build_images
+from tests.e2e.container import BUILD, Image, ImagePipeline, build_images
 from tests.e2e.onenode import OneNode, echo_server, make_pod, one_node, until
 
 # The first build of all takes minutes, and is not the test's.
@@ -99,6 +102,18 @@ def test_an_image_is_what_the_manifests_name(roots: Path, service: str) -> None:
     assert image.config["Labels"]["org.opencontainers.image.title"] == f"yett-{service}"
     user = image.config.get("User", "")
     assert user == ("65532:65532" if service == "controller" else "")
+
+
+def test_archives_bear_the_names_that_the_manifests_have(roots: Path) -> None:
+    """As the README hands them to kind: a container runtime puts the same prefix before a name without a registry."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([BUILD, "--archive", folder], check=True, capture_output=True)
+        for service in SERVICES:
+            with tarfile.open(Path(folder) / f"yett-{service}.tar") as archive:
+                file = archive.extractfile("manifest.json")
+                assert file is not None
+                (described,) = json.load(file)
+            assert f"docker.io/library/{Image(service, roots).container['image']}" in described["RepoTags"]
 
 
 def test_the_images_of_a_kind_cluster_are_never_asked_of_a_registry() -> None:
