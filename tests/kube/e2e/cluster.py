@@ -23,6 +23,7 @@ import uvloop
 import yaml
 from rich.console import Console
 
+from schemas.status import Problem
 from services.access.folder import Folder
 from services.common import nats
 from services.common.settings import CommonSettings, load_settings
@@ -114,6 +115,15 @@ class Cluster(Running):
         while not holds():
             assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
             self.run(asyncio.sleep(0.02))
+
+    def reaches(self, key: str, address: str, port: int = 443) -> bool:
+        """Whether a connection out of the pod ``namespace/name`` comes about."""
+        return self.run(self.demo.traffic.connect(topology.find_pod(key), address, port, address)).is_open
+
+    def problems(self) -> tuple[Problem, ...]:
+        """What the leader has to complain of."""
+        status = self.run(self.demo.bus.ask_controller())
+        return status.problems if status else ()
 
     def end_pod(self, pod: Pod) -> None:
         """Its processes, its sandbox and its link are gone when this returns; its object stays."""

@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from services.demo import topology
 from services.demo.convergence import START_SECONDS
 from services.demo.servers import find_nats_server
 from services.demo.state import is_alive
@@ -34,8 +33,7 @@ def kill_everything(whole: Cluster) -> None:
 
 
 def reach(whole: Cluster, address: str) -> list[bool]:
-    traffic = whole.demo.traffic
-    return [whole.run(traffic.connect(topology.find_pod(key), address, 443, address)).is_open for key in CLIENTS]
+    return [whole.reaches(key, address) for key in CLIENTS]
 
 
 def test_everything_starts_at_once_on_nothing(whole: Cluster) -> None:

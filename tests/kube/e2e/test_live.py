@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from services.demo import topology
 from services.demo.pipeline import agent_name
 from services.demo.topology import NODE_B
 from tests.kube.e2e.cluster import Cluster, applied
@@ -32,11 +31,6 @@ CLIENTS = ("switch/switch-client", "switch/switch-client-b")
 ADDRESS, OTHER = "203.0.113.10", "203.0.113.20"
 
 
-def reaches(whole: Cluster, key: str, address: str = ADDRESS) -> bool:
-    """Whether a connection out of the pod comes about."""
-    return whole.run(whole.demo.traffic.connect(topology.find_pod(key), address, 443, address)).is_open
-
-
 def conditions(whole: Cluster) -> dict[str, tuple[str, str, int]]:
     """type -> (status, message, observed generation), as kubectl shows them."""
     obj = json.loads(whole.kube.kubectl("get", RESOURCE, "--output", "json").stdout)
@@ -50,18 +44,18 @@ def test_programmed_counts_the_nodes_that_enforce_it(whole: Cluster) -> None:
     agent = whole.demo.pipeline.processes[agent_name(NODE_B)]
     with applied(whole, "switch-out.yaml", POLICY.format(network=f"{ADDRESS}/32")):
         whole.until(lambda: conditions(whole).get("Programmed") == ("True", "enforced on 2 of 2 nodes", 1), 20, "both")
-        assert [reaches(whole, key) for key in CLIENTS] == [True, True]
+        assert [whole.reaches(key, ADDRESS) for key in CLIENTS] == [True, True]
         os.kill(agent.pid, signal.SIGSTOP)
         try:
             whole.objects.write("switch-out.yaml", POLICY.format(network=f"{OTHER}/32"))
             half = ("False", "enforced on 1 of 2 nodes", 2)
             whole.until(lambda: conditions(whole)["Programmed"] == half, 20, "one of two")
-            assert [reaches(whole, key) for key in CLIENTS] == [False, True]
+            assert [whole.reaches(key, ADDRESS) for key in CLIENTS] == [False, True]
         finally:
             os.kill(agent.pid, signal.SIGCONT)
         whole.until(lambda: conditions(whole)["Programmed"] == ("True", "enforced on 2 of 2 nodes", 2), 20, "both")
-        assert [reaches(whole, key, OTHER) for key in CLIENTS] == [True, True]
-        assert [reaches(whole, key) for key in CLIENTS] == [False, False]
+        assert [whole.reaches(key, OTHER) for key in CLIENTS] == [True, True]
+        assert [whole.reaches(key, ADDRESS) for key in CLIENTS] == [False, False]
 
 
 def test_a_refused_edit_leaves_the_last_good_version_and_says_so(whole: Cluster) -> None:
@@ -74,7 +68,7 @@ def test_a_refused_edit_leaves_the_last_good_version_and_says_so(whole: Cluster)
         said = conditions(whole)
         assert said["Accepted"][1].startswith("spec.egress[0].encrypted: unknown field")
         assert said["Programmed"][:2] == ("False", "generation 1 or what is left of it")
-        assert [reaches(whole, key) for key in CLIENTS] == [True, True]
+        assert [whole.reaches(key, ADDRESS) for key in CLIENTS] == [True, True]
         whole.objects.write("switch-out.yaml", good)
         whole.until(lambda: conditions(whole)["Accepted"][0] == "True", 20, "accepted")
 
@@ -86,20 +80,20 @@ def test_the_default_follows_the_config_map_and_the_node_class(whole: Cluster) -
     tight = {"apiVersion": "eks.amazonaws.com/v1", "kind": "NodeClass", "metadata": {"name": "tight"}}
     try:
         change_default(whole, "allow")
-        assert [reaches(whole, key) for key in CLIENTS] == [True, True]
+        assert [whole.reaches(key, ADDRESS) for key in CLIENTS] == [True, True]
         before = whole.revision()
         text = yaml.safe_dump({**tight, "spec": {"networkPolicy": "DefaultDeny"}})
         whole.kube.kubectl("apply", "-f", "-", stdin=text)
         whole.kube.kubectl("label", "node", NODE_B.name, "eks.amazonaws.com/nodeclass=tight")
         whole.settle(before)
-        assert [reaches(whole, key) for key in CLIENTS] == [True, False]
+        assert [whole.reaches(key, ADDRESS) for key in CLIENTS] == [True, False]
         before = whole.revision()
         whole.kube.kubectl("label", "node", NODE_B.name, "eks.amazonaws.com/nodeclass-")
         whole.settle(before)
-        assert [reaches(whole, key) for key in CLIENTS] == [True, True]
+        assert [whole.reaches(key, ADDRESS) for key in CLIENTS] == [True, True]
     finally:
         change_default(whole, "deny")
-    assert [reaches(whole, key) for key in CLIENTS] == [False, False]
+    assert [whole.reaches(key, ADDRESS) for key in CLIENTS] == [False, False]
     assert {name: process.pid for name, process in whole.demo.pipeline.processes.items()} == pids
 
 

@@ -11,7 +11,6 @@ import pytest
 from services.demo.state import is_alive
 from tests.kube.e2e.cluster import CONTROLLERS, DEFINITIONS, Cluster
 from tests.kube.e2e.test_failover import await_standby, find_leader
-from tests.kube.e2e.test_input import problems
 from tests.kube.test_rbac import CUSTOM, define, fill, granted, path_of, used
 
 pytestmark = [pytest.mark.kube, pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -31,7 +30,7 @@ def every_kind(whole: Cluster) -> Iterator[Cluster]:
             whole.kube.admin.request("DELETE", f"{path_of(kind)}/{name}")
     for kind in LATER:
         whole.kube.admin.call("DELETE", f"{DEFINITIONS}/{kind.plural}.{kind.group}")
-    whole.until(lambda: problems(whole) == (), 60, "no problem is left")
+    whole.until(lambda: whole.problems() == (), 60, "no problem is left")
 
 
 def test_what_is_granted_is_what_the_run_used(every_kind: Cluster) -> None:

@@ -1,8 +1,7 @@
-"""What a cluster says when it is wrong, late, away or silent: the last good state stays in force, and is called old."""
+"""Objects that are late or contradict each other: who has an address is who is newest, and nothing outlives its end."""
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -10,18 +9,16 @@ from typing import Any
 
 import pytest
 
-from schemas.status import Problem
 from services.demo import objects, topology
 from services.demo.lab import in_namespace, run_command
 from services.demo.servers import connects, start_web, wait_until
 from services.demo.topology import NODE_A, NODE_B, POD_WEB_PORT, Pod, Service
 from tests.kube.e2e.apiobjects import ApiObjects
 from tests.kube.e2e.cluster import Cluster, applied, open_to
-from tests.kube.servers import CONTROLLER_TOKEN
 
 pytestmark = [pytest.mark.kube, pytest.mark.e2e, pytest.mark.timeout(180)]
 
-OPEN, SHUT = "203.0.113.10", "203.0.113.20"
+OPEN = "203.0.113.10"
 CLIENT = "switch/switch-client"
 SERVERS = """
 apiVersion: networking.k8s.io/v1
@@ -34,78 +31,6 @@ kind: NetworkPolicy
 metadata: {name: of-servers, namespace: switch}
 spec: {podSelector: {matchExpressions: [{key: app, operator: Exists}]}, policyTypes: [Ingress], ingress: [{}]}
 """
-
-
-@pytest.fixture
-def policed(whole: Cluster) -> Iterator[Cluster]:
-    """One address is open to the clients."""
-    with applied(whole, "input.yaml", open_to(OPEN)):
-        yield whole
-
-
-def reaches(whole: Cluster, address: str, port: int = 443, source: str = CLIENT) -> bool:
-    traffic = whole.demo.traffic
-    return whole.run(traffic.connect(topology.find_pod(source), address, port, address)).is_open
-
-
-def problems(whole: Cluster) -> tuple[Problem, ...]:
-    status = whole.run(whole.demo.bus.ask_controller())
-    return status.problems if status else ()
-
-
-def is_stale(whole: Cluster) -> bool:
-    """The leader says since when."""
-    return any("stale since 20" in problem.message for problem in problems(whole))
-
-
-def check_in_force(whole: Cluster, *, open_to: str = OPEN, shut_to: str = SHUT) -> None:
-    assert reaches(whole, open_to) and not reaches(whole, shut_to)
-
-
-def edit(whole: Cluster, address: str) -> None:
-    """The clients' one address is another from now on, and it is enforced."""
-    whole.objects.write("input.yaml", open_to(address))
-    whole.until(lambda: reaches(whole, address), 60, "the edit is enforced")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The server
-
-
-def test_a_server_that_is_away_with_a_new_token_when_it_is_back(policed: Cluster) -> None:
-    """Killed: packets pass as before, the status says since when it is stale. Back, it knows only another token: still
-    stale, refused with 401. The new token in its file: heard again, and what was edited meanwhile is enforced."""
-    kube = policed.kube
-    kube.apiserver.stop(signal.SIGKILL)
-    policed.until(lambda: is_stale(policed), 40, "it is called stale")
-    check_in_force(policed)
-    kube.tokens["renewed"] = kube.tokens.pop(CONTROLLER_TOKEN)
-    try:
-        kube.start_apiserver()
-        policed.until(lambda: any("401" in each.message for each in problems(policed)), 40, "401 is in the status")
-        policed.objects.write("input.yaml", open_to(SHUT))
-        check_in_force(policed)
-    finally:
-        kube.kubeconfig("controller", "renewed")
-    policed.until(lambda: reaches(policed, SHUT), 60, "the edit is enforced")
-    policed.until(lambda: not problems(policed), 60, "nothing is stale any more")
-
-
-def test_a_server_that_hangs(policed: Cluster) -> None:
-    """It is paused: connections stand, nothing comes. Its watches are given up, the status says so, packets pass as
-    before; when it goes on, an edit is enforced, by whichever of the two is then the faster at the Lease."""
-    policed.kube.apiserver.send(signal.SIGSTOP)
-    try:
-        policed.until(lambda: is_stale(policed), 60, "it is called stale")
-        check_in_force(policed)
-    finally:
-        policed.kube.apiserver.send(signal.SIGCONT)
-    edit(policed, SHUT)
-    policed.until(lambda: not problems(policed), 60, "nothing is stale any more")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The objects
 
 
 class Servers:
@@ -161,7 +86,7 @@ def test_an_address_belongs_to_the_newer_of_two_pods(servers: Servers) -> None:
     whole = servers.whole
     old = servers.announce("old", 81, "server")
     servers.run(old)
-    whole.until(lambda: reaches(whole, old.address, POD_WEB_PORT), 20, "the old one is reached")
+    whole.until(lambda: whole.reaches(CLIENT, old.address, POD_WEB_PORT), 20, "the old one is reached")
     whole.end_pod(old)
     # Kubernetes tells which is newer in whole seconds.
     made = read_pod(whole, old)["metadata"]["creationTimestamp"]
@@ -171,13 +96,13 @@ def test_an_address_belongs_to_the_newer_of_two_pods(servers: Servers) -> None:
     assert new.address == old.address and read_pod(whole, old)["status"]["podIP"] == new.address
     whole.settle(0)
     await_server(whole, new)
-    assert not reaches(whole, new.address, POD_WEB_PORT)
+    assert not whole.reaches(CLIENT, new.address, POD_WEB_PORT)
     before = whole.revision()
     servers.forget(old)
     whole.settle(before)
-    assert not reaches(whole, new.address, POD_WEB_PORT)
+    assert not whole.reaches(CLIENT, new.address, POD_WEB_PORT)
     relabel(whole, new, "server")
-    whole.until(lambda: reaches(whole, new.address, POD_WEB_PORT), 20, "by its new label it is reached")
+    whole.until(lambda: whole.reaches(CLIENT, new.address, POD_WEB_PORT), 20, "by its new label it is reached")
 
 
 def read_pod(whole: Cluster, pod: Pod) -> dict[str, Any]:
@@ -207,17 +132,17 @@ def test_an_endpoint_slice_that_lags(servers: Servers) -> None:
     for node in topology.NODES:
         redirect(whole, node, service.address, first.address)
     try:
-        whole.until(lambda: reaches(whole, service.address, 80), 20, "the Service leads to its backend")
+        whole.until(lambda: whole.reaches(CLIENT, service.address, 80), 20, "the Service leads to its backend")
         whole.end_pod(first)
         servers.forget(first)
         successor = servers.announce("successor", 82, "other")
         servers.run(successor)
         whole.settle(0)
         await_server(whole, successor)
-        assert not reaches(whole, service.address, 80)
+        assert not whole.reaches(CLIENT, service.address, 80)
         relabel(whole, successor, "server")
         write_slices(whole.objects, slices, successor)
-        whole.until(lambda: reaches(whole, service.address, 80), 20, "the slice has caught up")
+        whole.until(lambda: whole.reaches(CLIENT, service.address, 80), 20, "the slice has caught up")
     finally:
         whole.kube.kubectl("delete", "service,endpointslice", "--namespace", "switch", "--all")
         whole.demo.lab.apply_services(topology.SERVICES)
