@@ -25,7 +25,7 @@ os.environ.setdefault("YETT_PROGRAMS", str(find_cache() / PROGRAMS))
 RINGS = ("kernel", "nats", "e2e", "kube")
 BPFFS = Path("/sys/fs/bpf")
 KUBE_ASSETS = Path(__file__).parent / "kube" / "assets.sh"
-E2E_TOOLS = ("ip", "nft", "curl", "dig", "knotd", "knotc", "unbound", "nsenter")
+E2E_TOOLS = ("ip", "nft", "ping", "curl", "dig", "knotd", "knotc", "unbound", "nsenter")
 
 # A property holds or not, however long an example takes on a busy machine; too many examples refused is still a fault.
 hypothesis.settings.register_profile("yett", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
