@@ -233,7 +233,11 @@ class Config(Row, frozen=True, kw_only=True):
     addresses_per_name: U32 = 100
     share: str = "cluster"
     """cluster | zone | node | off."""
+    zones: dict[NodeName, str] = {}
+    """Node -> zone, where ``share`` is zone."""
     learn_all: bool = False
+    enforce: bool = True
+    """Off: agents judge every packet of every pod as if there were no policy and the default were allow."""
     timeouts: FlowTimeouts = FlowTimeouts()
     flow_labels: tuple[str, ...] = ()
     """Labels of pods that flows are told with."""

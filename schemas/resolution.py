@@ -27,6 +27,18 @@ class Resolution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Sender's clock when the kernel released the answer: for tracing only."""
 
 
+class Forget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``yett.forget.name.<labels reversed>`` or ``yett.forget.node.<node>``, kept on YETT_RESOLUTION for a day.
+
+    What was learned of the name before, or published by the node before, admits no new flow any more. Forgetting opens
+    nothing, so it is not signed. Either ``name`` or ``node`` is set. ``addresses``: what the stream held of the name.
+    """
+
+    name: str = ""
+    node: NodeName = NodeName("")
+    addresses: tuple[str, ...] = ()
+
+
 class Observed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``yett.observed.<node>``: plain NATS; what one endpoint was told, covered by a pattern or not.
 
@@ -40,6 +52,8 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ttl_seconds: int = 0
     rcode: int = 0
     handed_over: bool = False
+    forgotten: bool = False
+    """The recorder has forgotten the name; these are the addresses that it knew for it."""
     reason: int = 0
     """Why the kernel did not learn it, or not in full: a ``LEARN_*`` reason, 0 if it did.
 

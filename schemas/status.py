@@ -58,13 +58,19 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     signatures: str = ""
     """``required`` or ``off``: whether this agent believes only signed revisions; empty: an agent that does not say."""
     default: Default = Default.DENY
+    enforcing: bool = True
+    """Off: the cluster's switch ``enforce`` is, and nothing is enforced by policy on this node."""
     endpoints: tuple[EndpointStatus, ...] = ()
     names: int = 0
     learned: tuple[LearnedName, ...] = ()
     """Those heard of last, a hundred at most, and of this node's own the hundred that live longest."""
     problems: tuple[Problem, ...] = ()
+    forgotten: int = 0
+    """Sequence of the last ``Forget`` that was carried out."""
     counters: dict[str, int] = {}
     trace: str = ""
+    build: str = ""
+    """Hash of the programs, maps and sizes that are loaded; empty: an agent that does not say."""
     started_unix_nanos: int = 0
     pid: int = 0
 
@@ -91,4 +97,6 @@ class RecorderStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     node: NodeName
     counters: dict[str, int] = {}
     buffered: int = 0
+    forgotten: int = 0
+    """As an agent's."""
     pid: int = 0

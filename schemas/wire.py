@@ -36,6 +36,11 @@ DENIED_PREFIX = "yett.denied."
 NAME_REFUSED_PREFIX = "yett.name_refused."
 """The gate is open, DNS said no: on stream YETT_VERDICT too."""
 
+FORGET_PREFIX = "yett.forget."
+"""On stream YETT_RESOLUTION, by the controller's account alone."""
+FORGET_TTL = "24h"
+"""A node that was away for longer has names that are over by themselves."""
+
 USAGE_PREFIX = "yett.usage."
 USAGE_BUCKET_PREFIX = f"$KV.{USAGE_BUCKET}."
 
@@ -208,6 +213,14 @@ def filter_resolution(pattern: str) -> str:
     return f"{RESOLUTION_PREFIX}*.{encode_labels(pattern)}"
 
 
+def subject_forget_name(name: str) -> str:
+    return f"{FORGET_PREFIX}name.{encode_labels(name)}"
+
+
+def subject_forget_node(node: NodeName) -> str:
+    return f"{FORGET_PREFIX}node.{encode_name(node)}"
+
+
 def subject_observed(node: NodeName) -> str:
     return f"yett.observed.{encode_name(node)}"
 
@@ -294,6 +307,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("yett.policy.domain.", policy.DomainRow, digested=True),
     Entry("yett.policy.source.", policy.SourceRow),
     Entry(RESOLUTION_PREFIX, resolution.Resolution),
+    Entry(FORGET_PREFIX, resolution.Forget),
     Entry("yett.observed.", resolution.Observed),
     Entry("yett.verdict.", verdict.VerdictEvent),
     Entry(DENIED_PREFIX, verdict.VerdictEvent),

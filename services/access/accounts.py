@@ -34,6 +34,8 @@ _STORED = (wire.RESOLUTION_PREFIX + ">", wire.DENIED_PREFIX + ">", wire.NAME_REF
 _USAGE = wire.USAGE_PREFIX + ">"
 """What nodes report to whoever leads, who answers."""
 _STATUSES = "yett.status.>"
+_FORGET = wire.FORGET_PREFIX + ">"
+"""What nodes are to forget; they read it from the stream, and cannot say it."""
 
 
 def inbox_prefix(kind: str, name: str) -> str:
@@ -41,15 +43,21 @@ def inbox_prefix(kind: str, name: str) -> str:
     return f"yett.inbox.{kind}.{wire.encode_name(name)}"
 
 
-def write_accounts(controllers: Iterable[str], nodes: Mapping[str, str], readers: Mapping[str, str]) -> str:
-    """The ``accounts`` block. ``controllers``: public keys; ``nodes`` and ``readers``: public key -> name."""
+def write_accounts(
+    controllers: Iterable[str],
+    nodes: Mapping[str, str],
+    readers: Mapping[str, str],
+    operators: Mapping[str, str] | None = None,
+) -> str:
+    """The ``accounts`` block. ``controllers``: public keys; the others: public key -> name."""
     users = [_user(key, _node_permissions(NodeName(name))) for key, name in nodes.items()]
     users += [_user(key, _reader_permissions(name)) for key, name in readers.items()]
+    owners = [_user(key, _operator_permissions(name)) for key, name in (operators or {}).items()]
     lines = [
         "accounts {",
         f"  {CONTROLLER_ACCOUNT} {{",
         "    jetstream: enabled",
-        *_block("users", [f"{{ nkey: {key} }}" for key in controllers]),
+        *_block("users", [f"{{ nkey: {key} }}" for key in controllers] + owners),
         *_block("exports", _controller_exports()),
         *_block("imports", [f"{{ stream: {{ account: {NODE_ACCOUNT}, subject: {json.dumps(_STATUSES)} }} }}"]),
         "  }",
@@ -103,6 +111,13 @@ def _node_permissions(node: NodeName) -> str:
     ]
     hears = [f"{inbox_prefix('nodes', node)}.>", wire.RESOLUTION_PREFIX + ">", wire.subject_observed(node)]
     return _permissions([*says, *_reads(_NODE_STREAMS)], hears)
+
+
+def _operator_permissions(name: str) -> str:
+    """A person who may make nodes forget, and see whether they did. In the controller's account, where streams are."""
+    calls = [f"$JS.API.{call.format(stream)}" for stream in _NODE_STREAMS for call in (*_CALLS, _PULL)]
+    says = [_FORGET, f"$JS.API.STREAM.PURGE.{wire.STREAM_RESOLUTION}", wire.SUBJECT_STATUS_CONTROLLER_GET, *calls]
+    return _permissions(says, [_STATUSES, wire.SUBJECT_STATUS_CONTROLLER, f"{inbox_prefix('operators', name)}.>"])
 
 
 def _reader_permissions(name: str) -> str:

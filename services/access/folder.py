@@ -7,6 +7,7 @@
     signing-next.key                  its successor, while both are believed
     policy-keys                       the public keys that agents believe, separated by commas
     nodes/<node>.nk readers/<name>.nk the credential of a node (agent and recorder), of an integration or a person
+    operators/<name>.nk               the credential of a person who may make nodes forget names
 
 What is there stays: to complete a folder and to make one are the same. Rotation removes, and completes again.
 """
@@ -26,6 +27,8 @@ from services.access import accounts, certificates
 from services.common.signing import make_seed, public_of
 
 SERVER_DAYS = 365.0
+NAMED = ("nodes", "readers", "operators")
+"""Kinds of credential of which there are several, each with a name."""
 _SEED_BYTES = 32
 
 
@@ -41,13 +44,24 @@ class Folder:
     mounted: str = ""
 
     def complete(
-        self, *, hosts: Iterable[str], nodes: Iterable[str], readers: Iterable[str], now: datetime, days: float
+        self,
+        *,
+        hosts: Iterable[str],
+        nodes: Iterable[str],
+        readers: Iterable[str],
+        operators: Iterable[str] = (),
+        now: datetime,
+        days: float,
     ) -> None:
         """Make what is missing, and write the server's configuration anew. FolderError."""
-        for folder in (self.path, self.path / "server", self.path / "nodes", self.path / "readers"):
+        for folder in (self.path, *(self.path / name for name in ("server", *NAMED))):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._complete_tls(list(hosts), now, days)
-        for path in [self.path / "controller.nk", *self._paths("nodes", nodes), *self._paths("readers", readers)]:
+        named = zip(NAMED, (nodes, readers, operators), strict=True)
+        for path in [
+            self.path / "controller.nk",
+            *(path for kind, names in named for path in self._paths(kind, names)),
+        ]:
             if not path.exists():
                 _write_secret(path, make_nkey())
         if not self._signing.exists():
@@ -60,7 +74,7 @@ class Folder:
             (self.path / "server" / name).unlink(missing_ok=True)
 
     def renew_credential(self, kind: str, name: str = "") -> None:
-        """Forget a credential (``controller``, ``nodes``, ``readers``); FolderError if there is none."""
+        """Forget a credential (``controller``, or one of ``NAMED``); FolderError if there is none."""
         path = self.path / "controller.nk" if kind == "controller" else self._paths(kind, [name])[0]
         if not path.exists():
             raise FolderError(f"no such credential: {path}")
@@ -89,7 +103,8 @@ class Folder:
         values = {"YETT_NATS_CA": f"{here}/ca.pem"}
         if kind == "controller":
             return values | {"YETT_NATS_NKEY": f"{here}/controller.nk", "YETT_SIGNING_KEY": f"{here}/signing.key"}
-        values |= {"YETT_NATS_NKEY": f"{here}/{kind}/{name}.nk", "YETT_NATS_API_PREFIX": accounts.API_PREFIX}
+        values |= {"YETT_NATS_NKEY": f"{here}/{kind}/{name}.nk"}
+        values |= {"YETT_NATS_API_PREFIX": accounts.API_PREFIX} if kind != "operators" else {}
         values |= {"YETT_NATS_INBOX_PREFIX": accounts.inbox_prefix(kind, name)}
         return values | ({"YETT_POLICY_KEYS": ",".join(self.policy_keys)} if kind == "nodes" else {})
 
@@ -125,7 +140,7 @@ class Folder:
         seeds = [path.read_text().strip() for path in (self._signing, self.path / "signing-next.key") if path.exists()]
         (self.path / "policy-keys").write_text(",".join(public_of(seed) for seed in seeds) + "\n")
         server = self.mounted or str((self.path / "server").resolve())
-        block = accounts.write_accounts([self.public_key("controller")], self._users("nodes"), self._users("readers"))
+        block = accounts.write_accounts([self.public_key("controller")], *map(self._users, NAMED))
         (self.path / "server" / "yett.conf").write_text(_TLS.format(server=server) + block)
 
     def _users(self, kind: str) -> dict[str, str]:

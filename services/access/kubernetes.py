@@ -15,13 +15,18 @@ MOUNTED = "/etc/nats/keys"
 SERVICE_HOST = "yett-nats.yett-system.svc"
 """What services call the server; the certificate must have it (``yett keys init --host``)."""
 
+READER_SECRET, OPERATOR_SECRET = "yett-reader", "yett-operator"
+"""What ``yett --kube`` reads: the credential of the reader, and of the operator, that is named ``PERSON``."""
+PERSON = "kube"
+
 Manifest = dict[str, Any]
 
 
 def make_objects(keys: Folder) -> list[Manifest]:
     """Secrets ``yett-nats``, ``yett-controller``, ``yett-nodes`` and ConfigMap ``yett-trust``; FolderError, OSError.
 
-    The authority's key and the readers' credentials are in none: nothing that runs in the cluster needs them.
+    With Secrets ``yett-reader`` and ``yett-operator`` where the folder has a reader, an operator, of the name ``kube``:
+    nothing that runs mounts them, people reach the bus by them. The authority's key and all others' are in none.
     """
     folder = keys.path
     configuration = _read(folder / "server" / "yett.conf")
@@ -35,6 +40,11 @@ def make_objects(keys: Folder) -> list[Manifest]:
         _secret("yett-controller", {name: _read(folder / name) for name in ("controller.nk", "signing.key")}),
         _secret("yett-nodes", nodes),
         _object("ConfigMap", "yett-trust", data={"ca.pem": authority, "policy-keys": ",".join(keys.policy_keys)}),
+        *(
+            _secret(name, {"seed.nk": _read(path), "ca.pem": authority, "name": PERSON})
+            for name, kind in ((READER_SECRET, "readers"), (OPERATOR_SECRET, "operators"))
+            if (path := folder / kind / f"{PERSON}.nk").exists()
+        ),
     ]
 
 

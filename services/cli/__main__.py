@@ -7,7 +7,23 @@ import sys
 
 import typer
 
-from services.cli import audit, check, demo, detach, diff, explain, flows, keys, schemas, status, test, uninstall
+from services.cli import (
+    audit,
+    check,
+    demo,
+    detach,
+    diff,
+    doctor,
+    explain,
+    flows,
+    forget,
+    keys,
+    migrate,
+    schemas,
+    status,
+    test,
+    uninstall,
+)
 
 app = typer.Typer(
     help="Kubernetes network policy by name.",
@@ -21,6 +37,9 @@ app.command("flows")(flows.command)
 app.command("test")(test.command)
 app.command("explain")(explain.command)
 app.command("check")(check.command)
+app.command("doctor")(doctor.command)
+app.command("migrate")(migrate.command)
+app.command("forget")(forget.command)
 app.command("diff")(diff.command)
 app.command("schemas")(schemas.command)
 app.command("detach")(detach.command)

@@ -17,9 +17,18 @@ from rich.markup import escape
 
 from schemas.terms import Direction
 from schemas.usage import Contact, PodUsage
-from services.cli.connection import WAIT_SECONDS, Unreachable, WaitOption, open_connection
+from services.cli.connection import (
+    WAIT_SECONDS,
+    CredsOption,
+    KubeOption,
+    Server,
+    Unreachable,
+    WaitOption,
+    find_server,
+    open_connection,
+)
 from services.cli.flows import parse_duration
-from services.cli.output import NatsOption, Output, OutputOption, fail, find_nats_url
+from services.cli.output import NatsOption, Output, OutputOption, fail
 from services.demo.report import make_console, make_table
 from services.scenario.live import LiveError, LiveUsage, read_usage
 from services.scenario.recommend import NotEnough, recommend_policy, write_yaml
@@ -36,6 +45,8 @@ def unused(
     since: Annotated[str, typer.Option("--since", help="How far back: 90s, 10m, 2h, 7d.")] = "7d",
     everything: Annotated[bool, typer.Option("--all", help="Rules that are used, too.")] = False,
     nats: NatsOption = "",
+    creds: CredsOption = "",
+    kube: KubeOption = False,
     wait: WaitOption = WAIT_SECONDS,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -43,7 +54,7 @@ def unused(
     seconds = parse_duration(since)
     if not seconds:
         fail(f"--since {since}: a number and s, m, h or d, as in 7d")
-    live = _read(nats, wait)
+    live = _read(find_server(nats, creds, kube=kube), wait)
     answers = find_use(live.policies, live.rows, live.world, live.kept, seconds=seconds, now=live.now)
     shown = [each for each in answers if everything or each.use is not Use.USED]
     if output is Output.JSON:
@@ -71,11 +82,13 @@ def pods(
     pod: Annotated[str, typer.Argument(help="NAMESPACE/POD, or NAMESPACE; every pod without it.")] = "",
     *,
     nats: NatsOption = "",
+    creds: CredsOption = "",
+    kube: KubeOption = False,
     wait: WaitOption = WAIT_SECONDS,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """What each pod may reach and be reached by, and what it did."""
-    live = _read(nats, wait)
+    live = _read(find_server(nats, creds, kube=kube), wait)
     answers = [
         each for each in find_pods(live.rows, live.kept) if pod in ("", each.namespace, f"{each.namespace}/{each.pod}")
     ]
@@ -96,6 +109,8 @@ def recommend(
     *,
     partial: Annotated[bool, typer.Option("--partial", help="Also where not all contacts were kept.")] = False,
     nats: NatsOption = "",
+    creds: CredsOption = "",
+    kube: KubeOption = False,
     wait: WaitOption = WAIT_SECONDS,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -103,7 +118,7 @@ def recommend(
     namespace, _, name = pod.partition("/")
     if not name:
         fail(f"{pod}: NAMESPACE/POD is wanted")
-    live = _read(nats, wait)
+    live = _read(find_server(nats, creds, kube=kube), wait)
     try:
         found = recommend_policy(live.kept.pods, namespace, name, now=live.now, is_partial_fine=partial)
     except NotEnough as error:
@@ -114,15 +129,15 @@ def recommend(
         sys.stdout.write(write_yaml(found, lambda policy: yaml.safe_dump(policy, sort_keys=False)))
 
 
-def _read(nats: str, wait: float) -> LiveUsage:
+def _read(server: Server, wait: float) -> LiveUsage:
     try:
-        return asyncio.run(_read_live(find_nats_url(nats), wait))
+        return asyncio.run(_read_live(server, wait))
     except (Unreachable, LiveError) as error:
         fail(str(error))
 
 
-async def _read_live(url: str, wait_seconds: float) -> LiveUsage:
-    async with open_connection(url, "yett audit", wait_seconds) as client:
+async def _read_live(server: Server, wait_seconds: float) -> LiveUsage:
+    async with open_connection(server, "yett audit", wait_seconds) as client:
         return await read_usage(client)
 
 

@@ -14,7 +14,16 @@ from rich.console import Console
 
 from schemas.terms import Protocol
 from schemas.verdict import NameRefused
-from services.cli.connection import WAIT_SECONDS, Unreachable, WaitOption, open_connection
+from services.cli.connection import (
+    WAIT_SECONDS,
+    CredsOption,
+    KubeOption,
+    Server,
+    Unreachable,
+    WaitOption,
+    find_server,
+    open_connection,
+)
 from services.cli.flows import NAME_REFUSED, Asked, Wanted, describe_refused, read_denials
 from services.cli.output import (
     NatsOption,
@@ -22,7 +31,6 @@ from services.cli.output import (
     OutputOption,
     complain,
     fail,
-    find_nats_url,
     print_problems,
 )
 from services.scenario import explain, files
@@ -50,6 +58,8 @@ def command(
     ] = None,
     default: Annotated[str, typer.Option("--default", help="With manifests: what happens where no rule decides.")] = "",
     nats: NatsOption = "",
+    creds: CredsOption = "",
+    kube: KubeOption = False,
     wait: WaitOption = WAIT_SECONDS,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -58,11 +68,11 @@ def command(
     try:
         number = _read_protocol(protocol)
         if not manifests:
-            refused = asyncio.run(_read_refused(find_nats_url(nats), wait, source, destination))
+            refused = asyncio.run(_read_refused(find_server(nats, creds, kube=kube), wait, source, destination))
         if manifests:
             explanation = _explain_manifests(manifests, source, destination, number, default)
         else:
-            explanation = _explain_live(find_nats_url(nats), wait, source, destination, number)
+            explanation = _explain_live(find_server(nats, creds, kube=kube), wait, source, destination, number)
     except (files.UnusableInput, explain.EndError, RouteError, LiveError, Unreachable, ValueError) as error:
         fail("\n".join([str(error), *map(describe_refused, refused)]))
     if output is Output.JSON:
@@ -98,15 +108,19 @@ def _explain_manifests(
     return explain.explain_flow(cluster, facts, _make_probe(cluster, start, end, protocol, port))
 
 
-def _explain_live(url: str, wait_seconds: float, source: str, destination: str, protocol: int) -> explain.Explanation:
-    live = asyncio.run(_read_live(url, wait_seconds))
+def _explain_live(
+    server: Server, wait_seconds: float, source: str, destination: str, protocol: int
+) -> explain.Explanation:
+    live = asyncio.run(_read_live(server, wait_seconds))
+    if not live.facts.rows.config.enforce:
+        complain("the switch enforce is off: whatever is said here, everything passes now")
     start, _ = explain.parse_end(source)
     services = [key for key in live.world.services if key not in live.world.pods]
     end, port = explain.parse_end(destination, services)
     return explain.explain_flow(live, live.facts, _make_probe(live, start, end, protocol, port))
 
 
-async def _read_refused(url: str, wait_seconds: float, source: str, destination: str) -> list[NameRefused]:
+async def _read_refused(server: Server, wait_seconds: float, source: str, destination: str) -> list[NameRefused]:
     """What DNS refused this pod of late, under the name that is asked about; the newest of each kind."""
     start, _ = explain.parse_end(source)
     end, _ = explain.parse_end(destination)
@@ -117,7 +131,7 @@ async def _read_refused(url: str, wait_seconds: float, source: str, destination:
     try:
         newest = {
             event.reason: event
-            async for event in read_denials(Asked(url, wait_seconds, wanted), REFUSED_SECONDS)
+            async for event in read_denials(Asked(server, wait_seconds, wanted), REFUSED_SECONDS)
             if isinstance(event, NameRefused)
         }
     except Unreachable as error:
@@ -126,8 +140,8 @@ async def _read_refused(url: str, wait_seconds: float, source: str, destination:
     return list(newest.values())
 
 
-async def _read_live(url: str, wait_seconds: float) -> LiveCluster:
-    async with open_connection(url, "yett explain", wait_seconds) as client:
+async def _read_live(server: Server, wait_seconds: float) -> LiveCluster:
+    async with open_connection(server, "yett explain", wait_seconds) as client:
         return await read_live(client)
 
 

@@ -26,8 +26,17 @@ from rich.markup import escape
 from schemas import wire
 from schemas.terms import Direction, Protocol, Tier, Verdict
 from schemas.verdict import NameRefused, VerdictEvent
-from services.cli.connection import WAIT_SECONDS, Unreachable, WaitOption, open_connection
-from services.cli.output import NatsOption, Output, OutputOption, fail, find_nats_url
+from services.cli.connection import (
+    WAIT_SECONDS,
+    CredsOption,
+    KubeOption,
+    Server,
+    Unreachable,
+    WaitOption,
+    find_server,
+    open_connection,
+)
+from services.cli.output import NatsOption, Output, OutputOption, fail
 
 NAME_REFUSED = "name_refused"
 """As a ``--verdict``: the gate was open, DNS said no."""
@@ -73,6 +82,8 @@ class Wanted:
 def command(
     *,
     nats: NatsOption = "",
+    creds: CredsOption = "",
+    kube: KubeOption = False,
     namespace: Annotated[str, typer.Option("--namespace", "-n", help="Only pods of this namespace.")] = "",
     pod: Annotated[str, typer.Option("--pod", help="Only this pod.")] = "",
     verdict: Annotated[
@@ -91,7 +102,7 @@ def command(
     seconds = parse_duration(since) if since else 0.0
     if seconds is None:
         fail(f"--since {since}: a number and s, m, h or d, as in 10m")
-    asked = Asked(find_nats_url(nats), wait, Wanted(namespace, pod, verdict, name, policy))
+    asked = Asked(find_server(nats, creds, kube=kube), wait, Wanted(namespace, pod, verdict, name, policy))
     show = _print_json if output is Output.JSON else _print_line
     try:
         with contextlib.suppress(KeyboardInterrupt):
@@ -110,7 +121,7 @@ def parse_duration(text: str) -> float | None:
 class Asked:
     """Where, how long to wait for a server, and for which flows."""
 
-    url: str
+    server: Server
     wait_seconds: float
     wanted: Wanted
 
@@ -127,7 +138,7 @@ async def _show(asked: Asked, show: Callable[[Event], None], *, since_seconds: f
 async def read_denials(asked: Asked, since_seconds: float) -> AsyncIterator[Event]:
     """What the stream holds of the last seconds, oldest first. ``Unreachable`` if it cannot be read."""
     since = datetime.fromtimestamp(time.time() - since_seconds, UTC).isoformat().replace("+00:00", "Z")
-    async with open_connection(asked.url, "yett flows", asked.wait_seconds) as client:
+    async with open_connection(asked.server, "yett flows", asked.wait_seconds) as client:
         try:
             kept = [_read_kept(client, asked.wanted, one, since) for one in asked.wanted.subjects(wire.DENIED_PREFIX)]
             async for event in merge_by_time(kept):
@@ -164,7 +175,7 @@ async def _read_kept(client: Client, wanted: Wanted, subject: str, since: str) -
 async def read_verdicts(asked: Asked) -> AsyncIterator[Event]:
     """Verdicts and refused names as they fall, for ever; ``Unreachable`` if there is no server."""
     heard: asyncio.Queue[Msg] = asyncio.Queue()
-    async with open_connection(asked.url, "yett flows", asked.wait_seconds) as client:
+    async with open_connection(asked.server, "yett flows", asked.wait_seconds) as client:
         for subject in asked.wanted.subjects("yett.verdict."):
             await client.subscribe(subject, cb=heard.put)
         while True:

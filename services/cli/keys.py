@@ -28,19 +28,20 @@ def init(
     host: HostOption = [],  # noqa: B006  typer copies it
     node: Annotated[list[str], typer.Option("--node", help="A node.")] = [],  # noqa: B006
     reader: Annotated[list[str], typer.Option("--reader", help="An integration or a person.")] = [],  # noqa: B006
+    operator: Annotated[list[str], typer.Option("--operator", help="A person who may make nodes forget names.")] = [],  # noqa: B006
     mounted: MountedOption = "",
     days: DaysOption = SERVER_DAYS,
 ) -> None:
     """Make what is missing in FOLDER: run it again to add nodes. What is there stays."""
-    _complete(Folder(folder, mounted), host, node, reader, days)
+    _complete(Folder(folder, mounted), host, {"node": node, "reader": reader, "operator": operator}, days)
     print(f"include {folder}/server/yett.conf in the server's configuration; yett keys env shows a service's settings")
 
 
 @app.command("rotate")
 def rotate(
     folder: FolderArgument,
-    what: Annotated[str, typer.Argument(help="server, signing, controller, node or reader.")],
-    name: Annotated[str, typer.Argument(help="Of the node or reader.")] = "",
+    what: Annotated[str, typer.Argument(help="server, signing, controller, node, reader or operator.")],
+    name: Annotated[str, typer.Argument(help="Of the node, reader or operator.")] = "",
     *,
     host: HostOption = [],  # noqa: B006
     mounted: MountedOption = "",
@@ -58,25 +59,25 @@ def rotate(
                 advice = "reload the server"
             case "controller":
                 keys.renew_credential("controller")
-            case "node" | "reader":
+            case "node" | "reader" | "operator":
                 keys.renew_credential(f"{what}s", name)
             case _:
-                fail(f"{what}: there are server (with --host), signing, controller, node and reader")
+                fail(f"{what}: there are server (with --host), signing, controller, node, reader and operator")
     except FolderError as error:
         fail(str(error))
-    names = {kind: [name] if what == kind else [] for kind in ("node", "reader")}
-    _complete(keys, host, names["node"], names["reader"], days)
+    names = {kind: [name] if what == kind else [] for kind in ("node", "reader", "operator")}
+    _complete(keys, host, names, days)
     print(advice)
 
 
 @app.command("env")
 def env(
     folder: FolderArgument,
-    what: Annotated[str, typer.Argument(help="controller, node or reader.")],
+    what: Annotated[str, typer.Argument(help="controller, node, reader or operator.")],
     name: Annotated[str, typer.Argument(help="Of the node or reader.")] = "",
 ) -> None:
     """The settings that go with a credential, as NAME=value lines."""
-    kinds = {"controller": "controller", "node": "nodes", "reader": "readers"}
+    kinds = {"controller": "controller", "node": "nodes", "reader": "readers", "operator": "operators"}
     if what not in kinds:
         fail(f"{what}: there are {', '.join(kinds)}")
     try:
@@ -97,8 +98,15 @@ def kubernetes(folder: FolderArgument) -> None:
     print(yaml.safe_dump_all(objects, sort_keys=False), end="")
 
 
-def _complete(keys: Folder, hosts: list[str], nodes: list[str], readers: list[str], days: float) -> None:
+def _complete(keys: Folder, hosts: list[str], names: dict[str, list[str]], days: float) -> None:
     try:
-        keys.complete(hosts=hosts, nodes=nodes, readers=readers, now=datetime.now(UTC), days=days)
+        keys.complete(
+            hosts=hosts,
+            nodes=names["node"],
+            readers=names["reader"],
+            operators=names["operator"],
+            now=datetime.now(UTC),
+            days=days,
+        )
     except (FolderError, OSError) as error:
         fail(str(error))

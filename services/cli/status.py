@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from schemas.status import FOREIGN_ENFORCER, AgentStatus, ControllerStatus, Problem
-from services.cli.connection import WAIT_SECONDS, Unreachable, WaitOption, open_connection
+from services.cli.connection import (
+    WAIT_SECONDS,
+    CredsOption,
+    KubeOption,
+    Server,
+    Unreachable,
+    WaitOption,
+    find_server,
+    open_connection,
+)
 from services.cli.output import (
     EXIT_DIFFERENT,
     EXIT_PROBLEMS,
@@ -21,21 +30,24 @@ from services.cli.output import (
     OutputOption,
     are_refusals,
     fail,
-    find_nats_url,
     print_problems,
 )
-from services.demo.bus import Bus, wait_for
 from services.demo.report import make_console, make_table
-
-LISTEN_SECONDS = 3.0
-"""Agents speak at least once a second; three are enough for all."""
+from services.operate.examine import read_statuses
 
 
-def command(*, nats: NatsOption = "", wait: WaitOption = WAIT_SECONDS, output: OutputOption = Output.TABLE) -> None:
+def command(
+    *,
+    nats: NatsOption = "",
+    creds: CredsOption = "",
+    kube: KubeOption = False,
+    wait: WaitOption = WAIT_SECONDS,
+    output: OutputOption = Output.TABLE,
+) -> None:
     """Who leads, what is enforced where, what is refused. Exit 1: no controller answers; 2: no NATS; 3: an object is
     refused."""
     try:
-        controller, agents = asyncio.run(read_status(find_nats_url(nats), wait))
+        controller, agents = asyncio.run(read_status(find_server(nats, creds, kube=kube), wait))
     except Unreachable as error:
         fail(str(error))
     problems = collect_problems(controller, agents)
@@ -50,14 +62,10 @@ def command(*, nats: NatsOption = "", wait: WaitOption = WAIT_SECONDS, output: O
         fail("no controller answers", EXIT_DIFFERENT)
 
 
-async def read_status(url: str, wait_seconds: float) -> tuple[ControllerStatus | None, dict[str, AgentStatus]]:
-    """The leader's status and each node's newest; waits until every node that the leader knows was heard."""
-    async with open_connection(url, "yett status", wait_seconds) as client:
-        bus = await Bus.listen(client)
-        controller = await bus.ask_controller()
-        wanted = set(controller.nodes) if controller else set()
-        await wait_for(lambda: bool(wanted) and wanted <= bus.agents.keys(), LISTEN_SECONDS)
-        return controller, dict(bus.agents)
+async def read_status(server: Server, wait_seconds: float) -> tuple[ControllerStatus | None, dict[str, AgentStatus]]:
+    """The leader's status and each node's newest."""
+    async with open_connection(server, "yett status", wait_seconds) as client:
+        return await read_statuses(client)
 
 
 def collect_problems(controller: ControllerStatus | None, agents: dict[str, AgentStatus]) -> tuple[Problem, ...]:
@@ -109,6 +117,8 @@ def show(
             f"leader {controller.holder}, revision {controller.revision} enforced on {reached} of {known} nodes",
             highlight=False,
         )
+    if off := [name for name in sorted(agents) if not agents[name].enforcing]:
+        console.print(f"[bold white on red] NOTHING IS ENFORCED [/] on {', '.join(off)}: the switch enforce is off")
     for name in sorted(agents):
         status = agents[name]
         lag = max(0, controller.revision - status.revision) if controller else 0

@@ -52,7 +52,7 @@ async def connect(settings: CommonSettings, name: str) -> Client:
         before_sleep=_Narrator(settings.nats_url),
     )
     client: Client = await retrying(_connect_once, settings, name)
-    _check_version(client)
+    check_version(client)
     _log.info("connected", url=_address(client), server=str(client.connected_server_version))
     return client
 
@@ -192,7 +192,7 @@ async def _connect_once(settings: CommonSettings, name: str) -> Client:
     return client
 
 
-def _check_version(client: Client) -> None:
+def check_version(client: Client) -> None:
     version = client.connected_server_version
     if (version.major, version.minor) < SERVER_LEAST:
         least = ".".join(map(str, SERVER_LEAST))

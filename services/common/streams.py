@@ -43,7 +43,7 @@ def resolution_stream(*, max_bytes: int, replicas: int = 1) -> Config:
     """Each message lives for its own TTL; when the stream is full the oldest go. A name may have many at once."""
     return {
         "name": wire.STREAM_RESOLUTION,
-        "subjects": [wire.RESOLUTION_PREFIX + ">"],
+        "subjects": [wire.RESOLUTION_PREFIX + ">", wire.FORGET_PREFIX + ">"],
         "max_msgs_per_subject": -1,
         "allow_msg_ttl": True,
         "max_age": 0,

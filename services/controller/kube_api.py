@@ -107,6 +107,28 @@ class Api:
             # A watch is not drained: closing the connection is how it ends.
             response.close()
 
+    @asynccontextmanager
+    async def websocket(self, path: str, query: Query, protocol: str) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """A websocket that the server speaks ``protocol`` on; KubeError."""
+        await self._renew_if_doubtful()
+        headers: dict[str, str] = {"User-Agent": self._client.user_agent}
+        await self._client.update_params_for_auth(headers, [], ["BearerToken"])
+        session: aiohttp.ClientSession = self._client.rest_client.pool_manager
+        url = f"{self._configuration.host}{path}"
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                socket = await session.ws_connect(
+                    url, params=dict(query), headers=headers, protocols=(protocol,), max_msg_size=0
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            raise KubeError(f"websocket {path}: {error.status} {error.message}", code=error.status) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise KubeError(f"websocket {path}: {_describe(error)}") from error
+        try:
+            yield socket
+        finally:
+            await socket.close()
+
     async def _open(
         self,
         method: str,

@@ -2,7 +2,8 @@
 
 * ``Accepted``: whether the present version is in force. False names the path of the fault.
 * ``Programmed``: on how many of the nodes that hold a ruleset of this policy its present version is enforced, or
-  audited. False, too, while a refused version leaves another one in force: the object does not say what is enforced.
+  audited. False, too, while a refused version leaves another one in force: the object does not say what is enforced;
+  and while the cluster's switch is off.
 
 A node enforces a version when it has come to the revision by which that version was published.
 """
@@ -35,6 +36,8 @@ class Standing:
     generation: int | None
     nodes: frozenset[NodeName]
     is_audited: bool = False
+    is_switched_off: bool = False
+    """The cluster's switch ``enforce`` is off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,8 @@ def _describe_programmed(
     count = len(standing.nodes)
     if not count:
         return Condition(PROGRAMMED, True, "NothingToEnforce", "it governs no pod on any node")
+    if standing.is_switched_off:
+        return Condition(PROGRAMMED, False, "SwitchedOff", "the switch enforce is off: nothing is enforced by policy")
     done, message = "Enforced", f"enforced on {enforcing} of {count} nodes"
     if standing.is_audited:
         done, message = "Audited", f"audited on {enforcing} of {count} nodes: it opens and shuts nothing"

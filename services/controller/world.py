@@ -115,7 +115,8 @@ class State:
                 problems += (self._word_overflow(key, REFUSED_FOR_ALL),)
             generation = policy.generation if policy is not None else None
             is_audited = policy is not None and policy.is_audited
-            found[key] = Standing(problems, generation, frozenset(nodes.get(key, ())), is_audited)
+            governed = frozenset(nodes.get(key, ()))
+            found[key] = Standing(problems, generation, governed, is_audited, not self.settings.config.enforce)
         return found
 
     # -- events -------------------------------------------------------------------------------------------------------

@@ -57,10 +57,11 @@ class Bus:
         return await cls.listen(client)
 
     @classmethod
-    async def listen(cls, client: Client) -> Bus:
-        """Over a connection that is there."""
+    async def listen(cls, client: Client, *, verdicts: bool = True) -> Bus:
+        """Over a connection that is there. ``verdicts``: those too."""
         bus = cls(client)
-        await client.subscribe("yett.verdict.>", cb=bus._on_message)
+        if verdicts:
+            await client.subscribe("yett.verdict.>", cb=bus._on_message)
         await client.subscribe("yett.status.>", cb=bus._on_message)
         await flush(client)
         return bus

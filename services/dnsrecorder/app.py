@@ -25,6 +25,7 @@ from schemas.terms import NodeName, Reason
 from services.common import nats as bus
 from services.common.cache import RECORDER_MEMORY
 from services.common.follow import Follower
+from services.common.forgetting import RECORDER_FILE, Asked, Forgetting
 from services.common.log import get_logger
 from services.common.messages import Message, Reset
 from services.common.metrics import Page, serve_metrics
@@ -66,6 +67,7 @@ class App:
         self._counters: Counter[str] = Counter()
         self._said: set[str] = set()
         self._memory = MemoryFile(Path(settings.state_dir) / RECORDER_MEMORY)
+        self._forgetting = Forgetting(connection, Path(settings.state_dir) / RECORDER_FILE, self._forget)
 
     async def run(self) -> None:
         """Until cancelled; then what is known is sent and saved."""
@@ -77,6 +79,7 @@ class App:
                 group.create_task(self._read_ring())
                 group.create_task(self._read_handovers())
                 group.create_task(self._follow_patterns())
+                group.create_task(self._forgetting.run())
                 group.create_task(self._speak())
                 group.create_task(self._save())
         finally:
@@ -201,6 +204,19 @@ class App:
         self._counters["handover_delay_micros_total"] += micros
         self._counters["handover_delay_micros_max"] = max(self._counters["handover_delay_micros_max"], micros)
 
+    # -- what is to be forgotten
+
+    async def _forget(self, asked: Asked) -> None:
+        """Out of the memory with it; the agent is told which addresses the name had here."""
+        if asked.is_done:
+            return
+        if asked.forget.node == self._node:
+            self._recorder.forget_all()
+        elif asked.forget.name:
+            addresses = self._recorder.forget(asked.forget.name)
+            await self._tell_agent(Observed(endpoint_id=0, name=asked.forget.name, addresses=addresses, forgotten=True))
+        self._memory.save(self._recorder)
+
     # -- to the agent of this node
 
     async def _observe(
@@ -217,6 +233,9 @@ class App:
             resolver=event.resolver,
             suppressed=event.suppressed if event.is_refusal else 0,
         )
+        await self._tell_agent(observed)
+
+    async def _tell_agent(self, observed: Observed) -> None:
         if not self._connection.is_connected:
             self._counters["observed_dropped"] += 1
             return
@@ -284,7 +303,13 @@ class App:
     # -- what a person sees
 
     def _make_status(self) -> RecorderStatus:
-        return RecorderStatus(node=self._node, counters=self._count(), buffered=len(self._outbox), pid=os.getpid())
+        return RecorderStatus(
+            node=self._node,
+            counters=self._count(),
+            buffered=len(self._outbox),
+            forgotten=self._forgetting.sequence,
+            pid=os.getpid(),
+        )
 
     def put_metrics(self, page: Page) -> None:
         """This recorder's page for Prometheus."""

@@ -102,6 +102,9 @@ class Recorder:
         if not answer.addresses:
             return None
         self._remember(answer, now)
+        if not self.is_sharing:
+            self.counters["not_shared"] += 1
+            return None
         if not self._is_wanted(answer.name):
             self.counters["uncovered"] += 1
             return None
@@ -138,8 +141,27 @@ class Recorder:
     def set_config(self, config: Config, now: float) -> list[Publication]:
         """New settings; ``learn_all`` switched on publishes all that is known."""
         begins = config.learn_all and not self.config.learn_all
+        was_sharing = self.is_sharing
         self.config = config
+        if self.is_sharing and not was_sharing:
+            return self.republish(now)
         return self._publish_known(lambda name: True, now) if begins else []
+
+    @property
+    def is_sharing(self) -> bool:
+        """Whether other nodes are told anything."""
+        return self.config.share in ("cluster", "zone")
+
+    def forget(self, name: str) -> tuple[str, ...]:
+        """A name is nobody's any more; the addresses that were known for it."""
+        pairs = self._known.pop(name, {})
+        self._pairs -= len(pairs)
+        return tuple(sorted(pairs))
+
+    def forget_all(self) -> None:
+        """Nothing is known any more."""
+        self._known.clear()
+        self._pairs = 0
 
     def republish(self, now: float) -> list[Publication]:
         """The bus has forgotten everything: publish again what is covered and still valid."""
@@ -200,6 +222,8 @@ class Recorder:
         return self.config.learn_all or self.patterns.covers(name)
 
     def _publish_known(self, covers: Callable[[str], bool], now: float) -> list[Publication]:
+        if not self.is_sharing:
+            return []
         made = (self._make_publication(name, now) for name in list(self._known) if covers(name))
         return [publication for publication in made if publication is not None]
 

@@ -31,6 +31,7 @@ from services.common import nats as bus
 from services.common.cache import PROGRAMS
 from services.common.exporting import Emitter
 from services.common.follow import Follower
+from services.common.forgetting import AGENT_FILE, Asked, Forgetting
 from services.common.log import get_logger
 from services.common.messages import Item, Position, Reset
 from services.common.metrics import Page, make_histogram, serve_metrics
@@ -138,7 +139,8 @@ class App:
         )
         self._gate = strict.Gate() if settings.mode == "strict" else None
         self._mailbox = Mailbox()
-        self._names = BusNames()
+        self._names = BusNames(self._node)
+        self._forgetting: Forgetting | None = None
         self._storyteller = Storyteller(self._node)
         shares = Shares(settings.denial_seconds, settings.allow_ratio)
         self._verdicts = VerdictBus(self._node, self._storyteller, shares)
@@ -497,7 +499,9 @@ class App:
 
     async def _hear(self, heard: HeardName) -> None:
         now = boottime_seconds()
-        lessons = self._names.hear(heard.subject, heard.resolution, age_seconds=heard.age_seconds, now=now)
+        lessons = self._names.hear(
+            heard.subject, heard.resolution, age_seconds=heard.age_seconds, now=now, sequence=heard.sequence
+        )
         if not lessons:
             return
         attributes = {"dns.question.name": heard.resolution.name, "k8s.node.name": self._node}
@@ -515,6 +519,9 @@ class App:
             return
         if not isinstance(observed, Observed):
             return
+        if observed.forgotten:
+            self._datapath.unlearn(self._names.forget_name(observed.name, observed.addresses, 0))
+            return
         for lesson in self._names.hear_own(observed, self._node, now=boottime_seconds()):
             self._datapath.learn(lesson.address, lesson.row, lesson.expires)
             self._storyteller.note_lesson(lesson, (message.headers or {}).get(wire.HEADER_TRACE, ""))
@@ -522,7 +529,38 @@ class App:
     async def _follow_names(self, connection: Client) -> None:
         """Subscriptions follow the patterns; after a reconnection what was published meanwhile is read."""
         name_bus = NameBus(connection, self._hear)
+        forgetting = self._forgetting = self._make_forgetting(connection, name_bus)
         await connection.subscribe(wire.subject_observed(self._node), cb=self._hear_own)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(forgetting.run())
+            group.create_task(self._follow_patterns(connection, name_bus, forgetting))
+
+    def _make_forgetting(self, connection: Client, name_bus: NameBus) -> Forgetting:
+        async def carry_out(asked: Asked) -> None:
+            await self._forget(asked, name_bus)
+
+        return Forgetting(connection, Path(self._settings.state_dir) / AGENT_FILE, carry_out)
+
+    async def _forget(self, asked: Asked, name_bus: NameBus) -> None:
+        """Out of the kernel with it; what others vouch for is read from the stream again before it is missed."""
+        forget = asked.forget
+        if forget.name:
+            withdrawn = self._names.forget_name(forget.name, forget.addresses, asked.sequence)
+        else:
+            told = self._names.void_node(forget.node, asked.sequence)
+            if told:
+                await name_bus.read_all_again()
+            withdrawn = self._names.drop_told(told)
+        if asked.is_done:
+            return
+        self._datapath.unlearn(withdrawn)
+        if forget.node == self._node:
+            self._datapath.unlearn_own()
+        await asyncio.to_thread(self._datapath.tell_again)
+        self._status_due.set()
+
+    async def _follow_patterns(self, connection: Client, name_bus: NameBus, forgetting: Forgetting) -> None:
+        await wait_event(forgetting.caught_up, HISTORY_SECONDS)
         reconnects = connection.stats["reconnects"]
         while True:
             patterns = self._patterns
@@ -557,12 +595,15 @@ class App:
             mode=self._settings.mode,
             signatures=self._signatures,
             default=state.config.node_defaults.get(self._node, state.config.default),
+            enforcing=state.config.enforce,
             endpoints=self._enforcer.endpoints(),
             names=self._datapath.count_names(),
             learned=(*self._names.list_learned(boottime_seconds()), *self._list_own_names()),
             problems=self._problems(),
+            forgotten=self._forgetting.sequence if self._forgetting else 0,
             counters=self._count(),
             trace=self._trace,
+            build=self._loaded.layout,
             started_unix_nanos=self._started,
             pid=os.getpid(),
         )

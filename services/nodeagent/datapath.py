@@ -16,7 +16,7 @@ import errno
 import heapq
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from services.common.bpf import BpfError, BpfMap, RingBuffer
 from services.common.log import get_logger
 from services.nodeagent import mapcodec
 from services.nodeagent.mapcodec import SCOPE_LEARNED, SCOPE_SHARED, Bytes
-from services.nodeagent.names import MAX_LISTED
+from services.nodeagent.names import MAX_LISTED, Withdrawn
 from services.nodeagent.plan import ORDER, Kind, Op, order_changes, order_retreat
 from services.nodeagent.regions import Region, allot_regions
 from services.nodeagent.rowmap import RowMap, open_table
@@ -317,6 +317,45 @@ class Datapath:
         self._shared.clear()
         self._shared_pages = 0
 
+    def unlearn(self, withdrawn: Withdrawn) -> None:
+        """Take (address, domain row) out of the map. Live flows go on, as after an expiry.
+
+        A slot that the learner claims in the same page in these microseconds is lost, and learned by the next answer.
+        """
+        if withdrawn.learned:
+            self._unlearn(lambda address, row: (address, row) in withdrawn.learned)
+        for address in {address for address, _ in withdrawn.shared}:
+            slots = self._shared.get(address, [])
+            before = list(list_pages(slots))
+            for index, (row, _) in enumerate(slots):
+                if (address, row) in withdrawn.shared:
+                    slots[index] = (0, 0)
+            self._rewrite_shared(address, before)
+
+    def unlearn_own(self) -> None:
+        """Everything that answers on this node taught; what others told stays."""
+        self._unlearn(lambda address, row: True)
+
+    def _unlearn(self, is_meant: Callable[[str, int], bool]) -> None:
+        resolutions, credited = self._maps["resolutions"], Counter[int]()
+        for key, value in list(resolutions.items()):
+            address, scope, _ = mapcodec.decode_resolution_key(key)
+            names = mapcodec.decode_names(value)
+            gone = {index for index, (row, _) in enumerate(names.slots) if row and is_meant(address, row)}
+            if scope == SCOPE_SHARED or not gone:
+                continue
+            slots = tuple((0, 0) if index in gone else slot for index, slot in enumerate(names.slots))
+            owners = tuple(0 if index in gone else owner for index, owner in enumerate(names.owners))
+            resolutions.put(key, mapcodec.encode_names(mapcodec.NamesPage(slots, owners, names.more)))
+            credited.update(names.owners[index] for index in gone)
+        self._credit(credited)
+
+    def tell_again(self) -> None:
+        """Every answer is news again, so that recorders hear of it."""
+        with BpfMap(self._pins["seen"]) as seen:
+            empty = bytes(seen.info.value_bytes)
+            seen.put_many(dict.fromkeys(seen.keys(), empty))
+
     def _forget_names(self, keys: Iterable[bytes]) -> None:
         """An address that becomes a pod's or node's has no name any more."""
         keys = list(keys)
@@ -376,7 +415,6 @@ class Datapath:
         self._looked = now
 
     def _collect_shared(self, before: int) -> None:
-        resolutions = self._maps["resolutions"]
         for address, slots in list(self._shared.items()):
             old = list(list_pages(slots))
             gone = _is_owned(self._present["ipcache"], wire.pack_address(address))
@@ -384,16 +422,22 @@ class Datapath:
                 slots.clear()
             elif not any(row and expiry <= before for row, expiry in slots):
                 continue
-            if drop_expired(slots, before):
-                del self._shared[address]
-            new = list(list_pages(slots))
-            for page in reversed(range(len(old))):
-                key = mapcodec.encode_resolution_key(address, page)
-                if page < len(new):
-                    resolutions.put(key, mapcodec.encode_names(new[page]))
-                else:
-                    resolutions.delete(key)
-            self._shared_pages -= len(old) - len(new)
+            drop_expired(slots, before)
+            self._rewrite_shared(address, old)
+
+    def _rewrite_shared(self, address: str, old: list[mapcodec.NamesPage]) -> None:
+        """The pages of an address after some of its slots were freed; ``old``: those before."""
+        slots = self._shared.get(address, [])
+        if drop_expired(slots, 0):
+            self._shared.pop(address, None)
+        new = list(list_pages(slots))
+        for page in reversed(range(len(old))):
+            key = mapcodec.encode_resolution_key(address, page)
+            if page < len(new):
+                self._maps["resolutions"].put(key, mapcodec.encode_names(new[page]))
+            else:
+                self._maps["resolutions"].delete(key)
+        self._shared_pages -= len(old) - len(new)
 
     def _credit(self, credited: Counter[int]) -> None:
         credits = self._maps["credits"]

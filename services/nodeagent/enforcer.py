@@ -24,6 +24,7 @@ from services.nodeagent.links import Snapshot
 from services.nodeagent.memory import MemoryFile, keep_present, recall, take_over
 from services.nodeagent.numbers import Capacities, NumbersExhausted
 from services.nodeagent.policystate import PolicyState
+from services.nodeagent.switch import SWITCHED_OFF
 from services.nodeagent.tables import EndpointEntry, Tables
 from services.nodeagent.usage import Owner, Watched
 from services.nodeagent.verdicts import PodName
@@ -233,7 +234,8 @@ class Enforcer:
 
     def problems(self) -> tuple[Problem, ...]:
         """What a person must hear about."""
-        own = (*_tell_foreign(self.snapshot), *self._wanted.problems.values())
+        off = () if self.state.config.enforce else (SWITCHED_OFF,)
+        own = (*off, *_tell_foreign(self.snapshot), *self._wanted.problems.values())
         return own if self.failure is None else (self.failure, *own)
 
     def endpoints(self) -> tuple[EndpointStatus, ...]:

@@ -51,6 +51,7 @@ QUOTA_USED = Family("yett_quota_used_max", "gauge", "Most that one pod, or one r
 QUOTA_LIMIT = Family("yett_quota_limit", "gauge", "What a quota lets one pod, or one ruleset, use.", ("quota",))
 MAP_REFUSED = Family("yett_map_writes_refused_total", "counter", "Writes that a map refused.", ("map",))
 PROBLEMS = Family("yett_problems", "gauge", "What a person must hear about, on this node.")
+ENFORCING = Family("yett_enforcing", "gauge", "0 where the switch enforce is off: nothing is enforced by policy.")
 FOREIGN = Family("yett_foreign_enforcers", "gauge", "Pod interfaces on which a program of others runs before ours.")
 FILTERS = Family("yett_filters_put_back_total", "counter", "Filters that somebody removed and the agent put back.")
 FAMILIES = (
@@ -71,7 +72,18 @@ FAMILIES = (
         NAMES,
         EXPIRED,
     ),
-    *(RESOLUTIONS, MAP_ENTRIES, MAP_CAPACITY, QUOTA_USED, QUOTA_LIMIT, MAP_REFUSED, PROBLEMS, FOREIGN, FILTERS),
+    *(
+        RESOLUTIONS,
+        MAP_ENTRIES,
+        MAP_CAPACITY,
+        QUOTA_USED,
+        QUOTA_LIMIT,
+        MAP_REFUSED,
+        PROBLEMS,
+        ENFORCING,
+        FOREIGN,
+        FILTERS,
+    ),
 )
 SOURCES = ("learned", "shared", "outside")
 """Who taught a name: a pod's answer here, another node, or a resolver outside the cluster."""
@@ -161,5 +173,6 @@ def put_agent(page: Page, status: AgentStatus, numbers: Numbers) -> None:
     for source in SOURCES:
         page.put(EXPIRED, status.counters.get(f"names_expired_{source}", 0), source)
     page.put(PROBLEMS, len(status.problems))
+    page.put(ENFORCING, int(status.enforcing))
     page.put(FOREIGN, sum(bool(one.foreign) for one in status.endpoints))
     page.put(FILTERS, status.counters.get("filters_put_back", 0))

@@ -41,6 +41,17 @@ class HeardName:
     resolution: Resolution
     age_seconds: float = 0.0
     trace: str = ""
+    sequence: int = 0
+    """In the stream; 0 for what is heard live."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A message as it came."""
+
+    subject: str
+    body: bytes
+    trace: str
 
 
 Hear = Callable[[HeardName], Awaitable[None]]
@@ -115,21 +126,22 @@ class NameBus:
     async def _on_stored(self, message: Message, ahead: float) -> None:
         if not message.is_delete:
             age_seconds = time.time() + ahead - message.unix_nanos / 1e9
-            await self._decode(message.subject, message.body, age_seconds=age_seconds, trace=message.trace)
+            heard = _Told(message.subject, message.body, message.trace)
+            await self._decode(heard, age_seconds=age_seconds, sequence=message.sequence)
 
     async def _on_live(self, message: Msg) -> None:
         trace = (message.headers or {}).get(wire.HEADER_TRACE, "")
-        await self._decode(message.subject, message.data, age_seconds=0.0, trace=trace)
+        await self._decode(_Told(message.subject, message.data, trace))
 
-    async def _decode(self, subject: str, body: bytes, *, age_seconds: float, trace: str) -> None:
+    async def _decode(self, told: _Told, *, age_seconds: float = 0.0, sequence: int = 0) -> None:
         try:
-            resolution = wire.decode(subject, body)
+            resolution = wire.decode(told.subject, told.body)
         except wire.WireError as error:
             self._refuse(error)
             return
         if isinstance(resolution, Resolution):
             try:
-                await self._hear(HeardName(subject, resolution, age_seconds, trace))
+                await self._hear(HeardName(told.subject, resolution, age_seconds, told.trace, sequence))
             except wire.WireError as error:
                 self._refuse(error)
 

@@ -6,6 +6,8 @@ Rules of this module:
   name and a budget a node are applied here again.
 * Who said it is the node in the *subject*, which the server's permissions bind, never the one in the body.
 * Age is the server's, expiry is of the local clock. What is known already for as long is no news.
+* What was to be forgotten is void if the stream had it before. A pair of address and domain row goes only where no
+  other name and no other node vouches for it.
 
 Pure. Deliberately absent: subscriptions (``namebus``), the map's slots (``datapath``).
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from schemas import wire
@@ -23,6 +25,7 @@ from schemas.policy import Config
 from schemas.resolution import Observed, Resolution
 from schemas.selectors import parse_network
 from schemas.status import LearnedName
+from schemas.terms import NodeName
 from services.common.bucket import Buckets
 from services.nodeagent.patterns import find_node
 
@@ -41,6 +44,7 @@ COMPATIBLE = ipaddress.IPv6Network("::/96")
 """RFC 4291 2.5.5.1."""
 
 
+NO_NODE = NodeName("")
 MAX_LISTED = 100
 """Names that a status lists."""
 
@@ -54,6 +58,18 @@ class Lesson:
     expires: int
     name: str
     node: str
+
+
+Key = tuple[str, str, int]
+"""(name, address, domain row)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """(address, domain row) that the kernel is to hold no longer: of what answers here taught, of what others told."""
+
+    learned: frozenset[tuple[str, int]]
+    shared: frozenset[tuple[str, int]]
 
 
 class Guard:
@@ -84,13 +100,18 @@ class Guard:
 class BusNames:
     """What one node has heard on the bus."""
 
-    def __init__(self) -> None:
+    def __init__(self, node: NodeName = NO_NODE) -> None:
+        """``node``: this one, whose own names are always of use."""
+        self._node = node
         self.counters: Counter[str] = Counter()
         self._config = Config()
         self._rows: Mapping[str, int] = {}
         self._guard = Guard({})
         self._owned: Mapping[str, int] = {}
-        self._known: OrderedDict[tuple[str, str, int], int] = OrderedDict()
+        self._known: OrderedDict[Key, int] = OrderedDict()
+        self._tellers: dict[Key, str] = {}
+        self._void: dict[str, int] = {}
+        """Name, or ``node/`` and a node -> what the stream had of it before this sequence is void."""
         self._addresses: Counter[str] = Counter()
         self._budgets = Buckets(rate=NODE_RATE, burst=NODE_BURST)
 
@@ -103,11 +124,20 @@ class BusNames:
         self._guard = Guard(guard)
         self._owned = owned
 
-    def hear(self, subject: str, resolution: Resolution, *, age_seconds: float, now: float) -> list[Lesson]:
-        """What a resolution teaches. ``age_seconds``: since the server stored it; ``now``: boottime seconds."""
+    def hear(
+        self, subject: str, resolution: Resolution, *, age_seconds: float, now: float, sequence: int = 0
+    ) -> list[Lesson]:
+        """What a resolution teaches. ``age_seconds``: since the server stored it; ``now``: boottime seconds.
+
+        ``sequence``: in the stream, 0 for what is heard live.
+        """
         node = read_node(subject)
         if subject != wire.subject_resolution(resolution.node, resolution.name) or node != resolution.node:
             return self._refuse("forged")
+        if not self._is_shared(node):
+            return self._refuse("not_shared")
+        if 0 < sequence < max(self._void.get(resolution.name, 0), self._void.get(f"node/{node}", 0)):
+            return self._refuse("forgotten")
         row = self._rows.get(find_node(resolution.name, self._rows.keys()), 0)
         if not row:
             return self._refuse("uncovered")
@@ -144,7 +174,46 @@ class BusNames:
     def forget(self) -> None:
         """The kernel may have lost what was taught: everything is news again."""
         self._known.clear()
+        self._tellers.clear()
         self._addresses.clear()
+
+    def forget_name(self, name: str, addresses: Iterable[str], sequence: int) -> Withdrawn:
+        """A name is nobody's any more. ``addresses``: those that others know of it."""
+        self._void[name] = max(sequence, self._void.get(name, 0))
+        row = self._rows.get(find_node(name, self._rows.keys()), 0)
+        held = [key for key in self._known if key[0] == name]
+        pairs = {(address, one) for _, address, one in held} | ({(one, row) for one in addresses} if row else set())
+        for key in held:
+            self._drop(key)
+        return Withdrawn(frozenset(pairs), frozenset(pairs - self._vouched()))
+
+    def void_node(self, node: str, sequence: int) -> list[Key]:
+        """What a node published is void; what stands by its word here. Hear the stream again, then ``drop_told``."""
+        self._void[f"node/{node}"] = max(sequence, self._void.get(f"node/{node}", 0))
+        told = [key for key, teller in self._tellers.items() if teller == node]
+        for key in told:
+            self._drop(key)
+        return told
+
+    def drop_told(self, told: Iterable[Key]) -> Withdrawn:
+        """What nobody else has vouched for since ``void_node``."""
+        pairs = {(address, row) for _, address, row in told}
+        return Withdrawn(frozenset(), frozenset(pairs - self._vouched()))
+
+    def _vouched(self) -> set[tuple[str, int]]:
+        return {(address, row) for _, address, row in self._known}
+
+    def _is_shared(self, node: str) -> bool:
+        """Whether this node uses what that one says. A node whose zone is not known is in nobody's."""
+        share, zones = self._config.share, self._config.zones
+        if share == "cluster" or node == self._node:
+            return True
+        return share == "zone" and zones.get(NodeName(node), "?") == zones.get(self._node)
+
+    def _drop(self, key: Key) -> None:
+        del self._known[key]
+        self._tellers.pop(key, None)
+        self._addresses[key[0]] -= 1
 
     def _learn(self, resolution: Resolution, address: str, row: int, expires: int, node: str) -> Lesson | None:
         if not self._may_have(address):
@@ -159,6 +228,7 @@ class BusNames:
             self.counters["over_addresses_per_name"] += 1
             return None
         self._remember(key, expires, is_new=not before)
+        self._tellers[key] = node
         self.counters["learned"] += 1
         return Lesson(address, row, expires, resolution.name, node)
 
@@ -167,14 +237,12 @@ class BusNames:
         self._known.move_to_end(key)
         self._addresses[key[0]] += is_new
         if len(self._known) > MAX_KNOWN:
-            (name, _, _), _ = self._known.popitem(last=False)
-            self._addresses[name] -= 1
+            self._drop(next(iter(self._known)))
 
     def drop_expired(self, now: float) -> None:
         """Make room for a name's new addresses once the old ones are over; call it now and then."""
         for key in [key for key, expires in self._known.items() if expires <= now]:
-            del self._known[key]
-            self._addresses[key[0]] -= 1
+            self._drop(key)
         self._addresses = +self._addresses
 
     def _may_have(self, address: str) -> bool:

@@ -252,7 +252,7 @@ class VerdictBus:
             self.counters["undecodable_observed"] += 1
             _log.debug("observation refused", problem=str(error))
             return
-        if isinstance(observed, Observed):
+        if isinstance(observed, Observed) and not observed.forgotten:
             trace = (message.headers or {}).get(wire.HEADER_TRACE, "")
             self._storyteller.note_observed(observed, trace)
             self._take_refusal(observed, trace)

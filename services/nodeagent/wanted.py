@@ -28,6 +28,7 @@ from schemas.policy import (
     PeersetRow,
     PodPeer,
     PortRange,
+    Resolver,
     Ruleset,
 )
 from schemas.selectors import parse_address, parse_network
@@ -44,6 +45,7 @@ from services.nodeagent.policystate import PolicyState
 from services.nodeagent.portranges import cut_ranges
 from services.nodeagent.prefixes import close_prefixes
 from services.nodeagent.rules import Parts, RulesetRefused, take_apart
+from services.nodeagent.switch import apply_switch
 from services.nodeagent.tables import (
     CLASS_CIDR,
     CLASS_DOMAIN,
@@ -152,6 +154,9 @@ class Wanted:
         ``extra_addresses``: the node's own beyond its Node object's (gateways).
         NumbersExhausted leaves this object unusable: make a new one.
         """
+        if state.config.enforce != self._local.config.enforce:
+            changed = None
+        state = apply_switch(state)
         self._local.bindings = bindings
         identities, fronts = self._set_facts(state, changed)
         self._set_config(state, extra_addresses)
@@ -173,7 +178,7 @@ class Wanted:
 
     def finish(self, state: PolicyState) -> None:
         """The rulesets of after alone."""
-        self._set_rulesets(state, self._find_local(state))
+        self._set_rulesets(state, self._find_local(apply_switch(state)))
         self._judge_sets(set())
 
     def settle(self) -> None:
@@ -311,7 +316,7 @@ class Wanted:
             flags = RESOLVER_TRUSTED
             if resolver.address in self.tables.own_addresses or parse_address(resolver.address).is_link_local:
                 flags |= RESOLVER_NODE_LOCAL
-            wanted[(resolver.address, resolver.port)] = flags | (RESOLVER_OUTSIDE if resolver.outside else 0)
+            wanted[(resolver.address, resolver.port)] = flags | RESOLVER_OUTSIDE * _serves_asker(config, resolver)
         _tracked(self.tables.resolvers).become(wanted)
 
     # -- rulesets
@@ -497,7 +502,7 @@ class Wanted:
             gateway6=next((one for one in link.gateways if ":" in one), ""),
             claimed_twice=binding.claimed_twice,
             more_addresses=bool(more),
-            scoped_names=any(one.outside for one in self._local.config.resolvers),
+            scoped_names=any(_serves_asker(self._local.config, one) for one in self._local.config.resolvers),
         )
         return entry, more
 
@@ -534,3 +539,8 @@ def _mask_of_any_protocol(ports: Mapping[PortRange, int]) -> int:
     for content, rules in ports.items():
         mask |= rules if content.protocol == ANY_PROTOCOL else 0
     return mask
+
+
+def _serves_asker(config: Config, resolver: Resolver) -> bool:
+    """Whether what a resolver says serves the pod that asked and no other."""
+    return resolver.outside or config.share == "off"

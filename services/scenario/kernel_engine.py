@@ -23,6 +23,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from msgspec import structs
+
 from schemas import wire
 from schemas.policy import EndpointRow
 from schemas.resolution import Resolution
@@ -170,6 +172,8 @@ class KernelEngine:
     def _enter(self, state: PolicyState, name: NodeName, crossings: Sequence[Crossing]) -> _Node:
         """Fill the maps as this node's agent would, with an interface for every pod that is asked about."""
         limits = Limits(events_per_second=0xFFFFFFFF)
+        # What policies say is asked, whether the cluster's switch is on or off: the oracle does not know of it.
+        state = replace(state, config=structs.replace(state.config, enforce=True))
         wanted = Wanted(name, self._make_spaces(), limits)
         pods = {crossing.pod.key: crossing.pod for crossing in crossings}
         rows = {key: state.endpoints[key] for key in pods}

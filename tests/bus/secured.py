@@ -11,11 +11,12 @@ from pathlib import Path
 from nats.aio.client import Client
 
 from services.access.folder import Folder
+from services.access.kubernetes import PERSON
 from services.common import nats
 from services.common.settings import CommonSettings, load_settings
 from tests.nats_server import NatsServer
 
-NODE, VICTIM, READER = "node-a", "ip-10-0-1-2.ec2.internal", "grafana"
+NODE, VICTIM, READER, OPERATOR = "node-a", "ip-10-0-1-2.ec2.internal", "grafana", "kube"
 
 
 class SecuredServer(NatsServer):
@@ -24,7 +25,8 @@ class SecuredServer(NatsServer):
     def __init__(self, folder: Path, *, days: float = 1.0, hosts: Sequence[str] = ("127.0.0.1",)) -> None:
         self.keys = Folder(folder / "keys")
         now = datetime.now(UTC)
-        self.keys.complete(hosts=hosts, nodes=[NODE, VICTIM], readers=[READER], now=now, days=days)
+        names = {"nodes": [NODE, VICTIM], "readers": [READER, PERSON], "operators": [OPERATOR]}
+        self.keys.complete(hosts=hosts, now=now, days=days, **names)  # type: ignore[arg-type]
         super().__init__(folder, extra_config='include "keys/server/yett.conf"')
 
     @property

@@ -462,7 +462,7 @@ def test_signing_keys_are_rotated_in_two_steps(server: SecuredServer) -> None:
 def test_secrets_are_their_owners_alone(server: SecuredServer) -> None:
     """No seed and no private key can be read by anybody else."""
     secrets = [*server.keys.path.rglob("*.nk"), *server.keys.path.rglob("*key.pem"), server.keys.path / "signing.key"]
-    assert len(secrets) == 7
+    assert len(secrets) == 9
     assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
 
 

@@ -13,6 +13,7 @@ from schemas.status import AgentStatus, ControllerStatus, EndpointStatus, Learne
 from schemas.terms import NodeName, RevisionNumber
 from services.cli.output import ENVIRONMENT_URL, are_refusals, find_nats_url
 from services.cli.status import collect_problems, count_converged, show, to_json
+from services.demo.report import make_console
 
 WARNING = Problem(object="NetworkPolicy a/b", path="spec", message="read as", severity="warning")
 REFUSAL = Problem(object="NetworkPolicy a/c", path="spec.egress[0]", message="unknown field", file="c.yaml")
@@ -60,6 +61,15 @@ def test_problems_of_controller_and_nodes_are_shown_with_file_object_and_path() 
         "path": "spec.egress[0]",
         "message": "unknown field",
     } in shown  # type: ignore[operator]  # a list, by to_builtins
+
+
+def test_a_switch_that_is_off_is_said_aloud(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before everything else, with the nodes on which nothing is enforced; nothing is said where all enforce."""
+    agents = {"a": make_agent("a", 7), "b": msgspec.structs.replace(make_agent("b", 7), enforcing=False)}
+    show(make_console(), None, agents, ())
+    assert capsys.readouterr().out.strip().startswith("NOTHING IS ENFORCED  on b")
+    show(make_console(), None, {"a": agents["a"]}, ())
+    assert "ENFORCED" not in capsys.readouterr().out
 
 
 def test_another_enforcer_is_told_by_node_and_interface() -> None:

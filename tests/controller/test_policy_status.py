@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from schemas.status import Problem
@@ -37,6 +39,13 @@ CASES = [
         (True, "Audited", "audited on 2 of 2 nodes"),
     ),
     ("audit lags", standing(is_audited=True), at(a=7), (True, "Accepted"), (False, "Pending", "audited on 1 of 2")),
+    (
+        "switched off",
+        dataclasses.replace(standing(), is_switched_off=True),
+        at(a=7, b=9),
+        (True, "Accepted"),
+        (False, "SwitchedOff", "nothing is enforced"),
+    ),
     ("a warning", standing(WARNING), at(a=7, b=7), (True, "AcceptedWithWarnings"), (True, "Enforced", "2 of 2")),
     ("refused", standing(FAULT, generation=2), at(a=7, b=7), (False, "Invalid"), (False, "LastGoodVersion", "2")),
     ("refused, new", standing(WARNING, FAULT, generation=None), at(), (False, "Invalid"), (False, "Refused", "no")),

@@ -164,3 +164,27 @@ def test_a_memory_that_is_none_is_refused() -> None:
     """A torn file is said to be one."""
     with pytest.raises(ValueError, match="not a recorder's memory"):
         Recorder().load(b"\xff\x00garbage", 0.0)
+
+
+@pytest.mark.parametrize("share", ["node", "off"])
+def test_nothing_is_published_that_is_not_to_travel(share: str) -> None:
+    """It is remembered, and published once it may travel again."""
+    recorder = make_recorder("*.example.com")
+    recorder.set_config(Config(share=share), 0.0)
+    assert recorder.note(answer("a.example.com", "192.0.2.1"), "1", 0.0) is None
+    assert recorder.add_pattern("a.example.com", 1.0) == []
+    assert recorder.counters["not_shared"] == 1
+    assert [one.name for one in recorder.set_config(Config(share="zone"), 2.0)] == ["a.example.com"]
+
+
+def test_a_forgotten_name_is_news_again() -> None:
+    """Its addresses are told to whoever asks; others stay as they are."""
+    recorder = make_recorder("*.example.com")
+    for name in ("a.example.com", "b.example.com"):
+        recorder.note(answer(name, "192.0.2.1", "192.0.2.2"), "1", 0.0)
+    assert recorder.forget("a.example.com") == ("192.0.2.1", "192.0.2.2")
+    assert recorder.forget("a.example.com") == () and len(recorder) == 2
+    assert recorder.note(answer("a.example.com", "192.0.2.1"), "1", 1.0) is not None
+    assert recorder.note(answer("b.example.com", "192.0.2.1"), "1", 1.0) is None
+    recorder.forget_all()
+    assert len(recorder) == 0

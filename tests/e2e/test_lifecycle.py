@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import struct
 import subprocess
 import sys
 import time
@@ -14,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from schemas.status import FOREIGN_ENFORCER, AgentStatus
-from services.common import bpf
 from services.demo.lab import in_namespace
 from services.demo.state import is_alive
 from services.demo.topology import NODE_A, Pod
 from services.nodeagent.gate import GROUP
 from services.nodeagent.links import AUDIT_SECONDS
+from tests.e2e.foreign import accept_all, add_filter, pinned
 from tests.e2e.onenode import ALLOWED, DENIED, PORT, OneNode, allow_egress, make_pod, one_node, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
@@ -96,25 +94,9 @@ def test_a_full_map_is_told_and_changes_no_verdict(node: OneNode) -> None:
 
 @pytest.fixture
 def foreign() -> Iterator[str]:
-    """A pinned program of somebody else's that accepts everything and ends the chain (TC_ACT_OK); its path."""
-    accept = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 0, 0)
-    code, licence = ctypes.create_string_buffer(accept), ctypes.create_string_buffer(b"GPL")
-    load = struct.pack("=IIQQ", 3, 2, ctypes.addressof(code), ctypes.addressof(licence))
-    program = bpf._call(5, ctypes.create_string_buffer(load, 144))
-    assert program >= 0, os.strerror(-program)
-    pin = Path(f"/sys/fs/bpf/yett-foreign-{os.getpid()}")
-    try:
-        bpf.pin_object(program, pin)
-        yield str(pin)
-    finally:
-        os.close(program)
-        pin.unlink(missing_ok=True)
-
-
-def add_filter(node: OneNode, pod: Pod, priority: int, pin: str) -> None:
-    """As others attach theirs; priority 1 and handle 1 are what the managed service's agent and others take."""
-    where = ("dev", pod.interface, "ingress", "prio", str(priority), "handle", "1")
-    node.in_node("tc", "filter", "add", *where, "bpf", "da", "object-pinned", pin)
+    """A pinned program of somebody else's that accepts everything and ends the chain; its path."""
+    with pinned(accept_all(), "foreign") as pin:
+        yield pin
 
 
 def test_filters_of_others_are_neither_replaced_nor_removed(node: OneNode, foreign: str) -> None:

@@ -22,11 +22,13 @@ from schemas.policy import (
     RuleSource,
 )
 from schemas.terms import Action, Default, Direction, IdentityId
+from services.common.bpf import BpfMap
 from services.nodeagent import loader, mapcodec
 from services.nodeagent.datapath import Datapath, boottime_seconds
 from services.nodeagent.enforcer import Enforcer, Place
 from services.nodeagent.links import PodLink, Snapshot
 from services.nodeagent.memory import Memory, recall
+from services.nodeagent.names import Withdrawn
 from services.nodeagent.numbers import Capacities, make_spaces
 from services.nodeagent.plan import ORDER
 from services.nodeagent.policystate import PolicyState
@@ -243,6 +245,44 @@ def test_names_that_live_are_listed_and_those_whose_time_ended_are_counted_once(
         datapath.collect()
     assert [datapath.counters[f"names_expired_{one}"] for one in ("learned", "shared", "outside")] == [1, 1, 1]
     assert [(one.address, one.row) for one in datapath.taught] == [("192.0.2.1", 6)]
+
+
+def test_a_withdrawn_name_leaves_every_scope_and_its_neighbours_stay(datapath, pins) -> None:
+    """Of two rows on one address one goes: from what answers taught, to all and to one pod, and from what was shared;
+    the learned slot is credited to the endpoint that had it."""
+    expires = boottime_seconds() + 100
+    resolutions = datapath._maps["resolutions"]
+    scopes = (mapcodec.SCOPE_LEARNED, 42)
+    page = mapcodec.NamesPage(((5, expires), (6, expires)) + ((0, 0),) * 6, (3, 4) + (0,) * 6, False)
+    keys = [mapcodec.encode_resolution_key("192.0.2.1", scope=scope) for scope in scopes]
+    for key in keys:
+        resolutions.put(key, mapcodec.encode_names(page))
+    datapath.learn("192.0.2.1", 5, expires)
+    datapath.learn("192.0.2.1", 6, expires)
+    datapath.learn("192.0.2.2", 5, expires)
+    pair = frozenset({("192.0.2.1", 5)})
+    for _ in range(2):
+        datapath.unlearn(Withdrawn(pair, pair))
+    left = mapcodec.NamesPage(((0, 0), (6, expires)) + ((0, 0),) * 6, (0, 4) + (0,) * 6, False)
+    assert [mapcodec.decode_names(resolutions.get(key)) for key in keys] == [left, left]
+    assert datapath._maps["credits"].get(mapcodec.encode_index(3)) == (2).to_bytes(4, "little")
+    again = open_datapath(pins)
+    shared = {address: [slot for slot in slots if slot[0]] for address, slots in again._shared.items()}
+    assert shared == {"192.0.2.1": [(6, expires)], "192.0.2.2": [(5, expires)]}
+    again.close()
+    datapath.unlearn_own()
+    assert not any(row for key in keys for row, _ in mapcodec.decode_names(resolutions.get(key)).slots)
+    assert datapath.count_names() == 2
+
+
+def test_what_was_told_is_news_again(datapath, pins) -> None:
+    """No entry of ``seen`` is left."""
+    with BpfMap(pins["seen"]) as seen:
+        key = mapcodec.encode_index(3)
+        seen.put(key, b"\1" * seen.info.value_bytes)
+        assert dict(seen.items())
+        datapath.tell_again()
+        assert not any(any(value) for _, value in seen.items())
 
 
 def test_an_address_that_becomes_a_pods_is_forgotten(datapath) -> None:

@@ -223,3 +223,56 @@ def test_a_message_that_does_not_decode_is_counted_and_skipped(nats_server: Nats
         await bus.close(connection)
 
     asyncio.run(scene())
+
+
+def told(names: BusNames, one: Resolution, *, sequence: int = 0) -> bool:
+    """Whether it teaches anything."""
+    subject = wire.subject_resolution(one.node, one.name)
+    return bool(names.hear(subject, one, age_seconds=0.0, now=1000.0, sequence=sequence))
+
+
+def test_a_forgotten_name_takes_its_pairs_along_but_for_those_that_another_name_vouches_for() -> None:
+    """What answers here taught goes in any case; what was shared stays where a second name has the same address."""
+    names = make_names()
+    hear(names, resolution("a.example.com", "192.0.2.1", "192.0.2.2"))
+    hear(names, resolution("b.example.com", "192.0.2.1"))
+    gone = names.forget_name("a.example.com", ["192.0.2.3"], 9)
+    assert gone.learned == {("192.0.2.1", 2), ("192.0.2.2", 2), ("192.0.2.3", 2)}
+    assert gone.shared == {("192.0.2.2", 2), ("192.0.2.3", 2)}
+    assert names.forget_name("a.example.com", [], 9).learned == frozenset()
+
+
+def test_what_the_stream_had_before_the_word_is_void_and_what_came_after_is_true() -> None:
+    """By its place in the stream; live messages are younger than any word that was heard."""
+    names = make_names()
+    names.forget_name("example.com", [], 9)
+    names.void_node("node-c", 20)
+    assert not told(names, resolution("example.com", "192.0.2.1"), sequence=8)
+    assert told(names, resolution("example.com", "192.0.2.1"), sequence=10)
+    assert told(names, resolution("example.com", "192.0.2.2"))
+    assert not told(names, resolution("a.example.com", "192.0.2.3", node="node-c"), sequence=19)
+    assert told(names, resolution("a.example.com", "192.0.2.3", node="node-b"), sequence=19)
+    assert names.counters["forgotten"] == 2
+
+
+def test_a_nodes_word_is_dropped_where_no_other_node_repeats_it() -> None:
+    """Whoever told last stands for a pair; between the two calls the stream is read again."""
+    names = make_names()
+    hear(names, resolution("a.example.com", "192.0.2.1", "192.0.2.2", node="node-b"))
+    mine = names.void_node("node-b", 9)
+    assert told(names, resolution("a.example.com", "192.0.2.1", node="node-c"), sequence=3)
+    assert names.drop_told(mine).shared == {("192.0.2.2", 2)}
+    assert [one.address for one in names.list_learned(1000.0)] == ["192.0.2.1"]
+
+
+@pytest.mark.parametrize(
+    ("share", "heard"), [("cluster", "own same other"), ("zone", "own same"), ("node", "own"), ("off", "own")]
+)
+def test_how_far_names_travel(share: str, heard: str) -> None:
+    """``share``: by every node, by those of one's zone, by none but oneself."""
+    names = BusNames(NodeName("own"))
+    config = Config(share=share, zones={NodeName("own"): "1", NodeName("same"): "1", NodeName("other"): "2"})
+    names.set_tables(config, ROWS, {}, {})
+    nodes = ("own", "same", "other", "unknown")
+    believed = [node for node in nodes if told(names, resolution("example.com", f"192.0.2.{len(node)}", node=node))]
+    assert believed == ([*heard.split(), "unknown"] if share == "cluster" else heard.split())

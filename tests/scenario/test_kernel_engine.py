@@ -56,6 +56,14 @@ def test_names_live_and_end_to_the_second(kernel: KernelEngine) -> None:
 
 
 @pytest.mark.kernel
+def test_policies_are_asked_whatever_the_switch_says(kernel: KernelEngine) -> None:
+    """``enforce: "false"`` is of the running cluster; what a policy says is the same."""
+    asked = [probe(pod("app/web"), address("192.0.2.9"), 443)]
+    shut = scenario(NAMED, probes=asked, config={"enforce": "false"})
+    assert [found.verdict.name for found, _ in both(shut, kernel) if found] == ["DENY"]
+
+
+@pytest.mark.kernel
 def test_of_several_backends_the_rule_judged_first_is_told(kernel: KernelEngine) -> None:
     """Whichever of them the set lists first."""
     pods = [k8s.pod(f"app/b{n}", f"10.0.2.{n}", kind="backend", number=str(n)) for n in (1, 2)]

@@ -12,6 +12,7 @@ from schemas.policy import Config, Resolver
 from schemas.terms import Default, NodeName
 from services.controller.policy.model import Namespace, Node, NodeClass, Pod, Settings, World
 
+ZONE_LABEL = "topology.kubernetes.io/zone"
 STRICTNESS = {Default.ALLOW: 0, Default.AUDIT: 1, Default.DENY: 2}
 
 
@@ -53,4 +54,10 @@ def make_config(settings: Settings, world: World) -> Config:
         default = node_default(settings, node, world.node_classes.get(node.node_class), node.name)
         if default is not None:
             defaults[NodeName(name)] = default
-    return msgspec.structs.replace(settings.config, resolvers=resolvers, node_defaults=defaults)
+    zones = {node.name: node.labels[ZONE_LABEL] for node in world.nodes.values() if ZONE_LABEL in node.labels}
+    return msgspec.structs.replace(
+        settings.config,
+        resolvers=resolvers,
+        node_defaults=defaults,
+        zones=zones if settings.config.share == "zone" else {},
+    )

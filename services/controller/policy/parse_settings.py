@@ -172,6 +172,7 @@ def _service(reader: Reader) -> ObjectKey:
 TIMEOUTS = {f"timeout-{field.replace('_', '-')}": field for field in FlowTimeouts.__struct_fields__}
 """Setting -> field of ``FlowTimeouts``."""
 SETTINGS: dict[str, tuple[str, Callable[[Reader], Any]]] = {
+    "enforce": ("enforce", _boolean),
     "default": ("default", _default),
     "namespace-defaults": ("namespace_defaults", _defaults_by_name),
     "node-defaults": ("node_defaults", _defaults_by_name),
