@@ -10,7 +10,7 @@ set -euo pipefail
 
 SERVICES="controller nodeagent dnsrecorder"
 RECIPE=1   # raised when something else than the files below changes what is built
-KEPT_DAYS=7
+ROOTS_MAX=4   # 0.8 GB each
 IMAGES_MAX=200
 CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CACHE="${XDG_CACHE_HOME:-$HOME/.cache}/yett/image"
@@ -125,7 +125,7 @@ build() {  # into $CACHE/roots/KEY
 
 forget() {  # what is old; layers of former builds are what makes the next one quick
 	local name
-	find "$CACHE/roots" -mindepth 1 -maxdepth 1 -mtime +$KEPT_DAYS -exec rm -rf {} +
+	ls -dt "$CACHE"/roots/* | tail -n +$((ROOTS_MAX + 1)) | xargs -r rm -rf
 	tool images --format '{{.Name}}:{{.Tag}}' | grep '^localhost/yett-[a-z]*:[0-9a-f]\{16\}$' | while read -r name; do
 		[ -d "$CACHE/roots/${name##*:}" ] || tool rmi "$name" >/dev/null
 	done
@@ -158,6 +158,7 @@ if ! is_built "${1:-}"; then
 	build "$KEY"
 	say "built in $((SECONDS - started)) s"
 fi
+touch "$ROOTS"
 for service in $SERVICES; do  # the last word of each line is what tests take
 	printf '%-12s %4s MB  %s\n' $service "$(du -sm "$ROOTS/$service" | cut -f1)" "$ROOTS/$service"
 	if [ "${1:-}" = --archive ]; then
