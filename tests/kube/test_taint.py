@@ -77,6 +77,7 @@ def test_the_taint_goes_when_the_nodes_agent_enforces(nats_server: NatsServer, k
     """
 
     async def scenario() -> None:
+        since = len(kube.audit())
         with installed(kube) as settings:
             async with connected(nats_server) as (client, _), reading(nats_server, kube, "one", **settings) as one:
                 agents = Agents(client)
@@ -104,10 +105,10 @@ def test_the_taint_goes_when_the_nodes_agent_enforces(nats_server: NatsServer, k
                 await one.until_said("startup taint taken off", times=3)
                 assert taints(kube, "node-a") == [OTHERS["key"]]
                 speaking.cancel()
-            rights = {right for right in used(kube, code=200) if right[2] == "nodes"}
+            rights = {right for right in used(kube, code=200, since=since) if right[2] == "nodes"}
             added = granted(COMPONENT / "rbac.yaml")
             assert rights - granted() == added == {("get", "", "nodes"), ("patch", "", "nodes")}
-            assert used(kube, code=403) == set()
+            assert used(kube, code=403, since=since) == set()
 
     run(scenario(), 120)
 
