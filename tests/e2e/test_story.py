@@ -28,7 +28,7 @@ from schemas.terms import Verdict
 from schemas.verdict import NameRefused
 from services.common.metrics import Family
 from services.common.nats import flush
-from services.demo import topology
+from services.demo import objects, topology
 from services.demo.bus import wait_for
 from services.demo.figures import FreshNames, ask, open_questions
 from services.demo.pipeline import agent_name
@@ -338,8 +338,22 @@ def test_what_a_pod_did_becomes_a_policy_that_allows_it_and_no_more(traced: Runn
     assert not connect(traced, STRANGER, other_address, other)
 
 
-FLOW_LOG = {"YETT_FLOW_LOG_LABELS": "role=frontend", "YETT_FLOW_LOG_PODS": "app/curl-*"}
-"""Whose flows are logged: pods that both choose."""
+FLOW_LOG = {
+    "YETT_FLOW_LOG_LABELS": "role=frontend",
+    "YETT_FLOW_LOG_PODS": "app/curl-*",
+    "YETT_FLOW_LOG_OWNERS": "StatefulSet/*",
+}
+"""Whose flows are logged: pods that all of them choose."""
+OWNER = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "curl", "uid": "1", "controller": True}
+
+
+def own_pods(running: Running, *owned: topology.Pod) -> None:
+    """These pods are a StatefulSet's, as their objects say."""
+    cluster = objects.make_cluster()
+    for one in cluster:
+        if one["kind"] == "Pod" and one["metadata"]["name"] in {pod.name for pod in owned}:
+            one["metadata"]["ownerReferences"] = [OWNER]
+    running.demo.folder.write("01-cluster.yaml", objects.render(cluster))
 
 
 def restart_agent(running: Running, node: topology.Node, own: dict[str, str]) -> None:
@@ -357,11 +371,12 @@ def read_flow_log(folder: Path) -> list[dict[str, Any]]:
 
 def test_flow_logs_hold_what_the_settings_chose(traced: Running) -> None:
     """Two agents, a file that is rotated and standard output in CloudWatch's form, real denials: pods are chosen by
-    name and label, lines bear the label that the cluster's settings ask for, and fit the published schema."""
+    name, label and owner, lines bear what the cluster's settings ask for, and fit the published schema."""
     run, before = traced.demo.run, traced.revision()
     folder = run.folder / "flow-log"
     folder.mkdir()
-    traced.demo.folder.write_config({"flow-labels": "role"})
+    own_pods(traced, STRANGER, topology.find_pod("app/curl-backend"))
+    traced.demo.folder.write_config({"flow-labels": "role", "flow-owners": "true"})
     traced.settle(before)
     to_file = {"YETT_FLOW_LOG": str(folder / "flows.log"), "YETT_FLOW_LOG_MAX_BYTES": "2000"}
     restart_agent(traced, topology.NODE_A, {**FLOW_LOG, **to_file})
@@ -376,14 +391,14 @@ def test_flow_logs_hold_what_the_settings_chose(traced: Running) -> None:
     assert (folder / "flows.log.1").exists()
     for line in lines:
         jsonschema.validate(line, {**schema, "$ref": "#/$defs/FlowLog"})
-    assert {(one["pod"], one["verdict"], str(one["labels"])) for one in lines} == {
-        (STRANGER.name, "deny", str({"role": "frontend"}))
+    assert {(one["pod"], one["verdict"], one["owner"], str(one["labels"])) for one in lines} == {
+        (STRANGER.name, "deny", "StatefulSet/curl", str({"role": "frontend"}))
     }
     printed = (run.logs / f"{agent_name(topology.NODE_B)}.log").read_text().splitlines()
     counted = [json.loads(line) for line in printed if line.startswith('{"_aws"')]
     mine = [one for one in counted if one["pod"] == others[1].name and one["verdict"] == "deny"]
     assert mine and all(one["Verdicts"] == one["count"] for one in mine if "count" in one)
-    assert mine[0]["labels"] == {"role": "frontend"}
+    assert mine[0]["labels"] == {"role": "frontend"} and "owner" not in mine[0]
 
 
 def run_yett(nats_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
