@@ -44,7 +44,7 @@ from tests.nats_server import NatsServer
 
 ENDPOINT = 3
 """Of ``bench.datapath.make_tables``: the pod at IFINDEX."""
-SIZES = {"ENDPOINT_SLOTS": 64, "QUERY_ENDPOINTS": 4, "VERDICT_PAGES": 1024, "RESOLUTION_PAGES": 64}
+SIZES = {"ENDPOINT_SLOTS": 64, "VERDICT_PAGES": 1024, "RESOLUTION_PAGES": 64}
 ALLOWED, DENIED_SECONDS, DENIED_RATE, LATENCIES = 100_000, 4, 10_000, 1_000
 CHUNK = 500
 """Frames between two looks at the clock."""
