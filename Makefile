@@ -82,7 +82,7 @@ bench: setup ## The figures, as ratios in one run (root); ONLY=core|scenarios|pi
 	@$(PYTHON) -m bench $(ONLY)
 
 story: setup ## Record the story of a verdict again and draw docs/story.svg from it (root)
-	@$(PYTHON) -m story record
+	@$(PYTHON) -m services.story record
 
 detach: setup ## Remove what a demo left behind: processes, namespaces, pinned maps
 	@.venv/bin/yett demo --stop

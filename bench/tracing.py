@@ -45,7 +45,7 @@ def receiver() -> Iterator[str]:
     """The endpoint of one that takes everything, in a process of its own."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "story.receiver", str(port)]
+    command = [sys.executable, "-m", "services.story.receiver", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()

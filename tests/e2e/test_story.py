@@ -35,8 +35,8 @@ from services.demo.pipeline import agent_name
 from services.demo.state import is_alive
 from services.demo.traffic import Traffic
 from services.nodeagent.metrics import MAP_REFUSED
-from story.record import RECEIVER, find_spans, start_receiver, tracing
-from story.spans import Span, Spans
+from services.story.record import RECEIVER, find_spans, start_receiver, tracing
+from services.story.spans import Span, Spans
 from tests.docs.test_metrics import FAMILIES, list_queries
 from tests.e2e.conftest import Running, start_running
 from tests.e2e.onenode import until

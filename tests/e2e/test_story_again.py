@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from story.__main__ import RECORDING
-from story.record import record_story
-from story.recording import describe_shape, read_recording
+from services.story.__main__ import RECORDING
+from services.story.record import record_story
+from services.story.recording import describe_shape, read_recording
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 

@@ -17,8 +17,8 @@ from bench.spans import make_event
 from schemas.terms import Verdict
 from services.common.exporting import BoundedProcessor, Emitter, ExportCounts
 from services.nodeagent.verdictspans import VerdictSpans, make_attributes
-from story.__main__ import RECORDING
-from story.recording import read_recording
+from services.story.__main__ import RECORDING
+from services.story.recording import read_recording
 
 PAGE = (Path(__file__).parents[2] / "docs" / "traces.md").read_text()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 
-from story.__main__ import PICTURE, RECORDING
-from story.axis import Axis
-from story.picture import draw, format_millis
-from story.recording import Scene, find_process, read_recording
-from story.spans import Span
+from services.story.__main__ import PICTURE, RECORDING
+from services.story.axis import Axis
+from services.story.picture import draw, format_millis
+from services.story.recording import Scene, find_process, read_recording
+from services.story.spans import Span
 
 KEPT = read_recording(RECORDING)
 DENIED, ALLOWED = KEPT.scenes
@@ -21,7 +21,7 @@ def links_of(scene: Scene) -> dict[str, Span]:
 
 
 def test_the_picture_is_what_the_recording_draws() -> None:
-    """Byte for byte: who changes one draws the other again (``python -m story draw``)."""
+    """Byte for byte: who changes one draws the other again (``python -m services.story draw``)."""
     assert draw(KEPT) == PICTURE.read_text()
 
 

@@ -1,4 +1,4 @@
-"""``python -m story.receiver PORT``: an OTLP receiver that is not ours; a span a line on stdout, as JSON."""
+"""``python -m services.story.receiver PORT``: an OTLP receiver that is not ours; a span a line on stdout, as JSON."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from services.demo.convergence import read_revision
 from services.demo.lab import Lab, in_namespace
 from services.demo.runner import Demo, Options, check_machine
 from services.demo.state import DemoError, Process, Run
-from story.recording import Recording, Scene, choose_spans
-from story.spans import Span, Spans
+from services.story.recording import Recording, Scene, choose_spans
+from services.story.spans import Span, Spans
 
 PORT = 4318
 RECEIVER = "otlp"
@@ -32,7 +32,7 @@ CHANGE = ("objects changed", "parse objects", "compile policies", "publish revis
 def start_receiver(lab: Lab) -> Process:
     """In the fabric, where host and nodes reach it."""
     run = lab.run
-    command = in_namespace(lab.fabric, sys.executable, "-m", "story.receiver", str(PORT))
+    command = in_namespace(lab.fabric, sys.executable, "-m", "services.story.receiver", str(PORT))
     process = servers.start_process(run, RECEIVER, command)
     servers.wait_until(run, process, lambda: "ready" in (run.logs / f"{RECEIVER}.log").read_text())
     return process

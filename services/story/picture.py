@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from story.axis import CUT_WIDTH, Axis
-from story.recording import Recording, Scene, find_process
-from story.spans import Span
+from services.story.axis import CUT_WIDTH, Axis
+from services.story.recording import Recording, Scene, find_process
+from services.story.spans import Span
 
 WIDTH, MARGIN = 1120.0, 24.0
 LANES, TRACK = MARGIN + 178.0, WIDTH - MARGIN - 14.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from story.spans import Span
+from services.story.spans import Span
 
 SERVICES = {
     "objects changed": "controller",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from story.spans import Span
+from services.story.spans import Span
 
 QUIET_NANOS = 12_000_000
 """Without a span for longer than this the axis is cut."""

@@ -1,4 +1,4 @@
-"""``python -m story [record|draw]``: play the story and keep what a receiver got (root), or draw what was kept.
+"""``python -m services.story [record|draw]``: play the story and keep what a receiver got, or draw what was kept.
 
 ``record`` draws as well. What is kept is ``docs/story.json``, the picture ``docs/story.svg``.
 """
@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from services.demo.state import DemoError
-from story.picture import draw
-from story.recording import read_recording, write_recording
+from services.story.picture import draw
+from services.story.recording import read_recording, write_recording
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 RECORDING, PICTURE = DOCS / "story.json", DOCS / "story.svg"
 
 
@@ -22,7 +22,7 @@ def main(asked: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     if asked == ["record"]:
-        from story.record import record_story
+        from services.story.record import record_story
 
         try:
             write_recording(RECORDING, record_story())
