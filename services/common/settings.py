@@ -105,6 +105,8 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     programs: str = ""
     """Where compiled programs are kept for the next start; empty: beside the state."""
     mode: Mode = "standard"
+    bootstrap: tuple[str, ...] = ()
+    """``protocol:cidr:port`` that pass strict mode's gate before an interface is judged."""
     policy_keys: tuple[str, ...] = ()
     """Public keys, one of which must have signed a revision; none: signatures are not asked for."""
     interfaces: tuple[str, ...] = ("veth*", "eni*", "cali*", "pod*")

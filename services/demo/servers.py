@@ -185,8 +185,9 @@ def move_name(lab: Lab, name: str, addresses: tuple[str, str], ttl_seconds: int)
 
 
 def connects(address: str, port: int, namespace: str = "") -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        with open_socket(namespace, socket.AF_INET, socket.SOCK_STREAM) as connection:
+        with open_socket(namespace, family, socket.SOCK_STREAM) as connection:
             connection.settimeout(1)
             connection.connect((address, port))
     except OSError:

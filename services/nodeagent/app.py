@@ -35,11 +35,12 @@ from services.common.forgetting import AGENT_FILE, Asked, Forgetting
 from services.common.log import get_logger
 from services.common.messages import Item, Position, Reset
 from services.common.metrics import Page, make_histogram, serve_metrics
-from services.common.settings import NodeagentSettings
+from services.common.settings import NodeagentSettings, SettingsError
 from services.common.telemetry import extract, get_tracer, links, traceparent
 from services.common.trust import read_verifier
 from services.nodeagent import carry, loader, metrics, replica, strict
 from services.nodeagent import links as interfaces
+from services.nodeagent.bootstrap import VARIABLE, parse_bootstrap
 from services.nodeagent.datapath import Datapath, boottime_seconds
 from services.nodeagent.enforcer import Enforcer, Place
 from services.nodeagent.flowlog import FlowLog
@@ -120,6 +121,16 @@ class Mailbox:
         return taken
 
 
+def _make_gate(settings: NodeagentSettings) -> strict.Gate | None:
+    """Strict mode's; SettingsError for openings that it cannot have, or that nothing would keep to themselves."""
+    openings = parse_bootstrap(settings.bootstrap)
+    if settings.mode == "strict":
+        return strict.Gate(openings)
+    if openings:
+        raise SettingsError(VARIABLE, "openings in a gate that is not there: it takes YETT_MODE=strict")
+    return None
+
+
 class App:
     """One node's agent."""
 
@@ -136,8 +147,9 @@ class App:
             settings.uplinks,
             is_strict=settings.mode == "strict",
             results=settings.cni_results,
+            is_deferring=bool(settings.bootstrap),
         )
-        self._gate = strict.Gate() if settings.mode == "strict" else None
+        self._gate = _make_gate(settings)
         self._mailbox = Mailbox()
         self._names = BusNames(self._node)
         self._forgetting: Forgetting | None = None
@@ -191,7 +203,8 @@ class App:
         self._usage = self._open_usage(loaded)
         self._occupancy = Occupancy(loaded.maps)
         await self._close_gate()
-        await self._links.open(dict(loaded.programs), is_held=former is not None)
+        is_empty = former is None and not self._datapath.present_revision()
+        await self._links.open(dict(loaded.programs), is_held=former is not None, is_empty=is_empty)
         ring = self._datapath.open_verdicts()
         self._verdicts.attach(ring)
         end_metrics = serve_metrics(settings, self._put_metrics, [self._programming], lambda: self._is_ready)

@@ -253,7 +253,7 @@ class Enforcer:
                     pod=f"{row.namespace}/{row.pod}" if row else "",
                     interface=link.name,
                     ifindex=link.ifindex,
-                    state=_name_state(row is not None, binding, is_foreign=one.is_foreign),
+                    state=_name_state(row is not None and not one.is_bare, binding, is_foreign=one.is_foreign),
                     addresses=link.addresses,
                     window_millis=round(window, 3),
                     foreign=one.foreign,

@@ -4,6 +4,8 @@ Rules of this module:
 
 * Programs go on at once, before it is known whose interface it is: without an endpoint they deny everything. One
   exception: programs of another map layout go on (``release``) when their maps are filled; till then old ones stay.
+* Another (``is_deferring``): where the gate lets something pass that is not judged, an interface stays bare until its
+  pod is known, because without an endpoint programs would deny that too. It has no life yet, so nothing is bound to it.
 * An interface that lost both filters has a new life: what was known of it is known no more.
 * A filter that is lost or replaced is put back and counted; in strict mode the interface is shut meanwhile.
 * In strict mode an interface has the gate's group only while both programs are on it and ``set_judged`` names its life.
@@ -45,7 +47,8 @@ class PodLink:
     """One interface with our programs. ``appeared``: monotonic seconds, 0 if it was there before us.
 
     ``attached``: when both programs were on; ``foreign``: what of others runs before ours, or nothing; ``losses``: how
-    often our filters had to be put back; ``is_held``: it still has the programs of an older layout.
+    often our filters had to be put back; ``is_held``: it still has the programs of an older layout; ``is_bare``: it has
+    none yet, and the gate alone shuts it.
     """
 
     link: Link
@@ -54,6 +57,7 @@ class PodLink:
     foreign: str = ""
     losses: int = 0
     is_held: bool = False
+    is_bare: bool = False
 
     @property
     def is_foreign(self) -> bool:
@@ -74,9 +78,17 @@ class Links:
     """The asynchronous part: ``run`` keeps every pod interface programmed and tells ``changed`` what there is."""
 
     def __init__(
-        self, interfaces: Sequence[str], uplinks: Sequence[str], *, is_strict: bool = False, results: Sequence[str] = ()
+        self,
+        interfaces: Sequence[str],
+        uplinks: Sequence[str],
+        *,
+        is_strict: bool = False,
+        results: Sequence[str] = (),
+        is_deferring: bool = False,
     ) -> None:
-        """``results``: folders of CNI plugins' answers; see ``Netlink``."""
+        """``results``: folders of CNI plugins' answers; see ``Netlink``. ``is_deferring``: for strict mode alone."""
+        self._is_deferring = is_deferring and is_strict
+        self._is_empty = False
         self._results = tuple(results)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="netlink")
         self._patterns = (interfaces, uplinks)
@@ -97,9 +109,12 @@ class Links:
         self.looked = asyncio.Event()
         """Every interface there is has been looked at once."""
 
-    async def open(self, programs: Mapping[str, Path], *, is_held: bool = False) -> None:
-        """Before anything else. ``programs``: pins by name. ``is_held``: older filters stay till ``release``."""
-        self._is_held = is_held
+    async def open(self, programs: Mapping[str, Path], *, is_held: bool = False, is_empty: bool = False) -> None:
+        """Before anything else. ``programs``: pins by name. ``is_held``: older filters stay till ``release``.
+
+        ``is_empty``: the maps know no endpoint, whatever interfaces were judged by earlier ones.
+        """
+        self._is_held, self._is_empty = is_held, is_empty
         self._netlink = await self._do(lambda: Netlink(*self._patterns, self._results))
         await self._do(lambda: self._opened().set_programs(programs))
 
@@ -179,12 +194,42 @@ class Links:
         """An interface that was not known: its life if it has one, and today's programs, unless its own are held."""
         netlink = self._opened()
         found = await self._do(lambda: netlink.inspect(ifindex))
+        if self._is_deferring and not self._was_judged(ifindex, found):
+            self._known[ifindex] = await self._bare(ifindex, found)
+            return
         life = found.life or make_life()
         is_held = self._is_held and found.is_whole and not found.is_on
         if is_held or await self._attach(ifindex, life, is_new=not found.life):
-            appeared = 0.0 if not self.looked.is_set() else self._appeared.pop(ifindex, time.monotonic())
             link = Link(ifindex, "", life=life)
+            appeared = self._pop_appeared(ifindex)
             self._known[ifindex] = PodLink(link, appeared, time.monotonic(), found.foreign, is_held=is_held)
+
+    def _pop_appeared(self, ifindex: int) -> float:
+        return 0.0 if not self.looked.is_set() else self._appeared.pop(ifindex, time.monotonic())
+
+    def _was_judged(self, ifindex: int, found: Filters) -> bool:
+        """Whether an earlier agent had opened it, and what it was judged by is still there."""
+        return found.is_whole and not self._is_empty and self._opened().groups.get(ifindex) == GROUP
+
+    async def _bare(self, ifindex: int, found: Filters) -> PodLink:
+        """An interface whose pod is not known: shut by the gate alone, without what an earlier agent left on it."""
+        netlink = self._opened()
+
+        def work() -> None:
+            if netlink.groups.get(ifindex) == GROUP:
+                netlink.set_group(ifindex, 0)
+            if found.life:
+                netlink.detach(ifindex)
+
+        await self._do(work)
+        return PodLink(Link(ifindex, ""), self._pop_appeared(ifindex), 0.0, found.foreign, is_bare=True)
+
+    async def _dress(self, ifindex: int) -> None:
+        """Its endpoint is in the maps: the programs go on, under a life that is judged in the next round."""
+        life = make_life()
+        if await self._attach(ifindex, life, is_new=True) and (known := self._known.get(ifindex)):
+            link = replace(known.link, life=life)
+            self._known[ifindex] = replace(known, link=link, attached=time.monotonic(), is_bare=False)
 
     async def _attach(self, ifindex: int, life: str, *, is_new: bool) -> bool:
         """Both programs on; what was not ours a moment ago is shut first, whatever mark it bears."""
@@ -214,6 +259,9 @@ class Links:
         if found.foreign and not known.is_foreign:
             _log.warning("another program runs before ours", interface=link.name, program=found.foreign)
         known = replace(known, foreign=found.foreign)
+        if known.is_bare:  # or dressed while it was looked at
+            life, attached = (found.life, time.monotonic()) if found.is_on else ("", 0.0)
+            return replace(known, link=replace(link, life=life), attached=attached, is_bare=not found.is_on)
         if found.is_on and found.life == known.link.life:
             return replace(known, is_held=False)
         if known.is_held and found.is_whole and found.life == known.link.life:
@@ -246,6 +294,8 @@ class Links:
     async def set_judged(self, judged: Mapping[int, str]) -> None:
         """ifindex -> life of the interfaces that strict mode opens; every other is shut."""
         self._judged = dict(judged)
+        for ifindex in [one for one in judged if one in self._known and self._known[one].is_bare]:
+            await self._dress(ifindex)
         await self._mark()
 
     async def _mark(self) -> None:
@@ -275,7 +325,7 @@ class Links:
 
     def _is_open(self, ifindex: int, judged: Mapping[int, str], known: Mapping[int, PodLink]) -> bool:
         one = known.get(ifindex)
-        return one is not None and not one.is_foreign and judged.get(ifindex) == one.link.life
+        return one is not None and not one.is_bare and not one.is_foreign and judged.get(ifindex) == one.link.life
 
     def _open(self, ifindex: int, life: str) -> None:
         netlink = self._opened()

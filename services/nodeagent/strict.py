@@ -10,9 +10,11 @@ import asyncio
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 from services.common.log import get_logger
 from services.nodeagent import gate
+from services.nodeagent.bootstrap import Opening
 from services.nodeagent.gate import Command
 
 _log = get_logger("strict")
@@ -23,24 +25,29 @@ class GateError(RuntimeError):
 
 
 class Gate:
-    """The gate of one network namespace."""
+    """The gate of one network namespace. ``openings``: what passes it though nothing is judged."""
 
-    def __init__(self) -> None:
-        self._is_up = False
+    def __init__(self, openings: Sequence[Opening] = ()) -> None:
+        self._openings = tuple(openings)
+        self._texts: list[str] = []
+        """The tables as nft tells them when they were just made; none before that."""
         self.restored = 0
         """Times somebody else had removed the gate."""
 
     async def put_up(self) -> None:
         """Make the gate, or take over the one an earlier agent left. GateError if nft refuses."""
-        await asyncio.to_thread(_run, gate.make_gate())
-        self._is_up = True
+        await asyncio.to_thread(_run, gate.make_gate(self._openings))
+        self._texts = await asyncio.to_thread(list_tables)
 
     async def check(self) -> None:
-        """Make the gate again if a foreign flush took it away."""
-        if not self._is_up or await asyncio.to_thread(is_up):
+        """Make the gate again if somebody flushed or changed it."""
+        if not self._texts:
+            return
+        found = await asyncio.to_thread(list_tables)
+        if found == self._texts and is_whole(found):
             return
         self.restored += 1
-        _log.warning("the gate was removed by somebody else, put back")
+        _log.warning("the gate was removed or changed by somebody else, put back")
         await self.put_up()
 
 
@@ -52,13 +59,14 @@ def _run(commands: list[Command]) -> None:
         raise GateError(done.stderr.strip() or f"nft ended with {done.returncode}")
 
 
-def is_up() -> bool:
-    """Whether both tables hold their rules."""
-    return all(_has_rules(family) for family in gate.FAMILIES)
+def list_tables() -> list[str]:
+    """The text of each family's table; empty where there is none."""
+    return [_list_table(family) or "" for family in gate.FAMILIES]
 
 
-def _has_rules(family: str) -> bool:
-    return (_list_table(family) or "").count("drop") == len(gate.HOOKS)
+def is_whole(texts: Sequence[str]) -> bool:
+    """Whether each table drops at every hook, whatever it was when it was listed first."""
+    return all(text.count("drop") == len(gate.HOOKS) for text in texts)
 
 
 def _list_table(family: str) -> str | None:

@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import uvloop
 
@@ -90,7 +90,7 @@ class OneNode:
     ) -> None:
         """All but the agent."""
         self.lab.build(())
-        servers.start_nats(self.lab, servers.find_nats_server())
+        self.start_nats()
         settings = {"default": default, "resolvers": "", "ttl-min": "30", "grace": "60", **(config or {})}
         self.folder.write("00-config.yaml", objects.render([objects.make_config(settings)]))
         namespaces = [objects.make_namespace(name, {}) for name in ("t", "u", "kube-system", "yett-system")]
@@ -100,6 +100,10 @@ class OneNode:
         self.announce(self.lab.pods.values())
         self._bus = self._runner.run(Bus.open(self.run.state.nats_url))
         self.pipeline.start_controller()
+
+    def start_nats(self) -> None:
+        """The server, in the fabric."""
+        servers.start_nats(self.lab, servers.find_nats_server())
 
     def close(self) -> None:
         """The bus; processes and namespaces end with the run."""
@@ -221,6 +225,9 @@ class OneNode:
             return connection.connect_ex((address, port)) == 0
 
 
+N = TypeVar("N", bound=OneNode)
+
+
 class Listener:
     """What arrives at one port of the fabric, by destination address and content."""
 
@@ -256,10 +263,10 @@ class Listener:
 
 
 @contextlib.contextmanager
-def one_node(*, mode: str = "standard") -> Iterator[OneNode]:
+def one_node(kind: type[N] = OneNode, *, mode: str = "standard") -> Iterator[N]:  # type: ignore[assignment]
     """A node that is gone afterwards with all that was started."""
     with owned_run() as run, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        made = OneNode(run, runner, mode=mode)
+        made = kind(run, runner, mode=mode)
         try:
             yield made
         finally:

@@ -8,18 +8,22 @@ import errno
 import json
 import os
 import shutil
+import socket
 import struct
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from services.common import bpf
+from services.demo.netns import open_socket
+from services.demo.servers import connects
 from services.nodeagent import loader, strict
-from services.nodeagent.gate import GROUP
+from services.nodeagent.bootstrap import parse_bootstrap
+from services.nodeagent.gate import GROUP, TABLE
 from services.nodeagent.links import Links, PodLink, Snapshot
 from services.nodeagent.netlink import detach_all
 from services.nodeagent.nftwatch import NftWatch
@@ -378,6 +382,60 @@ def test_the_gate_shuts_what_is_not_in_its_group(node) -> None:
         assert await asyncio.to_thread(reaches, node, 81)
 
     node.run(work)
+
+
+def add_bridged_pod(node: Node, number: int) -> None:
+    """A pod behind a bridge, without a host route of its own."""
+    ip("-n", node.name, "link", "add", "cni0", "type", "bridge")
+    ip("-n", node.name, "addr", "add", "10.66.0.1/24", "dev", "cni0")
+    ip("-n", node.name, "link", "set", "cni0", "up")
+    node.add_pod(number)
+    ip("-n", node.name, "route", "del", f"10.66.0.{number}/32")
+    ip("-n", node.name, "link", "set", f"pod{number}", "master", "cni0")
+    ip("-n", f"{node.name}-p{number}", "addr", "replace", f"10.66.0.{number}/24", "dev", "eth0")
+
+
+def test_an_opening_leads_through_a_bridge_too(node) -> None:
+    """Nothing is judged and no neighbour known: the listed port answers, the one beside it does not; neither does
+    without the opening, and somebody who takes one of its rules away is put right."""
+    add_bridged_pod(node, 83)
+    open_port = parse_bootstrap(["tcp:10.66.0.83:4222"])
+
+    async def work() -> None:
+        with listening(f"{node.name}-p83", 4222), listening(f"{node.name}-p83", 4223):
+            await strict.Gate().put_up()
+            bare = await asyncio.to_thread(strict.list_tables)
+            assert not await asyncio.to_thread(connects, "10.66.0.83", 4222, node.name)
+            gate = strict.Gate(open_port)
+            await gate.put_up()
+            assert await asyncio.to_thread(connects, "10.66.0.83", 4222, node.name)
+            assert not await asyncio.to_thread(connects, "10.66.0.83", 4223, node.name)
+            await asyncio.to_thread(_delete_rule, "bridge", "prerouting", "arp")
+            assert "arp" not in (await asyncio.to_thread(strict.list_tables))[1].partition("postrouting")[0]
+            await gate.check()
+            assert gate.restored == 1 and await asyncio.to_thread(connects, "10.66.0.83", 4222, node.name)
+            await strict.Gate().put_up()
+            assert await asyncio.to_thread(strict.list_tables) == bare
+            assert not await asyncio.to_thread(connects, "10.66.0.83", 4222, node.name)
+
+    node.run(work)
+
+
+@contextmanager
+def listening(namespace: str, port: int) -> Iterator[None]:
+    with closing(open_socket(namespace, socket.AF_INET, socket.SOCK_STREAM)) as opened:
+        opened.bind(("0.0.0.0", port))
+        opened.listen()
+        yield
+
+
+def _delete_rule(family: str, chain: str, word: str) -> None:
+    """The first rule of ours in which the word is."""
+    shown = subprocess.run(
+        ["nft", "-a", "list", "chain", family, TABLE, chain], capture_output=True, text=True, check=True
+    )
+    handle = next(line for line in shown.stdout.splitlines() if word in line).rpartition(" ")[2]
+    subprocess.run(["nft", "delete", "rule", family, TABLE, chain, "handle", handle], check=True)
 
 
 def test_an_interface_in_somebody_elses_group_stays_so_and_is_told(node, programs) -> None:
