@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.internal.conjecture import engine as shrinking
 from typer.testing import CliRunner
 
 from schemas.policy import PeersetRow, Ruleset
@@ -151,6 +152,8 @@ def test_what_is_printed_fails_where_the_fault_is(broken: KernelEngine, tmp_path
 def test_hypothesis_finds_and_shrinks_a_mutant(broken: KernelEngine, tmp_path: Path, monkeypatch: Patch) -> None:
     """Scenes drawn by hypothesis shrink by themselves; what is left is written as a scenario that differs."""
     lose_deny_bits(monkeypatch)
+    # How small it gets is a matter of steps, not of time: an emulated processor needs more than the five minutes given.
+    monkeypatch.setattr(shrinking, "MAX_SHRINKING_SECONDS", 3600)
 
     @settings(
         max_examples=60,
