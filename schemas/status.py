@@ -24,7 +24,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One pod interface as the agent sees it. ``state``: enforced, waiting (no row yet), claimed-twice, foreign."""
+    """One pod interface as the agent sees it. ``state``: enforced, waiting (row or address), claimed-twice, foreign."""
 
     pod: str
     interface: str

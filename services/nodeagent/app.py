@@ -25,7 +25,7 @@ from opentelemetry.util.types import AttributeValue
 
 from schemas import wire
 from schemas.resolution import Observed
-from schemas.status import AgentStatus, LearnedName, Problem
+from schemas.status import AgentStatus, EndpointStatus, LearnedName, Problem
 from schemas.terms import NodeName, RevisionNumber
 from services.common import nats as bus
 from services.common.cache import PROGRAMS
@@ -183,6 +183,8 @@ class App:
         self._swapped = asyncio.Event()
         """No programs of another layout are in force."""
         self._fill = Fill({}, {}, {})
+        self._endpoints: tuple[EndpointStatus, ...] = ()
+        """As the last round left them: whoever asks while the gate is still shut hears of the round before."""
         self._is_ready = False
         """Programs are attached and a state is in force. Latched: lag is a metric."""
 
@@ -329,6 +331,7 @@ class App:
             state, snapshot = new_state or state, new_snapshot or snapshot
             if state.revision is None:
                 self._enforcer.snapshot = snapshot
+                self._endpoints = self._enforcer.endpoints()
                 self._status_due.set()
                 continue
             await self._enforce(state, keys if new_state else {}, snapshot, is_new=new_state is not None)
@@ -360,6 +363,7 @@ class App:
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._mailbox.put_state, state, None)
         # An interface is not said to be enforced while the gate is still shut before it.
         await self._links.set_judged(self._enforcer.judged())
+        self._endpoints = self._enforcer.endpoints()
         self._status_due.set()
         self._is_ready = self._is_ready or done
 
@@ -609,7 +613,7 @@ class App:
             signatures=self._signatures,
             default=state.config.node_defaults.get(self._node, state.config.default),
             enforcing=state.config.enforce,
-            endpoints=self._enforcer.endpoints(),
+            endpoints=self._endpoints,
             names=self._datapath.count_names(),
             learned=(*self._names.list_learned(boottime_seconds()), *self._list_own_names()),
             problems=self._problems(),

@@ -246,6 +246,7 @@ class Enforcer:
             link = one.link
             binding = self.bindings.get(link.ifindex)
             row = rows.get(binding.uid) if binding else None
+            is_ready = row is not None and bool(link.addresses) and not one.is_bare
             since = self._enforced_at.get(link.ifindex)
             window = (max(since, one.attached) - one.appeared) * 1000 if since and one.appeared else -1.0
             found.append(
@@ -253,7 +254,7 @@ class Enforcer:
                     pod=f"{row.namespace}/{row.pod}" if row else "",
                     interface=link.name,
                     ifindex=link.ifindex,
-                    state=_name_state(row is not None and not one.is_bare, binding, is_foreign=one.is_foreign),
+                    state=_name_state(is_ready, binding, is_foreign=one.is_foreign),
                     addresses=link.addresses,
                     window_millis=round(window, 3),
                     foreign=one.foreign,
@@ -272,8 +273,8 @@ def _tell_foreign(snapshot: Snapshot) -> tuple[Problem, ...]:
     return (Problem(object=f"{FOREIGN_ENFORCER} on {', '.join(sorted(found))}", path="", message=message),)
 
 
-def _name_state(is_known: bool, binding: Binding | None, *, is_foreign: bool) -> str:
-    if not is_known:
+def _name_state(is_ready: bool, binding: Binding | None, *, is_foreign: bool) -> str:
+    if not is_ready:
         return "waiting"
     if binding is not None and binding.claimed_twice:
         return "claimed-twice"

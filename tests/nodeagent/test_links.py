@@ -12,8 +12,8 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -417,6 +417,54 @@ def test_an_opening_leads_through_a_bridge_too(node) -> None:
             await strict.Gate().put_up()
             assert await asyncio.to_thread(strict.list_tables) == bare
             assert not await asyncio.to_thread(connects, "10.66.0.83", 4222, node.name)
+            await gate.put_up()
+            await asyncio.to_thread(strict.remove)
+            assert await asyncio.to_thread(strict.list_tables) == ["", ""]
+
+    node.run(work)
+
+
+def test_where_there_are_openings_an_interface_is_bare_until_its_pod_is_known(node, programs) -> None:
+    """What an agent without openings had put on and not judged comes off. Once its endpoint is there it has its
+    programs, and one round later it is open; a restart keeps it so, but not where the maps were emptied meanwhile."""
+    index = add_reachable_pod(node, 84)
+
+    def show() -> tuple[int, bool]:
+        """Programs, and whether it is open."""
+        shown = subprocess.run(
+            ["ip", "-n", node.name, "link", "show", "pod84"], capture_output=True, text=True, check=True
+        )
+        return list_filters(node, "pod84").count("handle 0x7e77"), f"group {GROUP}" in shown.stdout
+
+    @asynccontextmanager
+    async def opened(*, is_deferring: bool, is_empty: bool = False) -> AsyncIterator[Links]:
+        links = Links(INTERFACES, UPLINKS, is_strict=True, is_deferring=is_deferring)
+        await links.open(programs, is_empty=is_empty)
+        await links.look(None, ignore)
+        yield links
+        await links.close()
+
+    async def judge(links: Links) -> None:
+        await links.set_judged({one.link.ifindex: one.link.life for one in links.snapshot.links})
+
+    async def ignore(_: Snapshot) -> None:
+        """Nobody judges."""
+
+    async def work() -> None:
+        async with opened(is_deferring=False):
+            assert show() == (2, False)
+        async with opened(is_deferring=True) as links:
+            (one,) = links.snapshot.links
+            assert (one.link.ifindex, one.link.life, one.is_bare, *show()) == (index, "", True, 0, False)
+            await judge(links)
+            assert show() == (2, False)
+            await links.look(None, ignore)
+            await judge(links)
+            assert show() == (2, True)
+        async with opened(is_deferring=True):
+            assert show() == (2, True)
+        async with opened(is_deferring=True, is_empty=True):
+            assert show() == (0, False)
 
     node.run(work)
 
