@@ -19,7 +19,7 @@ import yaml
 
 from services.access.folder import Folder
 from services.access.kubernetes import MOUNTED, SERVICE_HOST, make_objects
-from services.installation.objects import WAITING
+from services.installation.objects import LABEL, VALUE, WAITING
 from tests.deploy.test_overlays import DEPLOY, render
 from tests.kube.definitions import definition, open_definition
 from tests.kube.servers import ADMIN_TOKEN, KUBECTL, KubeServer
@@ -89,6 +89,8 @@ def uninstall(kube: KubeServer, *arguments: str) -> str:
 @contextmanager
 def others(kube: KubeServer) -> Iterator[set[str]]:
     """What is somebody else's: a definition of another group, one of a policy, and everything that was there."""
+    # The server is the ring's: roles that other tests gave their controllers bear our label, and are not others'.
+    kube.kubectl("delete", "clusterroles,clusterrolebindings", f"--selector={LABEL}={VALUE}", "--ignore-not-found")
     kube.admin.create_namespace("shop")
     kube.admin.create("/api/v1/namespaces/shop/configmaps", {"metadata": {"name": "yett"}})
     policy = {"metadata": {"name": "closed"}, "spec": {"podSelector": {}}}
