@@ -163,7 +163,7 @@ TCX_HOOKS = (46, 47)
 
 
 _INSTRUCTION_BYTES = 8
-_TYPE_SCHED_CLS = 3
+PROGRAM_SCHED_CLS = 3
 _LOG_BYTES = 1 << 20
 _LOG_KEPT = 400
 
@@ -180,7 +180,7 @@ def load_program(code: bytes, name: str, licence: str) -> int:
         said = (level, _LOG_BYTES, ctypes.addressof(log)) if level else (0, 0, 0)
         count = len(code) // _INSTRUCTION_BYTES
         pointers = (ctypes.addressof(text), ctypes.addressof(terms))
-        values = (_TYPE_SCHED_CLS, count, *pointers, *said, 0, 0, name.encode()[:15])
+        values = (PROGRAM_SCHED_CLS, count, *pointers, *said, 0, 0, name.encode()[:15])
         return _call(PROGRAM_LOAD, _attribute(_LOAD, *values))
 
     if (fd := call(0)) >= 0 or (fd := call(1)) >= 0:

@@ -244,8 +244,8 @@ class Controller:
                     if self._reporters is not None:
                         group.create_task(self._reporters[0].run(self._report, self._tell_policies))
                         group.create_task(self._reporters[1].run(self._board.foreign))
-                    if self._reporters is not None and self._reporters[2] is not None:
-                        group.create_task(self._reporters[2].run(self._board.enforcing))
+                        if self._reporters[2] is not None:
+                            group.create_task(self._reporters[2].run(self._board.enforcing))
             finally:
                 self._is_leading = False
                 self._state = None

@@ -28,7 +28,7 @@ import msgspec
 from services.common import bpf
 
 KEPT = 64
-"""Builds in the folder, about 150 KB each; the oldest go."""
+"""Builds in the folder, about 200 KB each; the oldest go."""
 _FORMAT = 1
 _INSTRUCTION = struct.Struct("=BBhi")
 _LOAD_WIDE = 0x18

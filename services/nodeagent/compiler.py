@@ -21,10 +21,11 @@ from typing import Any
 from services.common import bpf
 from services.nodeagent.compiled import Compiled, CompiledMap, LoaderError, VerifierError, replace_maps
 
+HEADERS = Path("/usr/include")
 FLAGS = ("-O2", "-Wno-unused-function", "-Wno-macro-redefined", "-Wno-address-of-packed-member")
 
 
-def describe_toolchain(headers: Path = Path("/usr/include")) -> tuple[str, ...]:
+def describe_toolchain(headers: Path = HEADERS) -> tuple[str, ...]:
     """What decides beside text and flags what comes out: processor, compiler, exported headers. Imports no compiler."""
     found = importlib.util.find_spec("bcc")
     version = Path(found.origin).with_name("version.py") if found and found.origin else None
@@ -57,9 +58,6 @@ typedef unsigned long uintptr_t;
 """
 _ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 _MULTIARCH = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
-
-
-HEADERS = Path("/usr/include")
 
 
 @contextlib.contextmanager
@@ -113,7 +111,6 @@ def _captured_stderr() -> Iterator[list[str]]:
 
 
 _KEPT_LINES = 60
-_PROGRAM_TYPE_SCHED_CLS = 3
 
 
 def _shorten(said: list[str]) -> str:
@@ -168,7 +165,7 @@ class Module:
         with _captured_stderr() as said:
             fd = lib.bcc_func_load(
                 module,
-                _PROGRAM_TYPE_SCHED_CLS,
+                bpf.PROGRAM_SCHED_CLS,
                 called,
                 patched,
                 len(code),
