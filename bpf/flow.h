@@ -197,13 +197,10 @@ static INLINE void promote(struct scratch *s, struct flow *flow, struct endpoint
 // Plain additions: each direction of a flow is one CPU's at a time.
 static INLINE void count_in_flow(struct flow *flow, int reply, __u32 bytes)
 {
-    if (reply) {
-        flow->packets[1]++;
-        flow->bytes[1] += bytes;
-    } else {
-        flow->packets[0]++;
-        flow->bytes[0] += bytes;
-    }
+    struct tally *tally = reply ? &flow->replies : &flow->sent;
+
+    tally->packets++;
+    tally->bytes += bytes;
 }
 
 // Count a packet and follow the TCP state.

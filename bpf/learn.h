@@ -1173,7 +1173,7 @@ static INLINE void lose_stream(struct flow *flow)
 // The resolver's SYN, the first it sends on a connection that the pod opened: the first message follows it.
 static INLINE void begin_stream(struct flow *flow, const struct packet *p)
 {
-    if (!(p->tcp_flags & TCP_ACK) || flow->packets[1] != 1 || flow->dns_handed_over)
+    if (!(p->tcp_flags & TCP_ACK) || flow->replies.packets != 1 || flow->dns_handed_over)
         return;
     flow->dns_sequence = p->tcp_sequence + 1;
     flow->state |= FLOW_DNS_SYNC;

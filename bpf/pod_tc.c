@@ -252,9 +252,9 @@ static INLINE void make_flow(struct __sk_buff *skb, struct scratch *s, __u8 stat
     struct flow *flow = &s->flow;
 
     flow->epoch = s->job.epoch;
-    flow->packets[0] = 1;
-    flow->bytes[0] = skb->len;
-    flow->packets[1] = flow->bytes[1] = 0;
+    flow->sent.packets = 1;
+    flow->sent.bytes = skb->len;
+    flow->replies.packets = flow->replies.bytes = 0;
     flow->domain = s->finding.domain;
     flow->counter = find_counter(s);
     flow->dns_sequence = 0;

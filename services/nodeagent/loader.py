@@ -88,7 +88,7 @@ DEFAULT_SIZES: Mapping[str, int] = {
     "RESOLVERS": 4_096,
     "RESOLUTIONS": 131_072,
     "SEEN": 65_536,  # power of two; 64 bytes each; shared out as flows are
-    "FLOWS": 262_144,  # 32 bytes each, and 192 while there is a flow; shared out among endpoints (regions)
+    "FLOWS": 262_144,  # 32 bytes each, and 256 while there is a flow; shared out among endpoints (regions)
     "FRAGMENTS": 8_192,  # the same
     "RULE_COUNTERS": 65_536,
     "VERDICT_PAGES": 512,  # power of two; 2 MiB

@@ -25,7 +25,7 @@ _ROW_WORDS = 5
 _BUSY = 1
 _NAMED, _AUDITED = 64, 128
 _COUNTER_WORDS = 2
-_FLOW, _FLOW_AT = struct.Struct("=III"), 40
+_FLOW, _FLOW_AT = struct.Struct("=III"), 8
 """expires, domain and counter of ``struct flow``."""
 _NO_COUNTER = 0xFFFFFFFF
 

@@ -46,7 +46,7 @@ MET = {
     *(Reason.RULE, Reason.ISOLATED, Reason.OWN_NODE, Reason.HAIRPIN, Reason.NAME_EXPIRED, Reason.MALFORMED),
     *(Reason.SPOOFED_SOURCE, Reason.WRONG_DESTINATION, Reason.MAPPED_ADDRESS),
 }
-_FLOW = struct.Struct("=8xQQQQ4xIIIHBBBBBB8x")
+_FLOW = struct.Struct("=12xIIBBBBHBBI8xQQ48xQQ48x")
 Step = tuple[bool, bytes, int]
 """Whether the pod sends it; the frame; the interface it came in by."""
 
@@ -115,7 +115,7 @@ def play(kernel: Kernel, steps: list[Step], *, is_tagged: bool) -> list[tuple[ob
         )
         found.append((result.passed, event))
     for key, value in sorted(kernel.maps["flows"].items()):
-        sent_packets, replies, sent_bytes, reply_bytes, *rest = _FLOW.unpack(value)
+        *rest, sent_packets, sent_bytes, replies, reply_bytes = _FLOW.unpack(value)
         tags = TAG_BYTES * is_tagged
         found.append(
             (key, sent_packets, replies, sent_bytes - tags * sent_packets, reply_bytes - tags * replies, *rest)

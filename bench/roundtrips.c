@@ -1,0 +1,194 @@
+// Request and response between pods, several pairs of them in short turns: what one pair is compared with has met the
+// same machine a hundredth of a second before or after, which a second-long run of each has not.
+//
+//   roundtrips PORT ROUNDS EXCHANGES BYTES PAIR...     a pair: CLIENT_NAMESPACE,SERVER_NAMESPACE,SERVER_ADDRESS
+//
+// A round: every pair once, on a connection of its own, who comes first moving on by one; EXCHANGES of BYTES there and
+// back, one at a time, after a tenth of them that is not counted. Prints a line a round: the nanoseconds of each pair's
+// exchanges, in the order in which the pairs were given. Namespaces are paths, as in /run/netns.
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <signal.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MAX_PAIRS 8
+#define MAX_BYTES 4096
+
+struct pair {
+    int client_namespace, server_namespace, listener;
+    struct sockaddr_in server;
+};
+
+static struct pair pairs[MAX_PAIRS];
+static int bytes;
+
+static void fail(const char *what)
+{
+    fprintf(stderr, "roundtrips: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+static int open_namespace(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        fail(path);
+    return fd;
+}
+
+static void enter(int namespace)
+{
+    if (setns(namespace, CLONE_NEWNET))
+        fail("setns");
+}
+
+static void send_at_once(int fd)
+{
+    int one = 1;
+
+    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)))
+        fail("TCP_NODELAY");
+}
+
+static int is_whole(int fd, char *buffer)
+{
+    for (int have = 0; have < bytes;) {
+        ssize_t got = recv(fd, buffer + have, bytes - have, 0);
+
+        if (got <= 0)
+            return 0;
+        have += got;
+    }
+    return 1;
+}
+
+// A thread of the server's for each pair: one connection after the other, each answered until its end.
+static void *serve(void *argument)
+{
+    struct pair *pair = argument;
+    char buffer[MAX_BYTES];
+
+    for (;;) {
+        int fd = accept(pair->listener, NULL, NULL);
+
+        if (fd < 0)
+            fail("accept");
+        send_at_once(fd);
+        while (is_whole(fd, buffer))
+            if (send(fd, buffer, bytes, MSG_NOSIGNAL) != bytes)
+                break;
+        close(fd);
+    }
+    return NULL;
+}
+
+static void exchange(int fd, char *buffer, int times)
+{
+    for (int i = 0; i < times; i++)
+        if (send(fd, buffer, bytes, MSG_NOSIGNAL) != bytes || !is_whole(fd, buffer))
+            fail("exchange");
+}
+
+static int64_t measure(const struct pair *pair, int exchanges)
+{
+    struct linger at_once = {1, 0};
+    struct timespec before, after;
+    char buffer[MAX_BYTES] = "";
+    int fd;
+
+    enter(pair->client_namespace);
+    fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (const struct sockaddr *)&pair->server, sizeof(pair->server)))
+        fail("connect");
+    send_at_once(fd);
+    exchange(fd, buffer, exchanges / 10 + 1);
+    clock_gettime(CLOCK_MONOTONIC, &before);
+    exchange(fd, buffer, exchanges);
+    clock_gettime(CLOCK_MONOTONIC, &after);
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+    close(fd);
+    return (after.tv_sec - before.tv_sec) * 1000000000LL + after.tv_nsec - before.tv_nsec;
+}
+
+static void listen_for(struct pair *pair)
+{
+    enter(pair->server_namespace);
+    pair->listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (pair->listener < 0 || bind(pair->listener, (struct sockaddr *)&pair->server, sizeof(pair->server)) ||
+        listen(pair->listener, 8))
+        fail("listen");
+}
+
+static void start_servers(int count)
+{
+    pthread_t thread;
+    pid_t parent = getpid();
+
+    for (int i = 0; i < count; i++)
+        listen_for(&pairs[i]);
+    if (fork())
+        return;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent)
+        exit(1);
+    for (int i = 0; i < count; i++)
+        if (pthread_create(&thread, NULL, serve, &pairs[i]))
+            fail("pthread_create");
+    for (;;)
+        pause();
+}
+
+static void read_pair(struct pair *pair, char *text, int port)
+{
+    char *client = strtok(text, ","), *server = strtok(NULL, ","), *address = strtok(NULL, ",");
+
+    pair->server.sin_family = AF_INET;
+    pair->server.sin_port = htons(port);
+    if (!address || inet_pton(AF_INET, address, &pair->server.sin_addr) != 1) {
+        fprintf(stderr, "roundtrips: %s: a pair is CLIENT_NAMESPACE,SERVER_NAMESPACE,SERVER_ADDRESS\n", text);
+        exit(2);
+    }
+    pair->client_namespace = open_namespace(client);
+    pair->server_namespace = open_namespace(server);
+}
+
+int main(int count, char **given)
+{
+    int pair_count = count - 5, port, rounds, exchanges;
+    int64_t nanos[MAX_PAIRS];
+
+    if (pair_count < 1 || pair_count > MAX_PAIRS) {
+        fprintf(stderr, "usage: roundtrips PORT ROUNDS EXCHANGES BYTES PAIR...\n");
+        return 2;
+    }
+    port = atoi(given[1]), rounds = atoi(given[2]), exchanges = atoi(given[3]), bytes = atoi(given[4]);
+    if (port < 1 || rounds < 1 || exchanges < 1 || bytes < 1 || bytes > MAX_BYTES) {
+        fprintf(stderr, "roundtrips: PORT, ROUNDS and EXCHANGES are 1 or more, BYTES 1 to %d\n", MAX_BYTES);
+        return 2;
+    }
+    for (int i = 0; i < pair_count; i++)
+        read_pair(&pairs[i], given[5 + i], port);
+    start_servers(pair_count);
+    for (int round = 0; round < rounds; round++) {
+        for (int i = 0; i < pair_count; i++) {
+            int which = (round + i) % pair_count;
+
+            nanos[which] = measure(&pairs[which], exchanges);
+        }
+        for (int i = 0; i < pair_count; i++)
+            printf("%lld%c", (long long)nanos[i], i + 1 < pair_count ? ' ' : '\n');
+    }
+    return 0;
+}
