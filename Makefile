@@ -7,7 +7,7 @@ PYTHON := .venv/bin/python
 STAMP := .venv/.yett-setup
 APT := python3-bpfcc bpftool linux-libc-dev libbpf1 python3-venv \
        knot unbound knot-dnsutils bind9-dnsutils nftables iproute2 iputils-ping curl procps prometheus openssl
-APT_BENCH := iperf3 sockperf dnsperf dnsdist
+APT_BENCH := iperf3 gcc dnsperf dnsdist
 
 .PHONY: help setup packages demo test test-fast test-kernels soak test-kube kube-assets image image-assets check \
 	bench story detach clean requirements

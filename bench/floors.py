@@ -7,6 +7,7 @@ What a row costs above its floor is the programs' own instructions; what it cost
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,9 @@ FLOORS = {
     "dns_answer_4_known": "answered",
 }
 """Row -> the program that is its floor."""
+
+FILTERS = {"nothing": "filters that do nothing", "established": "filters that ask what an established packet must"}
+"""Programs that can be filters, and what they are in words."""
 
 _PROGRAMS = """
 #define INLINE inline __attribute__((always_inline))
@@ -69,6 +73,11 @@ static INLINE int is_begun(void)
 {
     unsigned int zero = 0;
     return at(1) && at(2) && scratch.lookup(&zero) && bpf_jiffies64(); // endpoint, epoch
+}
+
+int nothing(struct __sk_buff *skb)
+{
+    return -1;
 }
 
 int established(struct __sk_buff *skb)
@@ -142,6 +151,21 @@ def floors(frame: bytes) -> Iterator[dict[str, Callable[[], int]]]:
         ring.close()
     finally:
         pin.unlink()
+
+
+@contextmanager
+def pinned_filters() -> Iterator[dict[str, Path]]:
+    """``FILTERS`` by their pins, each of which lets everything pass."""
+    module = loader.Module(_PROGRAMS, ["-O2"])
+    _fill({name: fd for name, (fd, _) in module.list_maps().items()})
+    pins = {name: Path("/sys/fs/bpf") / f"yett-floor-{os.getpid()}-{name}" for name in FILTERS}
+    try:
+        for name, pin in pins.items():
+            bpf.pin_object(module.load_program(name), pin)
+        yield pins
+    finally:
+        for pin in pins.values():
+            pin.unlink(missing_ok=True)
 
 
 def _fill(maps: dict[str, int]) -> None:

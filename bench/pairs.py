@@ -52,9 +52,19 @@ def compare(found: Mapping[str, Sequence[float]], name: str, base: str) -> Ratio
     return Ratios(tuple(one / other for one, other in zip(found[name], found[base], strict=True)))
 
 
-def judge_pairs(what: str, found: Mapping[str, Sequence[float]], bound: float, unit: str) -> Measured:
-    """Enforced by bare, at least ``bound``; the control's ratio and the bare median (in ``unit``) beside it."""
+def judge_pairs(
+    what: str,
+    found: Mapping[str, Sequence[float]],
+    bound: float,
+    unit: str,
+    floors: Mapping[str, Ratios] | None = None,
+) -> Measured:
+    """Enforced by bare, at least ``bound``; the control's ratio and the bare median (in ``unit``) beside it.
+
+    ``floors``: what else was compared with the bare, in words.
+    """
     ratio, control = compare(found, ENFORCED, BARE), compare(found, CONTROL, BARE)
     bare = f"bare {statistics.median(found[BARE]):.4g} {unit}"
-    spread = f"{ratio.spread}; control {control.spread}; {len(ratio.values)} pairs; {bare}"
+    others = "".join(f"; {words} {floor.spread}" for words, floor in (floors or {}).items())
+    spread = f"{ratio.spread}; control {control.spread}{others}; {len(ratio.values)} pairs; {bare}"
     return Measured(what, round(ratio.median, 4), "x bare", bound, spread, at_least=True)

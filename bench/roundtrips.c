@@ -1,11 +1,11 @@
 // Request and response between pods, several pairs of them in short turns: what one pair is compared with has met the
 // same machine a hundredth of a second before or after, which a second-long run of each has not.
 //
-//   roundtrips PORT ROUNDS EXCHANGES BYTES PAIR...     a pair: CLIENT_NAMESPACE,SERVER_NAMESPACE,SERVER_ADDRESS
+//   roundtrips PORT TURNS ROUNDS EXCHANGES BYTES PAIR...   a pair: CLIENT_NAMESPACE,SERVER_NAMESPACE,SERVER_ADDRESS
 //
-// A round: every pair once, on a connection of its own, who comes first moving on by one; EXCHANGES of BYTES there and
-// back, one at a time, after a tenth of them that is not counted. Prints a line a round: the nanoseconds of each pair's
-// exchanges, in the order in which the pairs were given. Namespaces are paths, as in /run/netns.
+// A turn: a new connection for every pair, then ROUNDS. A round: every pair once, who comes first moving on by one;
+// EXCHANGES of BYTES there and back, one at a time, after a tenth of them that is not counted. Prints a line a turn: the
+// nanoseconds of each pair's exchanges, in the order in which the pairs were given. Namespaces are paths, as in /run/netns.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -26,7 +26,8 @@
 #define MAX_BYTES 4096
 
 struct pair {
-    int client_namespace, server_namespace, listener;
+    int client_namespace, server_namespace, listener, connection;
+    int64_t nanos; // of this turn's exchanges
     struct sockaddr_in server;
 };
 
@@ -101,25 +102,34 @@ static void exchange(int fd, char *buffer, int times)
             fail("exchange");
 }
 
-static int64_t measure(const struct pair *pair, int exchanges)
+static void open_connection(struct pair *pair)
+{
+    enter(pair->client_namespace);
+    pair->connection = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (pair->connection < 0 || connect(pair->connection, (const struct sockaddr *)&pair->server, sizeof(pair->server)))
+        fail("connect");
+    send_at_once(pair->connection);
+    pair->nanos = 0;
+}
+
+static void close_connection(struct pair *pair)
 {
     struct linger at_once = {1, 0};
+
+    setsockopt(pair->connection, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+    close(pair->connection);
+}
+
+static void measure(struct pair *pair, int exchanges)
+{
     struct timespec before, after;
     char buffer[MAX_BYTES] = "";
-    int fd;
 
-    enter(pair->client_namespace);
-    fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || connect(fd, (const struct sockaddr *)&pair->server, sizeof(pair->server)))
-        fail("connect");
-    send_at_once(fd);
-    exchange(fd, buffer, exchanges / 10 + 1);
+    exchange(pair->connection, buffer, exchanges / 10 + 1);
     clock_gettime(CLOCK_MONOTONIC, &before);
-    exchange(fd, buffer, exchanges);
+    exchange(pair->connection, buffer, exchanges);
     clock_gettime(CLOCK_MONOTONIC, &after);
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
-    close(fd);
-    return (after.tv_sec - before.tv_sec) * 1000000000LL + after.tv_nsec - before.tv_nsec;
+    pair->nanos += (after.tv_sec - before.tv_sec) * 1000000000LL + after.tv_nsec - before.tv_nsec;
 }
 
 static void listen_for(struct pair *pair)
@@ -164,31 +174,37 @@ static void read_pair(struct pair *pair, char *text, int port)
     pair->server_namespace = open_namespace(server);
 }
 
+static void take_turn(int pair_count, int rounds, int exchanges)
+{
+    for (int i = 0; i < pair_count; i++)
+        open_connection(&pairs[i]);
+    for (int round = 0; round < rounds; round++)
+        for (int i = 0; i < pair_count; i++)
+            measure(&pairs[(round + i) % pair_count], exchanges);
+    for (int i = 0; i < pair_count; i++) {
+        close_connection(&pairs[i]);
+        printf("%lld%c", (long long)pairs[i].nanos, i + 1 < pair_count ? ' ' : '\n');
+    }
+}
+
 int main(int count, char **given)
 {
-    int pair_count = count - 5, port, rounds, exchanges;
-    int64_t nanos[MAX_PAIRS];
+    int pair_count = count - 6, port, turns, rounds, exchanges;
 
     if (pair_count < 1 || pair_count > MAX_PAIRS) {
-        fprintf(stderr, "usage: roundtrips PORT ROUNDS EXCHANGES BYTES PAIR...\n");
+        fprintf(stderr, "usage: roundtrips PORT TURNS ROUNDS EXCHANGES BYTES PAIR...\n");
         return 2;
     }
-    port = atoi(given[1]), rounds = atoi(given[2]), exchanges = atoi(given[3]), bytes = atoi(given[4]);
-    if (port < 1 || rounds < 1 || exchanges < 1 || bytes < 1 || bytes > MAX_BYTES) {
-        fprintf(stderr, "roundtrips: PORT, ROUNDS and EXCHANGES are 1 or more, BYTES 1 to %d\n", MAX_BYTES);
+    port = atoi(given[1]), turns = atoi(given[2]), rounds = atoi(given[3]), exchanges = atoi(given[4]);
+    bytes = atoi(given[5]);
+    if (port < 1 || turns < 1 || rounds < 1 || exchanges < 1 || bytes < 1 || bytes > MAX_BYTES) {
+        fprintf(stderr, "roundtrips: PORT, TURNS, ROUNDS and EXCHANGES are 1 or more, BYTES 1 to %d\n", MAX_BYTES);
         return 2;
     }
     for (int i = 0; i < pair_count; i++)
-        read_pair(&pairs[i], given[5 + i], port);
+        read_pair(&pairs[i], given[6 + i], port);
     start_servers(pair_count);
-    for (int round = 0; round < rounds; round++) {
-        for (int i = 0; i < pair_count; i++) {
-            int which = (round + i) % pair_count;
-
-            nanos[which] = measure(&pairs[which], exchanges);
-        }
-        for (int i = 0; i < pair_count; i++)
-            printf("%lld%c", (long long)nanos[i], i + 1 < pair_count ? ' ' : '\n');
-    }
+    for (int turn = 0; turn < turns; turn++)
+        take_turn(pair_count, rounds, exchanges);
     return 0;
 }

@@ -1,42 +1,76 @@
-"""What enforcement leaves of the traffic between two pods: bulk TCP by iperf3, request and response by sockperf.
+"""What enforcement leaves of the traffic between two pods: bulk TCP by iperf3, requests by ``roundtrips.c``.
 
 Three pairs of pods of one node, taken in turns: one enforced, one not attached, and one not attached as the control.
+Beside request and response two floors: filters that do nothing, and filters that do what an established packet cannot
+do without (``floors``), at the same hooks.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 
 from bench.bounds import TRAFFIC_RATIO, Measured
-from bench.pairs import FIRST, judge_pairs, take_turns
+from bench.floors import FILTERS, pinned_filters
+from bench.pairs import BARE, FIRST, compare, judge_pairs, take_turns
 from bench.pods import PAIRS, Laboratory, check_tools, laboratory
-from services.demo.lab import run_command
-from services.demo.state import DemoError
+from services.demo.lab import in_namespace, run_command
+from services.demo.state import NETNS
 from services.demo.topology import Pod
+from tests.e2e.onenode import make_pod
 
 TURNS = 15
 BULK_PORT, REQUEST_PORT = 5201, 5202
-BULK_BYTES, REQUEST_SECONDS = "512M", 1
+BULK_BYTES = "512M"
 """Of each sample."""
 MESSAGE_BYTES = 64
-_MESSAGES = re.compile(r"\[Valid Duration\] RunTime=([0-9.]+) sec; SentMessages=\d+; ReceivedMessages=(\d+)")
+ROUNDS, EXCHANGES = 100, 200
+"""Rounds a turn, and exchanges of each pair in a round: 3 ms, so that all pairs meet the same machine.
+
+A connection lasts a turn: each new one is news to the agent, whose work is not what is measured here.
+"""
+FLOOR_PAIRS = {
+    name: (make_pod(41 + 10 * index, "u"), make_pod(42 + 10 * index, "u")) for index, name in enumerate(FILTERS)
+}
 
 
 def measure_traffic() -> list[Measured]:
-    """Both kinds, each pair's servers running from the start."""
-    check_tools("iperf3", "sockperf", "chrt")
+    """Both kinds."""
+    check_tools("iperf3", "gcc", "chrt")
     with laboratory() as lab:
         for name, (_, server) in PAIRS.items():
             lab.serve(f"iperf3-{name}", server, BULK_PORT, *FIRST, "iperf3", "--server", "--port", str(BULK_PORT))
-            lab.serve(f"sockperf-{name}", server, REQUEST_PORT, *FIRST, *_sockperf("server", server))
         bulk = take_turns(TURNS, {name: partial(send_bulk, lab, *pods) for name, pods in PAIRS.items()})
-        requests = take_turns(TURNS, {name: partial(ask_and_wait, lab, *pods) for name, pods in PAIRS.items()})
+        with floor_pairs(lab):
+            requests = ask_and_wait(lab, {**PAIRS, **FLOOR_PAIRS})
+    floors = {words: compare(requests, name, BARE) for name, words in FILTERS.items()}
     return [
         judge_pairs("bulk TCP between two pods, attached to not", bulk, TRAFFIC_RATIO, "Gbit/s"),
-        judge_pairs("requests and responses between two pods, attached to not", requests, TRAFFIC_RATIO, "a second"),
+        judge_pairs(
+            "requests and responses between two pods, attached to not", requests, TRAFFIC_RATIO, "a second", floors
+        ),
     ]
+
+
+@contextmanager
+def floor_pairs(lab: Laboratory) -> Iterator[None]:
+    """The pods whose interfaces have the floors' filters, where ours would be."""
+    with pinned_filters() as pins, ExitStack() as undo:
+        for name, pods in FLOOR_PAIRS.items():
+            for pod in pods:
+                lab.node.lab.add_pod(pod)
+                tc = partial(in_namespace, lab.node.namespace, "tc")
+                run_command(tc("qdisc", "add", "dev", pod.interface, "clsact"))
+                undo.callback(run_command, tc("qdisc", "del", "dev", pod.interface, "clsact"))
+                for hook in ("ingress", "egress"):
+                    run_command(
+                        tc("filter", "add", "dev", pod.interface, hook, "bpf", "da", "object-pinned", str(pins[name]))
+                    )
+        yield
 
 
 def send_bulk(lab: Laboratory, client: Pod, server: Pod) -> float:
@@ -46,17 +80,26 @@ def send_bulk(lab: Laboratory, client: Pod, server: Pod) -> float:
     return float(said["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
-def ask_and_wait(lab: Laboratory, client: Pod, server: Pod) -> float:
-    """Answers a second on one connection, one question under way at a time."""
-    said = run_command(lab.inside(client, *FIRST, *_sockperf("ping-pong", server)))
-    found = _MESSAGES.search(said)
-    if found is None or not int(found[2]):
-        raise DemoError(f"sockperf told no figures: {said[-1000:]}")
-    return int(found[2]) / float(found[1])
+def ask_and_wait(lab: Laboratory, pairs: Mapping[str, tuple[Pod, Pod]]) -> dict[str, list[float]]:
+    """Answers a second, one question under way at a time, by pair and turn."""
+    program = compile_roundtrips(lab.node.run.folder)
+    where = {pod: str(NETNS / lab.node.lab.pod_namespace(pod)) for pods in pairs.values() for pod in pods}
+    given = [f"{where[client]},{where[server]},{server.address}" for client, server in pairs.values()]
+    numbers = [str(number) for number in (REQUEST_PORT, TURNS, ROUNDS, EXCHANGES, MESSAGE_BYTES)]
+    return read_turns(list(pairs), run_command([*FIRST, str(program), *numbers, *given]), ROUNDS * EXCHANGES)
 
 
-def _sockperf(mode: str, server: Pod) -> list[str]:
-    command = ["sockperf", mode, "--tcp", "--ip", server.address, "--port", str(REQUEST_PORT)]
-    if mode == "server":
-        return command
-    return [*command, "--msg-size", str(MESSAGE_BYTES), "--time", str(REQUEST_SECONDS)]
+def compile_roundtrips(folder: Path) -> Path:
+    """The generator; DemoError with what the compiler says."""
+    program = folder / "roundtrips"
+    source = Path(__file__).with_name("roundtrips.c")
+    run_command([shutil.which("gcc") or "gcc", "-O2", "-Wall", "-Werror", "-pthread", "-o", str(program), str(source)])
+    return program
+
+
+def read_turns(names: Sequence[str], said: str, exchanges: int) -> dict[str, list[float]]:
+    """Exchanges a second by name and turn, of a line of nanoseconds a turn; ValueError where some are missing."""
+    turns = [[int(nanos) for nanos in line.split()] for line in said.splitlines()]
+    if not turns or any(len(turn) != len(names) for turn in turns):
+        raise ValueError(f"not every turn has {len(names)} figures")
+    return {name: [exchanges * 1e9 / turn[index] for turn in turns] for index, name in enumerate(names)}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bench.bounds import Measured
 from bench.pairs import BARE, CONTROL, ENFORCED, compare, judge_pairs, take_turns
+from bench.traffic import read_turns
 
 
 def test_every_measure_has_its_turn_and_none_is_always_first() -> None:
@@ -32,6 +35,21 @@ def test_the_ratio_is_held_from_below_with_the_controls_beside_it() -> None:
     missed = judge_pairs("x", {**found, ENFORCED: [96.0] * 3}, 0.97, "q/s")
     assert not missed.met
     assert "control 1.010 (1.010 to 1.010)" in missed.spread
+
+
+def test_floors_are_printed_beside_what_they_are_floors_of() -> None:
+    """With their quartiles, in words."""
+    found = {ENFORCED: [96.0] * 3, BARE: [100.0] * 3, CONTROL: [100.0] * 3, "nothing": [98.0] * 3}
+    judged = judge_pairs("x", found, 0.97, "a second", {"filters that do nothing": compare(found, "nothing", BARE)})
+    assert "; filters that do nothing 0.980 (0.980 to 0.980); 3 pairs" in judged.spread
+
+
+def test_nanoseconds_become_rates() -> None:
+    """Two turns of two pairs; what is incomplete is refused."""
+    assert read_turns(["a", "b"], "1000 2000\n3000 4000\n", 12) == {"a": [1.2e7, 4e6], "b": [6e6, 3e6]}
+    for said in ("", "1000\n", "1000 2000\n3000\n"):
+        with pytest.raises(ValueError, match="not every turn has 2 figures"):
+            read_turns(["a", "b"], said, 12)
 
 
 def test_the_file_has_the_promised_columns() -> None:

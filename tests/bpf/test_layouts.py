@@ -182,8 +182,9 @@ def test_rows_of_peers_are_words_where_they_are_read(structs: dict[str, Any]) ->
 
 
 def test_what_both_directions_of_a_flow_write_shares_no_line(structs: dict[str, Any]) -> None:
-    """An entry is whole lines of the cache; what each direction counts is in one of its own, what both read in another."""
-    flow, before = structs["flow"], 8 + 48 + ctypes.sizeof(structs["flow_key"])  # the allocator's word, the hash's header
+    """An entry is whole lines of the cache: each direction counts in one of its own, what both read is in another."""
+    allocator, header = 8, 48
+    flow, before = structs["flow"], allocator + header + ctypes.sizeof(structs["flow_key"])
     assert (before + ctypes.sizeof(flow)) % 64 == 0
     lines = {name: (before + getattr(flow, name).offset) // 64 for name, *_ in flow._fields_}
     assert lines["sent"] != lines["replies"]
