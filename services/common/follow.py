@@ -43,7 +43,11 @@ class Pace:
 
     heartbeat: float = 2.0
     deadline: float = 5.0
-    """Without a message or heartbeat for this long the consumer is made again."""
+    """Without a message or heartbeat for this long the consumer is made again.
+
+    Counted in waits that ended with nothing: of a process that gets no processor it is not the server that is silent,
+    and to make consumers again would be more work for both.
+    """
     check: float = 10.0
     """How often the stream's identity and last sequence are compared."""
     poll: float = 0.25
@@ -99,7 +103,7 @@ class Follower:
         self._catching_up = True
         self._backlog_end = 0
         self._reconnects = 0
-        self._heard = 0.0
+        self._silence = 0.0
         self._checked = 0.0
         self._restart_reason = ""
 
@@ -184,7 +188,8 @@ class Follower:
         self._consumer = consumer
         self._backlog_end = state.last_sequence
         self._reconnects = self._connection.stats["reconnects"]
-        self._heard = self._checked = self._now()
+        self._silence = 0.0
+        self._checked = self._now()
         if answer.get("num_pending", 0) == 0:
             self._end_backlog()
 
@@ -258,11 +263,12 @@ class Follower:
                 async with asyncio.timeout(self._pace.poll):
                     await self._arrived.wait()
             except TimeoutError:
+                self._silence += self._pace.poll
                 await self._check()
                 return
-        self._heard = self._now()
+        self._silence = 0.0
         self._take_arrivals()
-        if self._heard - self._checked > self._pace.check:
+        if self._now() - self._checked > self._pace.check:
             await self._check()
 
     def _tick(self) -> None:
@@ -347,7 +353,7 @@ class Follower:
         now = self._now()
         if self._connection.stats["reconnects"] != self._reconnects:
             self._lose_consumer("reconnected")
-        elif now - self._heard > self._pace.deadline:
+        elif self._silence > self._pace.deadline:
             self._lose_consumer(f"nothing heard for {self._pace.deadline} s")
         elif now - self._checked > self._pace.check:
             self._checked = now

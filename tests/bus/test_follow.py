@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -238,6 +239,27 @@ def test_a_consumer_that_vanishes_is_made_again(nats_server: NatsServer) -> None
                 await jetstream.call(f"CONSUMER.DELETE.{wire.STREAM_POLICY}.{name}")
             await _put(client, [1, 2])
             assert [m.sequence for m in await _next_messages(follower, 2)] == [1, 2]
+
+    run(scenario())
+
+
+def test_a_process_without_a_processor_keeps_its_consumer(nats_server: NatsServer) -> None:
+    """The loop stands still for longer than the deadline, between a wait and its end: the server was not silent."""
+
+    async def scenario() -> None:
+        async with (
+            connected(nats_server) as (client, jetstream),
+            Follower(client, wire.STREAM_POLICY, ALL, pace=QUICK) as follower,
+        ):
+            await anext(follower)
+            before = (await jetstream.call(f"CONSUMER.NAMES.{wire.STREAM_POLICY}"))["consumers"]
+            waiting = asyncio.create_task(_next_messages(follower, 1))
+            for _ in range(3):
+                await asyncio.sleep(QUICK.poll / 2)
+                time.sleep(2 * QUICK.deadline)  # noqa: ASYNC251  on purpose
+            await _put(client, [1])
+            assert [m.sequence for m in await waiting] == [1]
+            assert (await jetstream.call(f"CONSUMER.NAMES.{wire.STREAM_POLICY}"))["consumers"] == before
 
     run(scenario())
 
