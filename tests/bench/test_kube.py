@@ -36,10 +36,11 @@ def test_watches_and_renewals_are_what_rest_may_cost() -> None:
 
 def test_a_restart_may_publish_its_mark_alone() -> None:
     """Any other message misses the bound."""
-    found = {"seconds": 1.0, "said": [wire.SUBJECT_LEADER], "rows": 9, "listed": 5, "cpu": 1.0, "peak": 80}
-    assert [row.met for row in judge_restart(found)] == [True, True]
-    said = [wire.SUBJECT_LEADER, wire.SUBJECT_REVISION]
-    assert [row.met for row in judge_restart(found | {"said": said, "seconds": 6.0})] == [False, False]
+    found: dict[str, Any] = {"seconds": 1.0, "said": [wire.SUBJECT_LEADER], "rows": 9, "cpu": 1.0, "peak": 80}
+    found |= {"listed": 3_000, "held": 150.0}
+    assert [row.met for row in judge_restart(found)] == [True] * 4
+    missed = {"said": [wire.SUBJECT_LEADER, wire.SUBJECT_REVISION], "seconds": 6.0, "listed": 3_001, "held": 151.0}
+    assert [row.met for row in judge_restart(found | missed)] == [False] * 4
 
 
 def test_the_pods_that_are_added_are_as_many_as_said_and_apart() -> None:
