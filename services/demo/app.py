@@ -18,8 +18,8 @@ import uvloop
 from rich.console import Console
 
 from schemas.status import ControllerStatus, Problem
+from services.common.bus import Bus
 from services.demo import figures, report, servers
-from services.demo.bus import Bus
 from services.demo.pipeline import make_environment
 from services.demo.runner import Demo, Options, Outcome, check_machine
 from services.demo.state import DemoError, Run, find_runs

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 
-from services.demo.bus import POLL_SECONDS, Bus
+from services.common.bus import POLL_SECONDS, Bus
 from services.demo.state import DemoError
 from services.demo.topology import NODES, Node, Pod
 

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from services.common.bus import Bus
 from services.common.cache import PROGRAMS, find_cache
 from services.demo import servers, topology
-from services.demo.bus import Bus
 from services.demo.lab import UPLINK, Lab, in_namespace
 from services.demo.servers import start_process
 from services.demo.state import Process, is_alive

@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Sequence
 
 from schemas.verdict import VerdictEvent
+from services.common.bus import Bus, wait_for
 from services.demo import topology
-from services.demo.bus import Bus, wait_for
 from services.demo.control import list_targets
 from services.demo.rows import CURL_BLOCKED, Attempt, match_verdict
 from services.demo.steps import Connect, Lookup, Probe, UseLive

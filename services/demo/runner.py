@@ -15,9 +15,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from services.common.bus import Bus
 from services.demo import control, objects, report, servers, steps, topology
 from services.demo.actions import WRITES, Actor
-from services.demo.bus import Bus
 from services.demo.convergence import ENFORCED_SECONDS, START_SECONDS, read_revision, wait_enforced
 from services.demo.folder import ManifestFolder, Objects
 from services.demo.lab import Lab

@@ -12,11 +12,11 @@ from schemas import wire
 from schemas.policy import Config, DomainRow
 from schemas.status import AgentStatus, ControllerStatus
 from services.common import bpf
+from services.common.bus import Bus, wait_for
 from services.common.follow import Follower
 from services.common.jetstream import JetStream, JetStreamError
 from services.common.messages import CaughtUp
 from services.common.nats import ServerTooOldError, check_version
-from services.demo.bus import Bus, wait_for
 from services.operate.doctor import Facts, Here
 
 LISTEN_SECONDS = 3.0

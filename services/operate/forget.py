@@ -17,11 +17,11 @@ from nats.aio.client import Client
 from schemas import wire
 from schemas.resolution import Forget, Resolution
 from schemas.terms import NodeName
+from services.common.bus import Bus, wait_for
 from services.common.follow import Follower
 from services.common.forgetting import subject_of
 from services.common.jetstream import JetStream, JetStreamError
 from services.common.messages import CaughtUp
-from services.demo.bus import Bus, wait_for
 
 PUBLISH_SECONDS = 5.0
 LISTEN_SECONDS = 1.5

@@ -22,9 +22,9 @@ import uvloop
 
 from schemas.status import AgentStatus
 from schemas.verdict import VerdictEvent
+from services.common.bus import Bus
 from services.demo import objects, servers
 from services.demo.app import owned_run
-from services.demo.bus import Bus
 from services.demo.convergence import START_SECONDS, read_revision, wait_enforced
 from services.demo.folder import ManifestFolder
 from services.demo.lab import Lab, in_namespace

@@ -27,10 +27,10 @@ import pytest
 from schemas import wire
 from schemas.terms import Verdict
 from schemas.verdict import NameRefused
+from services.common.bus import wait_for
 from services.common.metrics import Family
 from services.common.nats import flush
 from services.demo import objects, topology
-from services.demo.bus import wait_for
 from services.demo.figures import FreshNames, ask, open_questions
 from services.demo.pipeline import agent_name
 from services.demo.state import is_alive

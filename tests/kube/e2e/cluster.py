@@ -26,10 +26,10 @@ from rich.console import Console
 from schemas.status import Problem
 from services.access.folder import Folder
 from services.common import nats
+from services.common.bus import Bus
 from services.common.settings import CommonSettings, load_settings
 from services.demo import topology
 from services.demo.app import owned_run
-from services.demo.bus import Bus
 from services.demo.lab import Lab, in_namespace, list_interfaces, run_command
 from services.demo.pipeline import CONTROLLER, METRICS_CONTROLLER, Pipeline, make_environment
 from services.demo.runner import Demo, Options

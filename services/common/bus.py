@@ -1,6 +1,7 @@
-"""What the demo hears on the bus: statuses of controller, agents and recorders, and every verdict.
+"""What is heard on the bus: statuses of controller, agents and recorders, and every verdict.
 
-A listener only: the demo publishes nothing, and what it prints about a row is what the services said of it.
+A listener only, for the demo and for who looks at a cluster: nothing is published, and what is told of a row is what
+the services said of it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Bus:
     async def open(cls, url: str) -> Bus:
         """Connected and listening; nats.errors.Error or OSError if there is no server."""
         client = Client()
-        await client.connect(url, name="yett demo", allow_reconnect=True, max_reconnect_attempts=-1, error_cb=_ignore)
+        await client.connect(url, name="yett listener", allow_reconnect=True, max_reconnect_attempts=-1, error_cb=_ignore)
         return await cls.listen(client)
 
     @classmethod
