@@ -23,7 +23,7 @@ from services.demo.topology import NODE_A, Pod
 
 FORWARDER = "forwarder"
 FORWARDER_PORT = 5300
-TURNS = 9
+TURNS = 15
 SECONDS = 1
 """Of each sample."""
 NAMES = 200

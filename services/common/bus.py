@@ -54,7 +54,7 @@ class Bus:
     async def open(cls, url: str) -> Bus:
         """Connected and listening; nats.errors.Error or OSError if there is no server."""
         client = Client()
-        await client.connect(url, name="yett listener", allow_reconnect=True, max_reconnect_attempts=-1, error_cb=_ignore)
+        await client.connect(url, name="yett", allow_reconnect=True, max_reconnect_attempts=-1, error_cb=_ignore)
         return await cls.listen(client)
 
     @classmethod
