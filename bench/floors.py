@@ -26,8 +26,8 @@ FLOORS = {
 }
 """Row -> the program that is its floor."""
 
-FILTERS = {"nothing": "filters that do nothing", "established": "filters that ask what an established packet must"}
-"""Programs that can be filters, and what they are in words."""
+FILTERS = {"nothing": "filters that do nothing", "counting": "filters that find a flow and count in it"}
+"""Programs that are filters for comparison, and what they are in words."""
 
 _PROGRAMS = """
 #define INLINE inline __attribute__((always_inline))
@@ -77,6 +77,20 @@ static INLINE int is_begun(void)
 
 int nothing(struct __sk_buff *skb)
 {
+    return -1;
+}
+
+int counting(struct __sk_buff *skb)
+{
+    struct key32 key = {.word = {skb->ifindex, skb->ingress_ifindex == skb->ifindex}};
+    struct value *flow = flows.lookup(&key), first = {};
+
+    if (!flow) {
+        flows.update(&key, &first);
+        return -1;
+    }
+    flow->word[0]++;
+    flow->word[1] += skb->len;
     return -1;
 }
 

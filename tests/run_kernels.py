@@ -24,7 +24,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +37,8 @@ RESULTS = ROOT / "build" / "kernels"
 TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "depmod": "kmod"}
 """Command -> the apt package that has it."""
 PROBE_SECONDS = 30
-BOOT_SECONDS = 60
-"""Of an emulated machine, with much to spare."""
+BOOT_SECONDS = 300
+"""Of an emulated machine, with much to spare: it takes ten. A guest that has said nothing by then is given up."""
 RING_SECONDS = int(os.environ.get("YETT_KERNEL_SECONDS", "5400"))
 """What one kernel may take; a ring that is not through by then has failed."""
 EMULATED = {
@@ -171,11 +171,18 @@ def linked_modules(folder: Path) -> Iterator[None]:
 # Booting
 
 
-def boot(folder: Path, script: str, *, kvm: bool, seconds: float) -> None:
-    """Run a script in a guest over this file system, writable in ``RESULTS`` alone; returns when it is off or late."""
+def boot(folder: Path, script: str, sign: Path, *, kvm: bool, seconds: float) -> None:
+    """Run a script in a guest over this file system, writable in ``RESULTS`` alone; returns when it is off or late.
+
+    ``sign``: the file that the script writes first. The script goes by a file, too: vng's way for it is the kernel's
+    command line, of which more than 2,048 characters are cut off, and a guest without its end waits for ever.
+    """
+    sign.unlink(missing_ok=True)
+    written = RESULTS / f"script-{read_release(folder)}"
+    written.write_text(script)
     image = folder / "boot" / f"vmlinuz-{read_release(folder)}"
     command = [str(Path(sys.prefix) / "bin" / "vng"), "-r", str(image), "--user", "root", "--cpus", "2"]
-    command += ["--memory", "3G", "--force-9p", f"--rwdir={RESULTS}", "--", f"bash -c {shlex.quote(script)}"]
+    command += ["--memory", "3G", "--force-9p", f"--rwdir={RESULTS}", "--", f"bash {shlex.quote(str(written))}"]
     if not kvm:
         command.insert(1, "--disable-kvm")
     path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
@@ -191,7 +198,9 @@ def boot(folder: Path, script: str, *, kvm: bool, seconds: float) -> None:
         ) as process,
     ):
         try:
-            process.wait(seconds)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(min(BOOT_SECONDS, seconds))
+            process.wait(max(seconds - BOOT_SECONDS, 0) if sign.exists() else 0)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
 
@@ -201,8 +210,7 @@ def has_kvm(folder: Path) -> bool:
     if os.environ.get("YETT_KVM") == "0" or not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
     said = RESULTS / "probe"
-    said.unlink(missing_ok=True)
-    boot(folder, f"uname -r > {said}", kvm=True, seconds=PROBE_SECONDS)
+    boot(folder, f"uname -r > {said}", said, kvm=True, seconds=PROBE_SECONDS)
     return said.exists()
 
 
@@ -250,7 +258,7 @@ def run_ring(version: str, folder: Path, tests: Sequence[str], *, kvm: bool) -> 
         tests=" ".join(shlex.quote(test) for test in tests),
     )
     started = time.monotonic()
-    boot(folder, script, kvm=kvm, seconds=RING_SECONDS + BOOT_SECONDS)
+    boot(folder, script, results / "release", kvm=kvm, seconds=RING_SECONDS + BOOT_SECONDS)
     seconds = time.monotonic() - started
     release = (results / "release").read_text().strip() if (results / "release").exists() else ""
     machine = "kvm" if kvm else "emulated"
