@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -59,6 +61,36 @@ def test_rings_share_no_test_and_miss_none() -> None:
                 for kube in (False, True):
                     names = {"kernel": kernel, "nats": nats, "e2e": e2e, "kube": kube}
                     assert sum(eval(expression, {}, names) for expression in run_rings.RINGS.values()) == 1
+
+
+@pytest.mark.parametrize("rings", [["kernel", "kube", "e2e"], ["pure", "kernel", "nats", "e2e", "kube"]])
+def test_the_ring_that_waits_runs_beside_those_that_compute(rings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And beside no other; whatever it is called with, each has its result, in the order asked for."""
+    meeting, under_way, seen = threading.Barrier(2), set[str](), dict[str, set[str]]()
+
+    def run(ring: str, output: IO[str] | None) -> run_rings.Result:
+        under_way.add(ring)
+        if ring in ("kernel", "kube"):
+            meeting.wait(10)
+        seen[ring] = set(under_way)
+        if output is not None:
+            output.write(f"{ring} said this")
+        under_way.discard(ring)
+        return len(ring), 1.0
+
+    monkeypatch.setattr(run_rings, "_run", run)
+    monkeypatch.setattr(run_rings.os, "cpu_count", lambda: 2)
+    assert list(run_rings.run_rings(rings).items()) == [(ring, (len(ring), 1.0)) for ring in rings]
+    assert seen["e2e"] == {"e2e"} and "kube" in seen["kernel"] | seen["kube"]
+
+
+def test_one_processor_has_one_ring_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order asked for."""
+    order: list[str] = []
+    monkeypatch.setattr(run_rings, "_run", lambda ring, output: (order.append(ring) or 0, 1.0))
+    monkeypatch.setattr(run_rings.os, "cpu_count", lambda: 1)
+    run_rings.run_rings(["kernel", "kube", "pure"])
+    assert order == ["kernel", "kube", "pure"]
 
 
 def test_an_unknown_ring_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
