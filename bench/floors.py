@@ -147,7 +147,7 @@ def floors(frame: bytes) -> Iterator[dict[str, Callable[[], int]]]:
     module = loader.Module(_PROGRAMS, ["-O2"])
     maps = {name: fd for name, (fd, _) in module.list_maps().items()}
     _fill(maps)
-    pin = Path("/sys/fs/bpf") / f"yett-floor-{Path('/proc/self').readlink().name}"
+    pin = _make_pin("events")
     bpf.pin_object(maps["events"], pin)
     try:
         ring = bpf.RingBuffer(pin)
@@ -171,8 +171,7 @@ def floors(frame: bytes) -> Iterator[dict[str, Callable[[], int]]]:
 def pinned_filters() -> Iterator[dict[str, Path]]:
     """``FILTERS`` by their pins, each of which lets everything pass."""
     module = loader.Module(_PROGRAMS, ["-O2"])
-    _fill({name: fd for name, (fd, _) in module.list_maps().items()})
-    pins = {name: Path("/sys/fs/bpf") / f"yett-floor-{os.getpid()}-{name}" for name in FILTERS}
+    pins = {name: _make_pin(name) for name in FILTERS}
     try:
         for name, pin in pins.items():
             bpf.pin_object(module.load_program(name), pin)
@@ -180,6 +179,10 @@ def pinned_filters() -> Iterator[dict[str, Path]]:
     finally:
         for pin in pins.values():
             pin.unlink(missing_ok=True)
+
+
+def _make_pin(name: str) -> Path:
+    return Path("/sys/fs/bpf") / f"yett-floor-{os.getpid()}-{name}"
 
 
 def _fill(maps: dict[str, int]) -> None:

@@ -252,14 +252,12 @@ async def measure_restart(folder: Path) -> dict[str, Any]:
                 started = time.perf_counter()
                 async with reading(server, kube, "second") as second:
                     async with asyncio.timeout(START_SECONDS):
-                        while not second.said("cluster listed"):  # noqa: ASYNC110  another process's deed
-                            await asyncio.sleep(0.005)
+                        listed = await second.until_said("cluster listed")
                         held = read_process(second.process.pid)["peak"]
-                        while not await is_serving(client, "second", revision):  # noqa: ASYNC110
+                        while not await is_serving(client, "second", revision):  # noqa: ASYNC110  another process's deed
                             await asyncio.sleep(0.02)
                     seconds = time.perf_counter() - started
                     used = read_process(second.process.pid)
-                    listed = second.said("cluster listed")[0]
                     said = moved(before, await stored(client, jetstream))
                 return {"seconds": seconds, "said": sorted(said), "rows": len(before), "filled": filled} | {
                     "cpu": used["cpu"],

@@ -1,16 +1,14 @@
 """What enforcement leaves of the traffic between two pods: bulk TCP by iperf3, requests by ``roundtrips.c``.
 
 Three pairs of pods of one node, taken in turns: one enforced, one not attached, and one not attached as the control.
-Beside request and response two floors: filters that do nothing, and filters that do what an established packet cannot
-do without (``floors``), at the same hooks.
+Beside request and response two floors (``floors``): filters that do nothing, and filters that find a flow and count in
+it, at the same hooks.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +16,11 @@ from bench.bounds import TRAFFIC_RATIO, Measured
 from bench.floors import FILTERS, pinned_filters
 from bench.pairs import BARE, FIRST, compare, judge_pairs, take_turns
 from bench.pods import PAIRS, Laboratory, check_tools, laboratory
-from services.demo.lab import in_namespace, run_command
+from services.demo.lab import run_command
 from services.demo.state import NETNS
 from services.demo.topology import Pod
 from tests.e2e.onenode import make_pod
+from tests.generators import compile_generator
 
 TURNS = 15
 BULK_PORT, REQUEST_PORT = 5201, 5202
@@ -45,8 +44,8 @@ def measure_traffic() -> list[Measured]:
         for name, (_, server) in PAIRS.items():
             lab.serve(f"iperf3-{name}", server, BULK_PORT, *FIRST, "iperf3", "--server", "--port", str(BULK_PORT))
         bulk = take_turns(TURNS, {name: partial(send_bulk, lab, *pods) for name, pods in PAIRS.items()})
-        with floor_pairs(lab):
-            requests = ask_and_wait(lab, {**PAIRS, **FLOOR_PAIRS})
+        add_floor_pairs(lab)
+        requests = ask_and_wait(lab, {**PAIRS, **FLOOR_PAIRS})
     floors = {words: compare(requests, name, BARE) for name, words in FILTERS.items()}
     return [
         judge_pairs("bulk TCP between two pods, attached to not", bulk, TRAFFIC_RATIO, "Gbit/s"),
@@ -56,21 +55,17 @@ def measure_traffic() -> list[Measured]:
     ]
 
 
-@contextmanager
-def floor_pairs(lab: Laboratory) -> Iterator[None]:
-    """The pods whose interfaces have the floors' filters, where ours would be."""
-    with pinned_filters() as pins, ExitStack() as undo:
+def add_floor_pairs(lab: Laboratory) -> None:
+    """The pods whose interfaces have the floors' filters, where ours would be; all gone with the laboratory."""
+    with pinned_filters() as pins:
         for name, pods in FLOOR_PAIRS.items():
             for pod in pods:
                 lab.node.lab.add_pod(pod)
-                tc = partial(in_namespace, lab.node.namespace, "tc")
-                run_command(tc("qdisc", "add", "dev", pod.interface, "clsact"))
-                undo.callback(run_command, tc("qdisc", "del", "dev", pod.interface, "clsact"))
+                on = ("dev", pod.interface)
+                lab.node.in_node("tc", "qdisc", "add", *on, "clsact")
                 for hook in ("ingress", "egress"):
-                    run_command(
-                        tc("filter", "add", "dev", pod.interface, hook, "bpf", "da", "object-pinned", str(pins[name]))
-                    )
-        yield
+                    program = ("bpf", "da", "object-pinned", str(pins[name]))
+                    lab.node.in_node("tc", "filter", "add", *on, hook, *program)
 
 
 def send_bulk(lab: Laboratory, client: Pod, server: Pod) -> float:
@@ -82,19 +77,11 @@ def send_bulk(lab: Laboratory, client: Pod, server: Pod) -> float:
 
 def ask_and_wait(lab: Laboratory, pairs: Mapping[str, tuple[Pod, Pod]]) -> dict[str, list[float]]:
     """Answers a second, one question under way at a time, by pair and turn."""
-    program = compile_roundtrips(lab.node.run.folder)
+    program = compile_generator(Path(__file__).with_name("roundtrips.c"), lab.node.run.folder)
     where = {pod: str(NETNS / lab.node.lab.pod_namespace(pod)) for pods in pairs.values() for pod in pods}
     given = [f"{where[client]},{where[server]},{server.address}" for client, server in pairs.values()]
     numbers = [str(number) for number in (REQUEST_PORT, TURNS, ROUNDS, EXCHANGES, MESSAGE_BYTES)]
     return read_turns(list(pairs), run_command([*FIRST, str(program), *numbers, *given]), ROUNDS * EXCHANGES)
-
-
-def compile_roundtrips(folder: Path) -> Path:
-    """The generator; DemoError with what the compiler says."""
-    program = folder / "roundtrips"
-    source = Path(__file__).with_name("roundtrips.c")
-    run_command([shutil.which("gcc") or "gcc", "-O2", "-Wall", "-Werror", "-pthread", "-o", str(program), str(source)])
-    return program
 
 
 def read_turns(names: Sequence[str], said: str, exchanges: int) -> dict[str, list[float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import ipaddress
 import os
 import struct
@@ -17,8 +16,6 @@ from tests.e2e.onenode import OneNode
 TC_ACT_OK, TC_ACT_SHOT = 0, 2
 DESTINATION_OFFSET = 30
 """Of the IPv4 destination in a frame."""
-_PROGRAM_LOAD = 5
-_SCHED_CLS = 3
 
 
 def _instruction(code: int, registers: int = 0, offset: int = 0, value: int = 0) -> bytes:
@@ -49,11 +46,7 @@ def drop_destination(address: str) -> bytes:
 @contextlib.contextmanager
 def pinned(program: bytes, name: str) -> Iterator[str]:
     """The program's pin, gone afterwards."""
-    code, licence = ctypes.create_string_buffer(program), ctypes.create_string_buffer(b"GPL")
-    count = len(program) // 8
-    load = struct.pack("=IIQQ", _SCHED_CLS, count, ctypes.addressof(code), ctypes.addressof(licence))
-    fd = bpf._call(_PROGRAM_LOAD, ctypes.create_string_buffer(load, 144))
-    assert fd >= 0, os.strerror(-fd)
+    fd = bpf.load_program(program, name, "GPL")
     pin = Path(f"/sys/fs/bpf/yett-{name}-{os.getpid()}")
     try:
         bpf.pin_object(fd, pin)

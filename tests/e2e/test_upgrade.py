@@ -37,6 +37,7 @@ from tests.e2e.onenode import (
     one_node,
     until,
 )
+from tests.generators import compile_generator
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -69,10 +70,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The compiled load generator."""
     if shutil.which("gcc") is None:
         pytest.skip("no gcc to compile the load generator with")
-    program = tmp_path_factory.mktemp("load") / "connections"
-    source = Path(__file__).with_name("connections.c")
-    subprocess.run(["gcc", "-O2", "-Wall", "-Werror", "-o", str(program), str(source)], check=True)
-    return program
+    return compile_generator(Path(__file__).with_name("connections.c"), tmp_path_factory.mktemp("load"))
 
 
 class Load:
