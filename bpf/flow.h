@@ -194,11 +194,15 @@ static INLINE void promote(struct scratch *s, struct flow *flow, struct endpoint
     flow->expires = ticks + find_timeout(s->key.protocol, flow->state);
 }
 
-// Plain additions: each direction of a flow is one CPU's at a time.
-static INLINE void count_in_flow(struct flow *flow, int reply, __u32 bytes)
+// Of the opener's side, or of the other.
+static INLINE struct tally *choose_tally(struct flow *flow, int reply)
 {
-    struct tally *tally = reply ? &flow->replies : &flow->sent;
+    return reply ? &flow->replies : &flow->sent;
+}
 
+// Plain additions: each direction of a flow is one CPU's at a time.
+static INLINE void count(struct tally *tally, __u32 bytes)
+{
     tally->packets++;
     tally->bytes += bytes;
 }
@@ -211,7 +215,7 @@ static INLINE void touch_flow(struct __sk_buff *skb, struct scratch *s, struct f
     __u8 state = flow->state;
     __u32 expires;
 
-    count_in_flow(flow, reply, skb->len);
+    count(choose_tally(flow, reply), skb->len);
     if (s->packet.protocol == PROTOCOL_TCP) {
         __u8 flags = s->packet.tcp_flags;
 

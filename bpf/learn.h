@@ -1166,17 +1166,16 @@ static INLINE int hand_over_stream(struct __sk_buff *skb, struct scratch *s, __u
 
 static INLINE void lose_stream(struct flow *flow)
 {
-    flow->state &= ~FLOW_DNS_SYNC;
-    flow->dns_handed_over = 1;
+    flow->dns = (flow->dns & ~FLOW_DNS_SYNC) | FLOW_DNS_HANDED_OVER;
 }
 
 // The resolver's SYN, the first it sends on a connection that the pod opened: the first message follows it.
 static INLINE void begin_stream(struct flow *flow, const struct packet *p)
 {
-    if (!(p->tcp_flags & TCP_ACK) || flow->replies.packets != 1 || flow->dns_handed_over)
+    if (!(p->tcp_flags & TCP_ACK) || flow->replies.packets != 1 || flow->dns & FLOW_DNS_HANDED_OVER)
         return;
     flow->dns_sequence = p->tcp_sequence + 1;
-    flow->state |= FLOW_DNS_SYNC;
+    flow->dns |= FLOW_DNS_SYNC;
 }
 
 // A message begins here. Its place is left behind, whatever comes of it.
@@ -1226,9 +1225,9 @@ int learn_stream(struct __sk_buff *skb)
         return TC_ACT_UNSPEC;
     }
     left = s->packet.end - s->dns.stream_at;
-    if (flow->dns_handed_over)
+    if (flow->dns & FLOW_DNS_HANDED_OVER)
         return hand_over_stream(skb, s, PIECE_STREAM, 0);
-    if (!(flow->state & FLOW_DNS_SYNC))
+    if (!(flow->dns & FLOW_DNS_SYNC))
         return TC_ACT_UNSPEC;
     ahead = s->packet.tcp_sequence + (s->dns.stream_at - s->packet.payload) - flow->dns_sequence;
     if (ahead == 0 && left >= 2)

@@ -63,3 +63,5 @@ TABLE("prog", __u32, __u32, tails, 16, 0);
 #define TAIL_LEARN_STREAM 8
 #define TAIL_LEARN_PIECES 9
 #define TAIL_LEARN_REFUSED 10
+#define TAIL_DNS_FROM_POD 11
+#define TAIL_DNS_TO_POD 12

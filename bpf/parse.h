@@ -64,7 +64,12 @@ struct packet {
 };
 
 struct l4_header { // what the first 20 bytes of TCP, UDP, SCTP and ICMP share
-    __u16 source_be, destination_be;
+    union {
+        struct {
+            __u16 source_be, destination_be;
+        };
+        __u32 ports;
+    };
     __u32 sequence_be; // UDP: length, checksum. ICMP echo: identifier, sequence
     __u32 acknowledged_be;
     __u8 data_offset, flags;

@@ -255,6 +255,7 @@ static INLINE void make_flow(struct __sk_buff *skb, struct scratch *s, __u8 stat
     flow->sent.packets = 1;
     flow->sent.bytes = skb->len;
     flow->replies.packets = flow->replies.bytes = 0;
+    flow->sent.renewed = flow->replies.renewed = 0;
     flow->domain = s->finding.domain;
     flow->counter = find_counter(s);
     flow->dns_sequence = 0;
@@ -264,7 +265,7 @@ static INLINE void make_flow(struct __sk_buff *skb, struct scratch *s, __u8 stat
     flow->verdict = s->finding.verdict;
     flow->tier = s->finding.tier;
     flow->reason = s->finding.reason;
-    flow->dns_handed_over = 0;
+    flow->dns = is_resolver_port(s->key.peer_port_be) ? FLOW_DNS_PORT : 0;
     flow->audited_by = s->finding.verdict == VERDICT_AUDIT ? find_told(s)->ruleset : 0;
     flow->expires = s->job.ticks + find_timeout(s->key.protocol, 0);
     count_rule(flow->counter, skb->len);
@@ -315,6 +316,10 @@ static INLINE int readmit(struct __sk_buff *skb, struct scratch *s, struct endpo
     flow->tier = s->finding.tier;
     flow->reason = s->finding.reason;
     flow->verdict = s->finding.verdict;
+    if (is_resolver_port(s->key.peer_port_be))
+        flow->dns |= FLOW_DNS_PORT;
+    else
+        flow->dns &= ~FLOW_DNS_PORT;
     if (s->job.related) {
         count_reason(direction, REASON_RELATED, skb->len);
         if (!is_news) // else the flow's own next packet is judged, and told
@@ -528,6 +533,16 @@ static INLINE int handle(struct __sk_buff *skb, struct scratch *s, struct endpoi
     return handle_flow(skb, s, ep, direction);
 }
 
+static INLINE int leave_packet(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, int outcome)
+{
+    if (outcome == OUTCOME_PASS) {
+        finish_dns(skb, s, ep);
+        return TC_ACT_UNSPEC;
+    }
+    tails.call(skb, TAIL_JUDGE);
+    return TC_ACT_SHOT;
+}
+
 static INLINE int handle_slowly(struct __sk_buff *skb, int direction)
 {
     struct scratch *s = find_scratch();
@@ -537,12 +552,29 @@ static INLINE int handle_slowly(struct __sk_buff *skb, int direction)
         count_reason(direction, REASON_NO_ENDPOINT, skb->len);
         return TC_ACT_SHOT;
     }
-    if (handle(skb, s, ep, direction) == OUTCOME_PASS) {
-        finish_dns(skb, s, ep);
-        return TC_ACT_UNSPEC;
-    }
-    tails.call(skb, TAIL_JUDGE);
-    return TC_ACT_SHOT;
+    return leave_packet(skb, s, ep, handle(skb, s, ep, direction));
+}
+
+// A plain datagram to or from a port where trusted resolvers listen, which the first program has parsed.
+static INLINE int handle_datagram(struct __sk_buff *skb, int direction)
+{
+    struct scratch *s = find_scratch();
+    struct endpoint *ep = find_endpoint(skb->ifindex);
+
+    if (!s || !ep)
+        return TC_ACT_SHOT;
+    read_dns(skb, s, ep, direction);
+    return leave_packet(skb, s, ep, handle_flow(skb, s, ep, direction));
+}
+
+int dns_from_pod(struct __sk_buff *skb)
+{
+    return handle_datagram(skb, EGRESS);
+}
+
+int dns_to_pod(struct __sk_buff *skb)
+{
+    return handle_datagram(skb, INGRESS);
 }
 
 int handle_from_pod(struct __sk_buff *skb)
@@ -555,22 +587,38 @@ int handle_to_pod(struct __sk_buff *skb)
     return handle_slowly(skb, INGRESS);
 }
 
+static INLINE int leave_datagram(struct __sk_buff *skb, struct endpoint *ep, const struct plain *plain, int direction)
+{
+    struct scratch *s = find_scratch();
+
+    if (!s)
+        return 0;
+    begin_datagram(skb, s, ep, plain, direction);
+    tails.call(skb, direction == EGRESS ? TAIL_DNS_FROM_POD : TAIL_DNS_TO_POD);
+    return TC_ACT_SHOT;
+}
+
 // 0 where ``handle`` has to see the packet: no program of ours returns TC_ACT_OK.
 static INLINE int handle_plain(struct __sk_buff *skb, int direction)
 {
     struct endpoint *ep = find_endpoint(skb->ifindex);
-    struct scratch *s = find_scratch();
+    struct scratch *s;
     struct plain plain;
     struct flow *flow;
     __u32 zero = 0;
     __u64 *now = epoch.lookup(&zero), judged;
 
-    if (!ep || !s || !now || !read_plain(skb, ep, direction, &plain))
+    if (!ep || !now || !read_plain(skb, ep, direction, &plain))
         return 0;
+    if (plain.key.protocol == PROTOCOL_UDP && is_resolver_port(plain.key.peer_port_be))
+        return leave_datagram(skb, ep, &plain, direction);
     judged = *now; // before any lookup: what changes meanwhile makes a flow stale, not wrong
     flow = flows.lookup(&plain.key);
     if (flow)
-        return is_established(skb, s, &plain, flow, direction, judged) ? TC_ACT_UNSPEC : 0;
+        return is_established(skb, &plain, flow, direction, judged) ? TC_ACT_UNSPEC : 0;
+    s = find_scratch();
+    if (!s || is_resolver_port(plain.key.peer_port_be))
+        return 0;
     begin_new(skb, s, ep, &plain, direction, judged);
     return judge(skb, s, ep);
 }

@@ -171,7 +171,7 @@ static INLINE struct clock *read_clock(struct scratch *s)
     struct clock *c = &s->clock;
     __u64 now = bpf_jiffies64();
 
-    if (now != c->jiffies || !c->boot_nanos) {
+    if (now != c->jiffies) {
         c->jiffies = now;
         c->ticks = bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
         c->boot_nanos = bpf_ktime_get_boot_ns();

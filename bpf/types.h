@@ -327,6 +327,8 @@ struct flow_key {
 // the key ends in, and what each direction writes at every packet, on whatever CPU, is in a line of its own.
 struct tally {
     __u64 packets, bytes;
+    __u32 renewed; // when a packet of this direction set ``expires`` last, in steps of RENEW_JIFFIES
+    __u32 pad;
 };
 struct flow {
     __u64 epoch;    // of the judgement; the flow is judged again when it differs from the node's
@@ -339,14 +341,14 @@ struct flow {
     __u8 tier;
     __u16 bit;
     __u8 reason;
-    __u8 dns_handed_over; // the recorder reads this stream: FLOW_DNS_SYNC was lost
+    __u8 dns; // FLOW_DNS_* bits
     __u32 dns_sequence; // TCP to a trusted resolver: sequence number at which the next message begins
     __u32 place;        // index in ``places``; the flow there is this one only if it says so too
     __u32 audited_by;   // handle of the ruleset under which it was told as audited last, 0: never
     struct tally sent;  // by the opener
-    __u64 apart[6];
+    __u64 apart[5];
     struct tally replies;
-    __u64 rest[6];
+    __u64 rest[5];
 };
 struct place {
     struct flow_key key; // ifindex 0: free
@@ -358,8 +360,10 @@ struct place {
 #define FLOW_RESET 8
 #define FLOW_OWN_NODE 16 // admitted as traffic that this node generated
 #define FLOW_HAIRPIN 32
-#define FLOW_DNS_SYNC 64 // dns_sequence is known
 #define FLOW_SYN_SENT 128 // opened by a SYN that nothing answered yet
+#define FLOW_DNS_PORT 1        // trusted resolvers listen on the peer's port: its packets are never plain
+#define FLOW_DNS_SYNC 2        // dns_sequence is known
+#define FLOW_DNS_HANDED_OVER 4 // the recorder reads this stream: FLOW_DNS_SYNC was lost
 
 struct fragment {
     union {

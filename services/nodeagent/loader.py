@@ -67,6 +67,8 @@ TAIL_PROGRAMS: Mapping[str, int] = {
     "learn_refused": 10,
     "handle_from_pod": 6,
     "handle_to_pod": 7,
+    "dns_from_pod": 11,
+    "dns_to_pod": 12,
 }
 """Program -> index in ``tails``: TAIL_* of bpf/maps.h."""
 

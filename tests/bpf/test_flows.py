@@ -186,6 +186,43 @@ def test_an_expired_flow_is_no_flow(outward: Kernel) -> None:
     assert not outward.to_pod(packets.ip(PEER4, POD4, UDP, udp(6, 5))).passed
 
 
+RENEWED = (slice(56, 60), slice(120, 124))
+"""When each direction set ``expires`` last, of struct flow."""
+
+
+def change_flow(kernel: Kernel, *, expires: int, is_renewed: bool) -> None:
+    """The only flow with another end. ``is_renewed``: and as if its packets had set it just now."""
+    ((key, value),) = kernel.maps["flows"].items()
+    changed = bytearray(value)
+    changed[EXPIRES] = expires.to_bytes(4, "little")
+    if not is_renewed:
+        for place in RENEWED:
+            changed[place] = bytes(4)
+    kernel.maps["flows"].put(key, bytes(changed))
+
+
+def test_an_answered_flow_expires_too(outward: Kernel) -> None:
+    """Also where the packet is a plain one: what is over lets in nothing that the peer could not open."""
+    assert outward.from_pod(packets.ip(POD4, PEER4, UDP, udp(5, 6))).passed
+    for _ in range(2):
+        assert outward.to_pod(packets.ip(PEER4, POD4, UDP, udp(6, 5))).passed
+    change_flow(outward, expires=0, is_renewed=False)
+    assert not outward.to_pod(packets.ip(PEER4, POD4, UDP, udp(6, 5))).passed
+
+
+@pytest.mark.parametrize("send", [out, back])
+def test_packets_renew_a_flow_within_a_tick(outward: Kernel, send: Callable[[Kernel], Result]) -> None:
+    """Not each of them, but of any that come for a while one does, in either direction."""
+    handshake(outward)
+    out(outward), back(outward)
+    full = read_lifetime(outward)
+    ticks = time.clock_gettime_ns(_MONOTONIC_COARSE) >> TICK_SHIFT
+    change_flow(outward, expires=ticks + 100, is_renewed=True)
+    deadline = time.monotonic() + 10
+    while read_lifetime(outward) < full - 10:
+        assert send(outward).passed and time.monotonic() < deadline
+
+
 def test_closing_shortens_a_flows_life(outward: Kernel) -> None:
     """Established: a day. One FIN: two minutes. Both, or RST: seconds."""
     handshake(outward)

@@ -17,6 +17,7 @@ from tests.bpf.messages import A, answer, query
 from tests.bpf.packets import ACK, FIN, PSH, SYN
 from tests.bpf.prog_run import IFINDEX, Kernel
 from tests.bpf.worlds import (
+    EGRESS,
     NETWORK_POLICY,
     NODE_LOCAL,
     OUTSIDE,
@@ -24,6 +25,7 @@ from tests.bpf.worlds import (
     POD_ID,
     RESOLVER,
     TRUSTED,
+    add_cidr,
     add_pattern,
     make_tables,
     with_dns,
@@ -225,6 +227,21 @@ def test_a_stream_goes_on_after_a_change_of_policy(dns: Kernel) -> None:
     dns.bump()
     connection.tell(prefixed(answer(NAME, WEB)))
     assert set(dns.names_of(WEB)) == {ROW}
+
+
+def test_a_stream_begun_before_its_port_was_a_resolvers_is_read_from_then_on(kernel: Kernel) -> None:
+    """A resolver found while a connection to it opens: once judged again, no packet of it is a plain one."""
+    made = make_tables(egress={"isolated": True}, ingress={"isolated": True})
+    add_cidr(made, f"{RESOLVER}/32", 77, EGRESS, 1 << 191)
+    kernel.fill(made)
+    syn = packets.ip(POD4, RESOLVER, packets.TCP, packets.tcp(PORT, 53, SYN))
+    assert kernel.from_pod(syn).passed
+    kernel.fill(tables())
+    syn_ack = packets.ip(RESOLVER, POD4, packets.TCP, packets.tcp(53, PORT, SYN | ACK, sequence=1000))
+    assert kernel.to_pod(syn_ack).passed
+    body = packets.tcp(53, PORT, PSH | ACK, payload=prefixed(answer(NAME, WEB)), sequence=1001)
+    assert kernel.to_pod(packets.ip(RESOLVER, POD4, packets.TCP, body)).passed
+    assert set(kernel.names_of(WEB)) == {ROW}
 
 
 def test_truncated_over_udp_then_whole_over_tcp(dns: Kernel) -> None:

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from schemas.terms import Reason
-from tests.bpf import packets
+from services.nodeagent.mapcodec import decode_names
+from tests.bpf import messages, packets
 from tests.bpf.packets import ACK, FIN, ICMP, RST, SYN, TCP, UDP
 from tests.bpf.prog_run import IFINDEX, Kernel, boot_seconds
 from tests.bpf.worlds import (
@@ -28,7 +29,7 @@ from tests.bpf.worlds import (
 )
 
 pytestmark = pytest.mark.kernel
-CONVERSATIONS = 3_000
+CONVERSATIONS, LOOKUPS = 3_000, 400
 TAG_BYTES = 4
 OURS = {4: (POD4, POD4, POD4, "10.0.0.6", "10.0.0.7"), 6: (POD6, POD6, POD6, "fd00::6", "fe80::5")}
 """The pod's first address, mostly; its second; one that it has not."""
@@ -100,6 +101,34 @@ def make_conversation(rng: random.Random) -> list[Step]:
     return steps
 
 
+RESOLVERS = {4: (RESOLVER, RESOLVER, PEER4), 6: ("2001:db8::53", "2001:db8::53", PEER6)}
+"""The trusted one, mostly; another, whose port is a resolver's too."""
+
+
+def make_lookup(rng: random.Random) -> list[Step]:
+    """Questions and answers of one pod in any order, as they should be or nearly so."""
+    family = rng.choice((4, 6))
+    steps = []
+    for _ in range(rng.randint(2, 5)):
+        name, identifier, port = rng.choice(("www.example.com", "www.example.org")), rng.choice((1, 1, 2)), 4000
+        own, peer = rng.choice(OURS[family]), rng.choice(RESOLVERS[family])
+        port += rng.random() < 0.1
+        sent = rng.random() < 0.5
+        if sent != (rng.random() < 0.1):
+            message = messages.query(name, rng.choice((messages.A, messages.AAAA)), identifier)
+        else:
+            addresses = (rng.choice(("198.51.100.7", "2001:db8:7::7", "10.1.2.3")),) * rng.randint(0, 2)
+            message = messages.answer(name, *addresses, identifier=identifier)
+        if rng.random() < 0.1:
+            message = message[: rng.randrange(len(message))]
+        length = rng.choice((0, 8, 8 + len(message) - 1, 600)) if rng.random() < 0.1 else None
+        ends = ((own, port), (peer, 53)) if sent else ((peer, 53), (own, port))
+        body = packets.udp(ends[0][1], ends[1][1], message, length=length)
+        frame = packets.ip(ends[0][0], ends[1][0], UDP, body)
+        steps.append((sent, frame, IFINDEX if sent else rng.choice((0, IFINDEX, 77, 77, 77))))
+    return steps
+
+
 def play(kernel: Kernel, steps: list[Step], *, is_tagged: bool) -> list[tuple[object, ...]]:
     """What becomes of each packet, and of the flows; the tag's own bytes and the times left out."""
     kernel.forget_flows()
@@ -133,3 +162,30 @@ def test_the_first_program_says_what_the_others_say(world: Kernel) -> None:
         assert plain == tagged, f"conversation {number}: {[(sent, frame.hex()) for sent, frame, _ in steps]}"
         seen |= {event[7] if event else None for _, event in plain[: len(steps)]}  # type: ignore[index]
     assert seen >= MET, f"never met: {MET - seen}"
+
+
+def test_a_plain_datagram_teaches_what_a_tagged_one_does(world: Kernel) -> None:
+    """Of questions and answers at a resolver's port: the same verdicts, flows, names and counted reasons."""
+    rng = random.Random(5)
+    tables = with_dns(make_tables(egress={"isolated": True, "dns_implicit": True}, ingress={"isolated": True}))
+    tables.endpoints[IFINDEX] = replace(tables.endpoints[IFINDEX], more_addresses=True)
+    tables.endpoint_addresses |= {(POD_ID, "10.0.0.6"): 2, (POD_ID, "fd00::6"): 3}
+    tables.resolvers[("2001:db8::53", 53)] = 1
+    add_pattern(tables, "www.example.com", 7, 1 << 210)
+    tables.config = replace(tables.config, allow_events=True, events_per_second=1 << 30)
+    world.fill(tables)
+    learned: set[object] = set()
+    for number in range(LOOKUPS):
+        steps = make_lookup(rng)
+        found = []
+        for is_tagged in (False, True):
+            world.forget()
+            outcome = play(world, steps, is_tagged=is_tagged)
+            names = {
+                (key, row) for key, value in world.maps["resolutions"].items() for row, _ in decode_names(value).slots
+            }
+            reasons = {key: value[:8] for key, value in world.maps["reasons"].items()}
+            found.append((outcome, names, reasons))
+        assert found[0] == found[1], f"lookup {number}: {[(sent, frame.hex()) for sent, frame, _ in steps]}"
+        learned |= {key[:16] for key, _ in names}
+    assert len(learned) == 2, "an address of each family was learned, and the pod's own network refused"

@@ -78,6 +78,8 @@ def test_tail_calls_have_the_indices_that_the_loader_writes() -> None:
         "learn_refused": "TAIL_LEARN_REFUSED",
         "handle_from_pod": "TAIL_FROM_POD",
         "handle_to_pod": "TAIL_TO_POD",
+        "dns_from_pod": "TAIL_DNS_FROM_POD",
+        "dns_to_pod": "TAIL_DNS_TO_POD",
     }
     assert {program: read_define(names[program], MAPS) for program in TAIL_PROGRAMS} == dict(TAIL_PROGRAMS)
     assert len(names) == len(re.findall(r"#define TAIL_", MAPS))
