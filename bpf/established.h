@@ -4,7 +4,7 @@
 // or UDP; to or from the endpoint's first address, and not DHCP. Whatever is not said of such a packet here is
 // ``handle``'s, which parses again; of what is said, ``handle`` would say the same. What passes at a port where trusted
 // resolvers listen is read first: datagrams by ``handle_datagram``, which need not parse again, TCP by ``handle``.
-// For a live flow neither settings nor working memory are touched, but once in a while: the key is on the stack.
+// For a live flow of TCP neither settings nor working memory are touched, but once in a while: the key is on the stack.
 
 // DHCP passes by conditions of its own: see is_dhcp4, is_dhcp6.
 static INLINE int is_dhcp_server(__u16 port_be)

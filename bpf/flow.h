@@ -4,7 +4,8 @@
 // those) in the first quarter, answered ones (someone had to reply) behind. Where a part is full, the endpoint's own flow
 // that was idle longest among a few goes; no packet of an endpoint can remove another's flow.
 // Deliberately absent: a shared LRU. It gives no endpoint anything: the valid entries are its likeliest victims.
-// Timeouts are settings, in struct config; a flow has the one that was in force at its last packet.
+// Timeouts are settings, in struct config; a flow has the one that was in force when a packet renewed it: at its last one,
+// or RENEW_JIFFIES before.
 
 #define PLACES_PROBED 4  // of them the one that was idle longest goes
 #define NO_PLACE 0xffffffffu

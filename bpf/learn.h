@@ -343,7 +343,9 @@ static INLINE void hand_over_datagram(struct __sk_buff *skb, struct scratch *s)
     d->piece = PIECE_DATAGRAM;
     d->piece_begin = p->fragment == FRAGMENT_LATER ? p->transport : p->payload;
     d->piece_place = p->fragment == FRAGMENT_LATER ? p->fragment_offset - 8 : 0; // without the UDP header
-    d->piece_whole = p->fragment == FRAGMENT_LATER ? 0 : (bpf_ntohl(s->l4.sequence_be) >> 16) - 8;
+    d->piece_whole = p->fragment == FRAGMENT_WHOLE ? p->end - p->payload : 0;
+    if (p->fragment == FRAGMENT_FIRST) // its own length is not the datagram's
+        d->piece_whole = (bpf_ntohl(s->l4.sequence_be) >> 16) - 8;
     d->piece_id = p->fragment == FRAGMENT_WHOLE ? d->id | 0x80000000 : p->fragment_id;
     d->piece_at = d->piece_begin;
     tails.call(skb, TAIL_LEARN_PIECES);
@@ -1175,7 +1177,7 @@ static INLINE void begin_stream(struct flow *flow, const struct packet *p)
     if (!(p->tcp_flags & TCP_ACK) || flow->replies.packets != 1 || flow->dns & FLOW_DNS_HANDED_OVER)
         return;
     flow->dns_sequence = p->tcp_sequence + 1;
-    flow->dns |= FLOW_DNS_SYNC;
+    flow->dns |= FLOW_DNS_SYNC | FLOW_DNS_PORT;
 }
 
 // A message begins here. Its place is left behind, whatever comes of it.

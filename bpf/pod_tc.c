@@ -316,10 +316,8 @@ static INLINE int readmit(struct __sk_buff *skb, struct scratch *s, struct endpo
     flow->tier = s->finding.tier;
     flow->reason = s->finding.reason;
     flow->verdict = s->finding.verdict;
-    if (is_resolver_port(s->key.peer_port_be))
-        flow->dns |= FLOW_DNS_PORT;
-    else
-        flow->dns &= ~FLOW_DNS_PORT;
+    if (is_resolver_port(s->key.peer_port_be) != (flow->dns & FLOW_DNS_PORT))
+        flow->dns ^= FLOW_DNS_PORT;
     if (s->job.related) {
         count_reason(direction, REASON_RELATED, skb->len);
         if (!is_news) // else the flow's own next packet is judged, and told
@@ -561,8 +559,10 @@ static INLINE int handle_datagram(struct __sk_buff *skb, int direction)
     struct scratch *s = find_scratch();
     struct endpoint *ep = find_endpoint(skb->ifindex);
 
-    if (!s || !ep)
+    if (!s || !ep) {
+        count_reason(direction, REASON_NO_ENDPOINT, skb->len);
         return TC_ACT_SHOT;
+    }
     read_dns(skb, s, ep, direction);
     return leave_packet(skb, s, ep, handle_flow(skb, s, ep, direction));
 }

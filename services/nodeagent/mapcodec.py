@@ -304,7 +304,7 @@ def order_resolvers(tables: Tables) -> list[Resolver]:
 
 
 def encode_timeouts(timeouts: FlowTimeouts) -> bytes:
-    """Seconds in ticks, rounded up: a flow lives at least as long as was asked."""
+    """Seconds in ticks, rounded up. A flow lives as long as was asked, less RENEW_JIFFIES at most."""
     ticks = [-(-getattr(timeouts, field) * 10**9 >> TICK_SHIFT) for field in TIMEOUTS]
     return struct.pack(f"={len(ticks)}I", *ticks)
 

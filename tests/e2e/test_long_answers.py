@@ -37,9 +37,9 @@ SHORT = {f"short-{number}": f"198.19.250.{number + 1}" for number in range(20)}
 """The same, one address each, told for a second: the least life of a name and the grace are what is left."""
 DATAGRAMS = {
     name: [f"198.19.{220 + 2 * number + n // 250}.{n % 250 + 1}" for n in range(300)]
-    for number, name in enumerate(("in-fragments", "in-one-piece"))
+    for number, name in enumerate(("in-fragments", "in-one-piece-and-longer"))
 }
-"""Of 300 addresses each: more than 4,095 bytes, which is what the kernel reads."""
+"""Of 300 addresses each: more than 4,095 bytes, which is what the kernel reads. No two are of one length."""
 ETHERNET_MTU, LARGE_MTU = 1500, 9000
 DEADLINE_SECONDS = 10.0
 SHUT_INGRESS = """\
@@ -213,7 +213,7 @@ def count_fragments(running: Running, pod: topology.Pod) -> int:
 
 @pytest.mark.parametrize(
     ("name", "mtu", "fragments"),
-    [("in-fragments", ETHERNET_MTU, 4), ("in-one-piece", LARGE_MTU, 0)],
+    [("in-fragments", ETHERNET_MTU, 4), ("in-one-piece-and-longer", LARGE_MTU, 0)],
     ids=["fragments", "one piece"],
 )
 def test_a_datagram_that_the_kernel_cannot_read_opens_after_the_recorder_did(
