@@ -41,11 +41,11 @@ from schemas import wire
 from services.demo import objects, topology
 from services.demo.figures import REST_SECONDS, SWITCH_PROBE_SECONDS, SWITCH_TARGET, Sink, open_sender, summarise
 from services.demo.folder import read_manifest
-from services.demo.topology import NODE_A, Pod
+from services.demo.topology import NODE_A
 from tests.bus.controllers import ask
 from tests.bus.harness import connected, stored
 from tests.kube.definitions import definition
-from tests.kube.e2e.cluster import Cluster, cluster
+from tests.kube.e2e.cluster import Cluster, Unnamed, cluster
 from tests.kube.servers import ADMIN_TOKEN, KubeServer, kube_server
 from tests.kube.test_lease import moved, reading
 from tests.nats_server import NatsServer
@@ -135,14 +135,6 @@ def measure_applies(whole: Cluster) -> tuple[list[float], list[float]]:
     return samples, own
 
 
-class Unnamed(Pod):
-    """A pod whose interface has a name that says nothing: it is found by its address alone."""
-
-    @property
-    def interface(self) -> str:
-        return f"podx{self.host}"
-
-
 def measure_starts(whole: Cluster) -> list[float]:
     """From the status that carries the address, stored, to the first datagram that strict mode lets out.
 
@@ -155,20 +147,13 @@ def measure_starts(whole: Cluster) -> list[float]:
         obj = objects.make_pod(pod)
         whole.objects.put({**obj, "status": {"phase": "Pending"}})
         lab.add_pod(pod)
-        whole.until(lambda pod=pod: is_seen(whole, pod), 20, f"{pod.key} is seen")  # type: ignore[misc]
+        whole.until(lambda pod=pod: whole.is_waiting(pod), 20, f"{pod.key} is seen")  # type: ignore[misc]
         with Sink(lab, probe_seconds=SWITCH_PROBE_SECONDS) as sink, open_sender(lab, pod) as sender:
             path = f"/api/v1/namespaces/figures/pods/{pod.name}/status"
             whole.kube.admin.call("PATCH", path, {"status": obj["status"]}, content_type=MERGE)
             stored_at = time.monotonic()
             samples.append(max(0.0, sink.await_arrivals([sender], SWITCH_TARGET) - stored_at))
     return samples
-
-
-def is_seen(whole: Cluster, pod: Pod) -> bool:
-    """The agent knows the interface, and not whose it is."""
-    status = whole.demo.bus.agents.get(pod.node.name)
-    states = {each.interface: each.state for each in status.endpoints} if status else {}
-    return states.get(pod.interface) == "waiting"
 
 
 def count_at_rest(whole: Cluster) -> dict[str, int]:

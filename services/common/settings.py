@@ -114,7 +114,8 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     uplinks: tuple[str, ...] = ()
     """Interfaces that are never touched, as globs."""
     cni_results: tuple[str, ...] = ("/var/lib/cni/results", "/var/lib/cni/cache/results")
-    """Folders in which libcni keeps the plugins' answers: pods behind a bridge are found by them."""
+    """Folders in which libcni keeps the plugins' answers: pods behind a bridge are found by them, and routed
+    ones whose interface's name tells nothing before their address is known."""
     denial_seconds: Annotated[float, Meta(gt=0, le=3600)] = 5.0
     """A denial is told at once, those like it as a count every so many seconds."""
     allow_ratio: Annotated[float, Meta(ge=0, le=1)] = 1.0

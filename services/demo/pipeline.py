@@ -16,7 +16,7 @@ from services.common.cache import PROGRAMS, find_cache
 from services.demo import servers, topology
 from services.demo.lab import UPLINK, Lab, in_namespace
 from services.demo.servers import start_process
-from services.demo.state import Process, is_alive
+from services.demo.state import Process, Run, is_alive
 from services.demo.topology import NODES, Node
 
 CONTROLLER, AGENT, RECORDER = "controller", "nodeagent", "dnsrecorder"
@@ -35,6 +35,11 @@ def agent_name(node: Node) -> str:
 def recorder_name(node: Node) -> str:
     """The name of a node's recorder among the processes."""
     return f"{RECORDER}-{node.key}"
+
+
+def cni_results(run: Run, node: Node) -> Path:
+    """Where a node's agent looks for CNI plugins' answers."""
+    return run.folder / f"cni-{node.key}"
 
 
 def confine(*command: str) -> list[str]:
@@ -107,7 +112,7 @@ class Pipeline:
         """What a node's agent, or its recorder, is told."""
         run = self._lab.run
         pins, state = run.pins / node.key, run.folder / f"state-{node.key}"
-        for folder in (pins, state):
+        for folder in (pins, state, cni_results(run, node)):
             folder.mkdir(parents=True, exist_ok=True)
         return make_environment(
             self._access(service, node)
@@ -121,6 +126,7 @@ class Pipeline:
                 "YETT_PROGRAMS": os.environ.get("YETT_PROGRAMS") or str(find_cache() / PROGRAMS),
                 "YETT_INTERFACES": "pod*",
                 "YETT_UPLINKS": UPLINK,
+                "YETT_CNI_RESULTS": str(cni_results(run, node)),
             }
         )
 

@@ -6,6 +6,8 @@ Rules of this module:
   (``cniresult``); what the pod says of itself is no authority.
 * The pod is found by the interface's computed name (prefix + sha1("namespace.pod")[:11]: VPC CNI, Calico), by the
   plugin's answer, or by address.
+* Where there are host routes an answer counts only if they lead to all of its addresses: one that a former pod of the
+  same interface left behind does not.
 * A binding is frozen: an interface that was one pod's is never another's. Its addresses follow the host's routes.
 * An address that two interfaces claim is denied on both.
 
@@ -16,10 +18,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha1
 
 from schemas.policy import AddressRow, EndpointRow
+from services.nodeagent.cniresult import CniResult
 
 _HASH_DIGITS = 11
 
@@ -28,9 +31,10 @@ _HASH_DIGITS = 11
 class Link:
     """A pod interface as the host sees it. ``addresses``: of host routes to it, sorted. ``gateways``: its own.
 
-    ``life`` tells it from another one that had, or will have, its number and name. On a bridge, addresses and ``pod``
-    (namespace/name) are what the CNI plugin answered, and the gateways are the bridge's; ``is_bridged`` without a pod
-    is one whose answer was not written yet.
+    ``life`` tells it from another one that had, or will have, its number and name. ``pod`` (namespace/name) is what the
+    CNI plugin answered, and on a bridge the addresses are; the gateways are the bridge's there. ``is_bridged`` without
+    a pod is one whose answer was not written yet. ``disputed``: of an answer that does not count, the addresses to
+    which no host route leads.
     """
 
     ifindex: int
@@ -40,6 +44,7 @@ class Link:
     life: str = ""
     pod: str = ""
     is_bridged: bool = False
+    disputed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,16 @@ class Binding:
 def compute_suffix(namespace: str, pod: str) -> str:
     """The part of a host interface's name after its prefix."""
     return sha1(f"{namespace}.{pod}".encode(), usedforsecurity=False).hexdigest()[:_HASH_DIGITS]
+
+
+def take_answer(link: Link, answer: CniResult | None) -> Link:
+    """The interface with the pod that its CNI plugin answered; host routes, where there are, win over the answer."""
+    if answer is None:
+        return link
+    if link.is_bridged:
+        return replace(link, addresses=answer.addresses, pod=answer.pod)
+    disputed = tuple(one for one in answer.addresses if one not in link.addresses)
+    return replace(link, disputed=disputed) if disputed else replace(link, pod=answer.pod)
 
 
 def bind_links(

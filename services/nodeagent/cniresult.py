@@ -1,14 +1,15 @@
-"""What container runtimes keep of a CNI plugin's answer: which pod is behind an interface of a bridge.
+"""What container runtimes keep of a CNI plugin's answer: which pod is behind an interface.
 
-A routed pod proves its address by the host route that leads to its interface. A bridged one has no such route; there
-the plugin's own answer says it, which libcni writes for every pod (``cniCacheV1``) and only the host's root can write.
+A routed pod proves its address by the host route that leads to its interface, and whose the address is the cluster says
+only after the pod's postStart hooks. A bridged one has no such route. The plugin's own answer says both, which libcni
+writes for every pod (``cniCacheV1``) and only the host's root can write.
 
 Rules of this module:
 
 * An answer counts only for an interface of its name and of its hardware address: names come again.
 * Of several that name one interface the newest counts; what cannot be read is none.
 
-Pure. Deliberately absent: the folders (``netlink`` reads them), and what the pod says of itself.
+Pure. Deliberately absent: the folders (``cnifiles``), what routes say of it (``binding``), what the pod says of itself.
 Source: libcni's ``cacheAdd`` and the CNI specification's result type, versions 0.3.0 to 1.1.0.
 """
 
@@ -77,10 +78,10 @@ def parse_result(content: bytes) -> tuple[CniResult, ...]:
     )
 
 
-def index_results(newest_first: Iterable[bytes]) -> dict[tuple[str, str], CniResult]:
+def index_results(newest_first: Iterable[Iterable[CniResult]]) -> dict[tuple[str, str], CniResult]:
     """(interface, hardware address) -> the newest answer that names it."""
     found: dict[tuple[str, str], CniResult] = {}
-    for content in newest_first:
-        for one in parse_result(content):
+    for file in newest_first:
+        for one in file:
             found.setdefault((one.interface, one.hardware), one)
     return found

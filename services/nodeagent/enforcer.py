@@ -235,7 +235,8 @@ class Enforcer:
     def problems(self) -> tuple[Problem, ...]:
         """What a person must hear about."""
         off = () if self.state.config.enforce else (SWITCHED_OFF,)
-        own = (*off, *_tell_foreign(self.snapshot), *self._wanted.problems.values())
+        told = (*_tell_foreign(self.snapshot), *_tell_disputed(self.snapshot))
+        own = (*off, *told, *self._wanted.problems.values())
         return own if self.failure is None else (self.failure, *own)
 
     def endpoints(self) -> tuple[EndpointStatus, ...]:
@@ -271,6 +272,14 @@ def _tell_foreign(snapshot: Snapshot) -> tuple[Problem, ...]:
     programs = "; ".join(sorted(set(found.values())))
     message = f"{programs}: runs before ours and is left alone; yett migrate says what to turn off"
     return (Problem(object=f"{FOREIGN_ENFORCER} on {', '.join(sorted(found))}", path="", message=message),)
+
+
+def _tell_disputed(snapshot: Snapshot) -> Iterator[Problem]:
+    """One problem an interface: whose it is was not taken from an answer that may be a former pod's."""
+    for link in (one.link for one in snapshot.links if one.link.disputed):
+        named = ", ".join(link.disputed)
+        message = f"its CNI plugin's answer names {named}, to which no host route leads: not believed"
+        yield Problem(object=f"interface {link.name}", path="", message=message)
 
 
 def _name_state(is_ready: bool, binding: Binding | None, *, is_foreign: bool) -> str:

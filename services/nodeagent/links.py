@@ -34,7 +34,7 @@ AUDIT_SECONDS = 5.0
 RESULT_SECONDS = 0.2
 """How often it is looked for a CNI plugin's answer about a new interface: no notification tells of it."""
 RESULT_AWAITED_SECONDS = 30.0
-"""From the interface's appearance on; then with everything else. A bridge has ports that are no pods'."""
+"""From the interface's appearance on; then with everything else. Not every interface is a pod's or has an answer."""
 SETTLE_SECONDS = 0.005
 """Notifications come in bursts; one look serves them all."""
 
@@ -136,18 +136,27 @@ class Links:
         watch = LinkWatch()
         try:
             suspects: set[int] | None = None
+            audited = 0.0
             while True:
+                if suspects is None:
+                    audited = time.monotonic()
                 await self.look(suspects, changed)
-                is_awaited = self._is_result_awaited()
+                is_awaited = self.is_result_awaited()
                 seen = await watch.wait(RESULT_SECONDS if is_awaited else AUDIT_SECONDS)
-                suspects = set() if is_awaited and seen.is_empty() else await self._collect(seen, watch)
+                is_quick = is_awaited and seen.is_empty() and time.monotonic() < audited + AUDIT_SECONDS
+                suspects = set() if is_quick else await self._collect(seen, watch)
         finally:
             watch.close()
 
-    def _is_result_awaited(self) -> bool:
-        """Whether an interface that came a moment ago is a bridge's and still nobody's."""
+    def is_result_awaited(self) -> bool:
+        """Whether an interface that came a moment ago lacks an answer that would tell whose it is."""
         since = time.monotonic() - RESULT_AWAITED_SECONDS
-        return any(one.link.is_bridged and not one.link.pod and one.appeared > since for one in self._known.values())
+        return any(one.appeared > since and self._lacks_answer(one.link) for one in self._known.values())
+
+    def _lacks_answer(self, link: Link) -> bool:
+        """A bridge's port has its addresses of it, too; where routes prove those, its name may have told the pod."""
+        is_known = (self._judged or {}).get(link.ifindex) == link.life
+        return not link.pod and (link.is_bridged or (bool(link.addresses) and not is_known))
 
     async def _collect(self, seen: Seen, watch: LinkWatch) -> set[int] | None:
         """The interfaces whose filters are in doubt; None: all. New links are given their programs at once."""
@@ -250,6 +259,8 @@ class Links:
             known = self._known.get(link.ifindex)
             if known is None:
                 return
+        if link.disputed and link.disputed != known.link.disputed:
+            _log.warning("host routes contradict a CNI plugin's answer", interface=link.name, no_route=link.disputed)
         if is_suspect:
             known = await self._inspect(known, link, await self._do(lambda: netlink.inspect(link.ifindex)))
         self._known[link.ifindex] = replace(known, link=replace(link, life=known.link.life))

@@ -13,7 +13,6 @@ Deliberately absent: what is done about it (``links``), nftables (``strict``).
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,8 +24,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from services.common.bpf import TCX_HOOKS, count_tcx_programs, open_object, read_program_tag
-from services.nodeagent.binding import Link
-from services.nodeagent.cniresult import RESULT_BYTES_MAX, CniResult, index_results
+from services.nodeagent.binding import Link, take_answer
+from services.nodeagent.cnifiles import CniFiles
 from services.nodeagent.gate import GROUP
 
 PRIORITY = 2
@@ -84,10 +83,12 @@ class Netlink:
     """One socket in the network namespace of the thread that opens it."""
 
     def __init__(self, interfaces: Sequence[str], uplinks: Sequence[str], results: Sequence[str] = ()) -> None:
-        """``results``: folders in which libcni keeps the plugins' answers; one that is not there is empty."""
-        self._results = tuple(Path(one) for one in results)
-        self._ports: dict[int, tuple[int, str]] = {}
-        """ifindex of a bridge's port -> (the bridge, the port's hardware address), as of the last ``scan``."""
+        """``results``: folders in which libcni keeps the plugins' answers; see ``CniFiles``."""
+        self._results = CniFiles(results)
+        self._bridges: dict[int, int] = {}
+        """ifindex of a bridge's port -> the bridge, as of the last ``scan``."""
+        self._hardware: dict[int, str] = {}
+        """ifindex -> hardware address, as of the last ``scan``."""
         self._interfaces = tuple(interfaces)
         self._uplinks = tuple(uplinks)
         self._route: Any = IPRoute()
@@ -131,11 +132,10 @@ class Netlink:
         ]
         names = {link["index"]: str(link.get_attr("IFLA_IFNAME")) for link in links}
         self.groups = {link["index"]: int(link.get_attr("IFLA_GROUP") or 0) for link in links if _is_veth(link)}
-        self._ports = {
-            link["index"]: (int(link.get_attr("IFLA_MASTER")), str(link.get_attr("IFLA_ADDRESS")).lower())
-            for link in links
-            if link.get_attr("IFLA_MASTER")
+        self._bridges = {
+            link["index"]: int(link.get_attr("IFLA_MASTER")) for link in links if link.get_attr("IFLA_MASTER")
         }
+        self._hardware = {link["index"]: str(link.get_attr("IFLA_ADDRESS")).lower() for link in links}
         routed = {
             route.get_attr("RTA_OIF")
             for _, route in routes
@@ -178,30 +178,19 @@ class Netlink:
         return Scan(tuple(self._add_results(links, gateways)), uplinks)
 
     def _add_results(self, links: Sequence[Link], gateways: Mapping[int, set[str]]) -> list[Link]:
-        """Ports of bridges without a host route: what the CNI plugin answered, and the bridge's own addresses."""
-        bridged = {link.ifindex for link in links if link.ifindex in self._ports and not link.addresses}
-        results = self._read_results() if bridged else {}
+        """What CNI plugins answered of interfaces with host routes, and of ports of bridges without; those have the
+        bridge's own addresses, too."""
+        results = self._results.read()
         found = []
         for link in links:
-            if link.ifindex not in bridged:
-                found.append(link)
-                continue
-            bridge, hardware = self._ports[link.ifindex]
-            own = tuple(sorted(gateways.get(bridge, set()) | set(link.gateways)))
-            said = results.get((link.name, hardware))
-            pod, addresses = (said.pod, said.addresses) if said else ("", ())
-            found.append(replace(link, addresses=addresses, gateways=own, pod=pod, is_bridged=True))
+            bridge = self._bridges.get(link.ifindex)
+            if bridge is not None and not link.addresses:
+                own = tuple(sorted(gateways.get(bridge, set()) | set(link.gateways)))
+                link = replace(link, gateways=own, is_bridged=True)
+            is_settled = link.is_bridged or bool(link.addresses)
+            answer = results.get((link.name, self._hardware.get(link.ifindex, ""))) if is_settled else None
+            found.append(take_answer(link, answer))
         return found
-
-    def _read_results(self) -> dict[tuple[str, str], CniResult]:
-        """A file that goes meanwhile is none; one that no answer can be so large as is not read."""
-        files: list[tuple[int, bytes]] = []
-        for path in (path for folder in self._results if folder.is_dir() for path in folder.iterdir()):
-            with contextlib.suppress(OSError):
-                about = path.stat()
-                if about.st_size <= RESULT_BYTES_MAX:
-                    files.append((about.st_mtime_ns, path.read_bytes()))
-        return index_results(content for _, content in sorted(files, reverse=True))
 
     def attach(self, ifindex: int, life: str) -> bool:
         """Both programs on, in place of earlier ones of ours; False if the interface is gone."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from schemas.policy import AddressRow, EndpointRow
 from schemas.terms import IdentityId, NodeName, RulesetHash
-from services.nodeagent.binding import Link, bind_links, compute_suffix
+from services.nodeagent.binding import Link, bind_links, compute_suffix, take_answer
+from services.nodeagent.cniresult import CniResult
 
 
 def row(pod: str, *addresses: str) -> EndpointRow:
@@ -79,3 +80,35 @@ def test_found_by_the_plugins_answer_before_any_address_is_known() -> None:
     link = Link(5, "veth1", ("10.0.0.7",), pod="ns/web", is_bridged=True)
     assert bind_links([link], [row("web"), row("other", "10.0.0.7")], {}, {})[5].uid == "uid-web"
     assert bind_links([link], [row("other", "10.0.0.7")], {}, {})[5].uid == "uid-other"
+
+
+def answer(pod: str, *addresses: str) -> CniResult:
+    return CniResult("veth1", "02:00:00:00:00:01", f"ns/{pod}", addresses)
+
+
+def test_a_routed_interface_is_whose_its_answer_says() -> None:
+    """Before any address is known, where routes lead to all that the answer names; routes may lead to more."""
+    link = take_answer(Link(5, "veth1", ("10.0.0.7", "fd00::7")), answer("web", "10.0.0.7"))
+    assert link == Link(5, "veth1", ("10.0.0.7", "fd00::7"), pod="ns/web")
+    assert bind_links([link], [row("web"), row("other")], {}, {})[5].uid == "uid-web"
+
+
+def test_routes_win_over_an_answer() -> None:
+    """A former pod's, of an interface with the same name and hardware address: it is told, the pod is found by address
+    as without an answer, and the addresses are those of the routes; one that is the same does not save the answer."""
+    link = take_answer(Link(5, "veth1", ("10.0.0.8",)), answer("old", "10.0.0.7", "10.0.0.8"))
+    assert link == Link(5, "veth1", ("10.0.0.8",), disputed=("10.0.0.7",))
+    assert bind_links([link], [row("old", "10.0.0.7"), row("new")], {}, {})[5].uid == ""
+    assert bind_links([link], [row("old", "10.0.0.7"), row("new", "10.0.0.8")], {}, {})[5].uid == "uid-new"
+
+
+def test_a_bridges_port_has_its_answers_addresses() -> None:
+    """It has no routes that could say otherwise."""
+    link = take_answer(Link(5, "veth1", is_bridged=True), answer("web", "10.0.0.7"))
+    assert (link.pod, link.addresses, link.disputed) == ("ns/web", ("10.0.0.7",), ())
+
+
+def test_without_an_answer_nothing_is_known() -> None:
+    """The interface as the routes have it."""
+    link = Link(5, "veth1", ("10.0.0.7",))
+    assert take_answer(link, None) is link

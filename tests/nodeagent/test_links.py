@@ -137,16 +137,58 @@ def test_a_bridges_port_has_the_addresses_that_its_plugin_answered(node, program
             ip("-n", node.name, "link", "add", name, "master", "cni0", "type", "veth", "peer", "name", f"x{name}")
         await until(lambda: find(told, "pod31") and find(told, "pod32"))
         assert find(told, "pod31").link.addresses == ()
-        listed = subprocess.run(["ip", "-j", "-n", node.name, "link"], capture_output=True, text=True, check=True)
-        hardware = {one["ifname"]: one["address"] for one in json.loads(listed.stdout)}
-        (tmp_path / "stale").write_bytes(make_file("stale", interface="pod32", mac="02:00:00:00:00:01"))
-        (tmp_path / "fresh").write_bytes(make_file("web", interface="pod31", mac=hardware["pod31"]))
+        (tmp_path / "stale").write_bytes(make_file("ns/stale", interface="pod32", mac="02:00:00:00:00:01"))
+        (tmp_path / "fresh").write_bytes(make_file("ns/web", interface="pod31", mac=read_hardware(node, "pod31")))
         await until(lambda: find(told, "pod31").link.pod == "ns/web", 3.0)
 
     told = node.run(lambda: watched(programs, work, results=(str(tmp_path), str(tmp_path / "absent"))))
     found, other = find(told, "pod31"), find(told, "pod32")
     assert found.link.addresses == ("10.66.0.7", "fd00:66::7") and "10.66.9.1" in found.link.gateways
     assert (other.link.pod, other.link.addresses) == ("", ())
+
+
+def read_hardware(node: Node, interface: str) -> str:
+    shown = subprocess.run(["ip", "-j", "-n", node.name, "link"], capture_output=True, text=True, check=True)
+    return str({one["ifname"]: one["address"] for one in json.loads(shown.stdout)}[interface])
+
+
+def test_a_routed_interface_is_whose_its_plugin_answered(node, programs, tmp_path) -> None:
+    """As soon as the answer is written, which no notification tells. What a former pod of an interface of that name
+    left behind does not count: neither of another hardware address, nor of an address without a route, which is told;
+    the new pod's answer is still looked for then. The addresses are those of the routes."""
+
+    def write(name: str, pod: str, *, mac: str = "", address: str = "10.66.0.33/24") -> None:
+        mac = mac or read_hardware(node, "pod33")
+        (tmp_path / name).write_bytes(make_file(pod, interface="pod33", mac=mac, addresses=(address,)))
+
+    async def work(_links: Links, told: list[Snapshot]) -> None:
+        write("other", "ns/other", mac="02:00:00:00:00:01")
+        await asyncio.to_thread(node.add_pod, 33)
+        await until(lambda: (found := find(told, "pod33")) and found.link.addresses)
+        write("stale", "ns/stale", address="10.66.0.99/24")
+        await until(lambda: find(told, "pod33").link.disputed == ("10.66.0.99",), 3.0)
+        assert find(told, "pod33").link.pod == ""
+        write("fresh", "ns/web")
+        await until(lambda: find(told, "pod33").link.pod == "ns/web", 3.0)
+
+    told = node.run(lambda: watched(programs, work, results=(str(tmp_path),)))
+    link = find(told, "pod33").link
+    assert (link.addresses, link.disputed, link.is_bridged) == (("10.66.0.33",), (), False)
+    assert {one.link.pod for snapshot in told for one in snapshot.links} == {"", "ns/web"}
+
+
+def test_an_answer_is_not_looked_for_where_the_pod_is_known(node, programs) -> None:
+    """A name that tells the pod needs none: the agent looks every few seconds again once the interface is judged."""
+
+    async def work(links: Links, told: list[Snapshot]) -> None:
+        await asyncio.to_thread(node.add_pod, 34)
+        await until(lambda: (found := find(told, "pod34")) and found.link.addresses)
+        link = find(told, "pod34").link
+        assert links.is_result_awaited()
+        await links.set_judged({link.ifindex: link.life})
+        assert not links.is_result_awaited()
+
+    node.run(lambda: watched(programs, work))
 
 
 def test_a_new_link_has_its_programs_within_100_ms(node, programs) -> None:
@@ -310,11 +352,14 @@ def test_an_interface_replaced_between_two_looks_has_another_life(node, programs
 
 
 def test_a_program_attached_by_tcx_is_reported(node, programs) -> None:
-    """It runs before every filter of clsact, and its accept ends there."""
+    """It runs before every filter of clsact, and its accept ends there. No notification tells of it; a new interface
+    whose answer is looked for meanwhile does not put off the look at filters."""
     node.add_pod(77)
 
-    async def work(_links: Links, told: list[Snapshot]) -> None:
+    async def work(links: Links, told: list[Snapshot]) -> None:
         await until(lambda: (found := find(told, "pod77")) and not found.is_foreign)
+        await asyncio.to_thread(node.add_pod, 78)
+        await until(links.is_result_awaited)
         with attach_tcx(_read_ifindex(node, "pod77"), programs["from_pod"]):
             await until(lambda: (found := find(told, "pod77")) and found.is_foreign, 8.0)
         await until(lambda: (found := find(told, "pod77")) and not found.is_foreign, 8.0)

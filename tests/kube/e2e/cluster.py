@@ -97,6 +97,14 @@ class ClusterPipeline(Pipeline):
         return self._shipped.environment(service, node=node.name if node else "")
 
 
+class Unnamed(Pod):
+    """A pod whose interface has a name that says nothing, as ptp gives it."""
+
+    @property
+    def interface(self) -> str:
+        return f"podx{self.host}"
+
+
 class Cluster(Running):
     """The whole, running; ``objects`` and ``kube`` are for the test's own deeds."""
 
@@ -119,6 +127,12 @@ class Cluster(Running):
     def reaches(self, key: str, address: str, port: int = 443) -> bool:
         """Whether a connection out of the pod ``namespace/name`` comes about."""
         return self.run(self.demo.traffic.connect(topology.find_pod(key), address, port, address)).is_open
+
+    def is_waiting(self, pod: Pod) -> bool:
+        """Whether the agent knows the interface, and not whose it is."""
+        status = self.demo.bus.agents.get(pod.node.name)
+        states = {one.interface: one.state for one in status.endpoints} if status else {}
+        return states.get(pod.interface) == "waiting"
 
     def problems(self) -> tuple[Problem, ...]:
         """What the leader has to complain of."""
