@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from schemas.status import FOREIGN_ENFORCER, AgentStatus
+from services.common.metrics import LIVE_PATH, READY_PATH
 from services.demo.lab import in_namespace
+from services.demo.pipeline import METRICS_AGENT
 from services.demo.state import is_alive
 from services.demo.topology import NODE_A, Pod
 from services.nodeagent.gate import GROUP
@@ -162,6 +165,46 @@ def test_a_lost_filter_is_back_within_a_second(node: OneNode, loss: str) -> None
     node.await_status(lambda one: one.counters.get("filters_put_back", 0) > before, "the loss is counted")
     until(lambda: passes(node, pod, ALLOWED), 10, "the interface is open again")
     assert not passes(node, pod, DENIED)
+
+
+def read_page(node: OneNode, path: str) -> tuple[int, str]:
+    """Status and content of what the agent serves; 0 while nobody answers."""
+    url = f"http://{NODE_A.address}:{METRICS_AGENT}{path}"
+    content, _, status = node.in_node("curl", "-s", "-w", "\n%{http_code}", url, check=False).rpartition("\n")
+    return int(status), content
+
+
+def kill_nats(node: OneNode) -> None:
+    """Returns when it is gone; its store stays."""
+    process = [one for one in node.run.state.processes if one.name == "nats"][-1]
+    os.kill(process.pid, signal.SIGKILL)
+    until(lambda: not is_alive(process), 10, "NATS ends")
+
+
+def test_an_agent_is_ready_from_its_first_state_on(node: OneNode) -> None:
+    """503 with programs on every interface and no state; 200 once a state is in force, and packets are judged by it
+    then; still 200 when NATS is dead: a kubelet that took the agent out for that would help nobody, lag is a metric."""
+    node.end_agent()
+    assert run_agent(node, "services.cli", "detach").returncode == 0  # removes the state on disk, too
+    kill_nats(node)
+    node.start_agent()
+    until(lambda: all(is_attached(node, pod) for pod in PODS), 60, "programs are on every interface")
+    assert (read_page(node, READY_PATH)[0], read_page(node, LIVE_PATH)[0]) == (503, 200)
+    assert not passes(node, PODS[0], ALLOWED)
+    node.start_nats()
+    until(lambda: read_page(node, READY_PATH)[0] == 200, 60, "the agent is ready")
+    assert passes(node, PODS[0], ALLOWED) and not passes(node, PODS[0], DENIED)
+    kill_nats(node)
+    until(lambda: "yett_nats_connected 0.0" in read_page(node, "/metrics")[1], 20, "the agent has lost NATS")
+    assert read_page(node, READY_PATH)[0] == 200
+    assert passes(node, PODS[0], ALLOWED) and not passes(node, PODS[0], DENIED)
+    node.start_nats()
+    node.await_agent()
+
+
+def is_attached(node: OneNode, pod: Pod) -> bool:
+    """Whether both of our programs are on the pod's interface."""
+    return sum(OURS in line for line in list_filters(node, pod)) == 2
 
 
 def test_yett_detach_removes_every_trace(node: OneNode) -> None:
