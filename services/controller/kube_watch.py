@@ -24,7 +24,6 @@ import msgspec
 from services.common.log import get_logger
 from services.controller.kube_api import Api, KubeError
 from services.controller.kube_kinds import (
-    DefinitionView,
     Item,
     Kind,
     decode_failure,
@@ -70,8 +69,7 @@ class Definitions:
 
     def take(self, items: list[Item], gone: list[PolicyKey]) -> None:
         for item in items:
-            assert isinstance(item.view, DefinitionView)
-            self._served[item.key[2]] = item.view.served
+            self._served[item.key[2]] = item.served
         for _, _, name in gone:
             self._served.pop(name, None)
         self._listed.set()
