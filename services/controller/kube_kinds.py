@@ -212,7 +212,7 @@ class BookmarkView(_Camel):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of object. ``versions``: newest first; of those served the first is read.
+    """One kind of object. ``versions``: of those served the first is read.
 
     ``is_custom``: it exists only where a CustomResourceDefinition says so. ``name``: this one object only.
     """
@@ -260,7 +260,15 @@ def kinds_read(namespace: str) -> tuple[Kind, ...]:
         Kind("NetworkPolicy", "networkpolicies", "networking.k8s.io", ("v1",), SpecView),
         Kind("ClusterNetworkPolicy", "clusternetworkpolicies", AWS, ("v1alpha1",), SpecView, is_custom=True),
         Kind("ApplicationNetworkPolicy", "applicationnetworkpolicies", AWS, ("v1alpha1",), SpecView, is_custom=True),
-        Kind("ClusterNetworkPolicy", "clusternetworkpolicies", UPSTREAM, ("v1alpha2",), SpecView, is_custom=True),
+        # v1alpha2 first: it reads all that v1beta1 admits.
+        Kind(
+            "ClusterNetworkPolicy",
+            "clusternetworkpolicies",
+            UPSTREAM,
+            ("v1alpha2", "v1beta1"),
+            SpecView,
+            is_custom=True,
+        ),
         Kind("AdminNetworkPolicy", "adminnetworkpolicies", UPSTREAM, ("v1alpha1",), SpecView, is_custom=True),
         Kind(
             "BaselineAdminNetworkPolicy",
@@ -344,7 +352,9 @@ def decode_item(kind: Kind, version: str, raw: bytes) -> Item | None:
     if isinstance(metadata, PodMetadata) and metadata.owner_references:
         obj["metadata"]["ownerReferences"] = _share_owner(metadata.owner_references[0])
     served = view.served if isinstance(view, DefinitionView) else frozenset()
-    return Item(key, resource_version, obj, hash(msgspec.json.encode(view, order="deterministic")), served)
+    # An object that comes in another version is news: by that one it is asked for.
+    fingerprint = hash((version, msgspec.json.encode(view, order="deterministic")))
+    return Item(key, resource_version, obj, fingerprint, served)
 
 
 @lru_cache(maxsize=OWNERS_SHARED)

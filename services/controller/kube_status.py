@@ -157,12 +157,12 @@ class StatusWriter:
     async def _read(self, told: Told) -> _Stand:
         if PolicyKind(told.key[0]) in NO_STATUS:
             return _Stand({}, is_silent=True)
-        obj = _OBJECT.decode(await self._api.get(self._path(told.key)))
+        obj = _OBJECT.decode(await self._api.get(self._path(told)))
         ours = [msgspec.json.decode(raw, type=_Written) for name, raw in obj.conditions().items() if name in OURS]
         return _Stand({each.type: each for each in ours})
 
     async def _apply(self, told: Told, stand: _Stand) -> None:
-        path = self._path(told.key)
+        path = self._path(told)
         try:
             obj = _OBJECT.decode(await self._api.get(path))
             if obj.metadata.uid != told.uid:
@@ -190,17 +190,18 @@ class StatusWriter:
         seed = f"{told.uid} {told.generation} {accepted.message}"
         if (told.key, seed) in self._evented:
             return False
-        version, kind = API_OF[PolicyKind(told.key[0])]
-        involved = {"apiVersion": version, "kind": kind, "name": told.key[2], "uid": told.uid}
+        kind = API_OF[PolicyKind(told.key[0])][1]
+        involved = {"apiVersion": told.api_version, "kind": kind, "name": told.key[2], "uid": told.uid}
         involved |= {"namespace": told.key[1]} if told.key[1] else {}
         await post_warning(self._api, involved, reason="Refused", message=accepted.message, seed=seed)
         self._evented.add((told.key, seed))
         return True
 
-    def _path(self, key: PolicyKey) -> str:
-        version, kind_name = API_OF[PolicyKind(key[0])]
-        group, _, short = version.rpartition("/")
-        kind: Kind = self._kinds[group, kind_name]
+    def _path(self, told: Told) -> str:
+        """In the version by which it was read: another may not be served."""
+        key = told.key
+        group, _, short = told.api_version.rpartition("/")
+        kind: Kind = self._kinds[group, API_OF[PolicyKind(key[0])][1]]
         place = f"/namespaces/{key[1]}" if PolicyKind(key[0]) in NAMESPACED_KINDS else ""
         return f"/apis/{group}/{short}{place}/{kind.plural}/{key[2]}"
 

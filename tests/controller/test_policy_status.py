@@ -12,7 +12,7 @@ from services.controller.manifests import ManifestEvent
 from services.controller.policy_status import MESSAGE_MAX, PolicyObject, Published, Standing, describe, tell
 
 KEY = ("ApplicationNetworkPolicy", "shop", "p")
-OBJECT = PolicyObject(KEY, "u1", 3, RevisionNumber(7))
+OBJECT = PolicyObject(KEY, "networking.k8s.aws/v1alpha1", "u1", 3, RevisionNumber(7))
 FAULT = Problem(object="x", path="spec.egress[2].ports[0].port", message="0 is out of range 1..65535")
 WARNING = Problem(object="x", path="spec.egress[0].name", message="has no name", severity="warning")
 
