@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from schemas.status import Problem
 from schemas.terms import NodeName, PolicyKind, RevisionNumber
 from services.controller.kube_api import KubeError, Query
@@ -47,11 +49,17 @@ class Kept(ScriptedApi):
     def __init__(self, *paths: str) -> None:
         super().__init__({path: {"metadata": {"uid": "u1", "resourceVersion": "1"}} for path in paths})
         self.writes: list[Write] = []
+        self.refusing: dict[str, int] = {}
+        """What a path's PATCH is answered with, by the object's path."""
+        self.refused_at: list[float] = []
 
     async def send(
         self, method: str, path: str, *, query: Query | None = None, body: Any = None, content_type: str = ""
     ) -> bytes:
         if method == "PATCH":
+            if (code := self.refusing.get(path.removesuffix("/status"))) is not None:
+                self.refused_at.append(asyncio.get_running_loop().time())
+                raise KubeError(f"PATCH {path}: {code}", code=code)
             stored = self.answers.get(path.removesuffix("/status"))
             if stored is None:
                 raise KubeError(f"PATCH {path}: 404", code=404)
@@ -72,10 +80,12 @@ class Desk:
     obj: PolicyObject = OBJECT
     standing: Standing = ON_EVERY_NODE
     acknowledged: dict[str, RevisionNumber] = field(default_factory=dict)
+    names: tuple[str, ...] = ("p",)
 
     def read(self) -> list[Told]:
         conditions = describe(self.obj, self.standing, self.acknowledged)
-        return [Told(self.obj.key, self.obj.api_version, self.obj.uid, self.obj.generation, conditions)]
+        keys = [(*self.obj.key[:2], name) for name in self.names]
+        return [Told(key, self.obj.api_version, self.obj.uid, self.obj.generation, conditions) for key in keys]
 
     def come(self, *nodes: str, revision: int = 7) -> float:
         """Nodes have come to a revision; when."""
@@ -163,6 +173,73 @@ def test_a_transition_does_not_wait_for_the_minute() -> None:
             assert desk.said == said([0, 3, 0, 3])
             generations = [write.conditions["Programmed"]["observedGeneration"] for write in desk.api.writes]
             assert generations == [1, 1, 2, 2]
+
+    run_leaping(scenario())
+
+
+LATER = f"{PATH.removesuffix('/p')}/later"
+
+
+def test_one_that_is_refused_keeps_no_other_waiting() -> None:
+    """Its status does not fit its definition: the policies behind it have theirs at once, it is tried less and less
+    often, and written when it fits."""
+
+    async def scenario() -> None:
+        api = Kept(PATH, LATER)
+        api.refusing[PATH] = 422
+        async with writing(Desk(api, names=("p", "later"))) as desk:
+            assert [write.path for write in api.writes] == [f"{LATER}/status"]
+            came_at = desk.come(*NODES)
+            await asyncio.sleep(PROMPT_SECONDS)
+            assert desk.said == said([0, 3]) and api.writes[-1].at_seconds - came_at <= PROMPT_SECONDS
+            await asyncio.sleep(10 * COUNT_SECONDS)
+            assert len(api.writes) == 2 and 10 <= len(api.refused_at) <= 18
+            del api.refusing[PATH]
+            await asyncio.sleep(COUNT_SECONDS + PROMPT_SECONDS)
+            assert [write.path for write in api.writes[2:]] == [f"{PATH}/status"] and desk.said[-1] == said([3])[0]
+
+    run_leaping(scenario())
+
+
+def test_a_new_generation_of_one_that_was_refused_is_tried_at_once() -> None:
+    """However long the one before it had to wait."""
+
+    async def scenario() -> None:
+        api = Kept(PATH)
+        api.refusing[PATH] = 422
+        async with writing(Desk(api)) as desk:
+            await asyncio.sleep(5 * COUNT_SECONDS)
+            api.refusing.clear()
+            desk.obj = PolicyObject(KEY, AWS, "u1", 2, RevisionNumber(8))
+            desk.changed.set()
+            await asyncio.sleep(PROMPT_SECONDS)
+            assert [write.conditions["Accepted"]["observedGeneration"] for write in api.writes] == [2]
+
+    run_leaping(scenario())
+
+
+def test_one_that_is_not_served_keeps_no_other_waiting() -> None:
+    """Known from a version that the cluster no longer serves: it cannot be read, and the next one is."""
+
+    async def scenario() -> None:
+        async with writing(Desk(Kept(LATER), names=("p", "later"))) as desk:
+            assert [write.path for write in desk.api.writes] == [f"{LATER}/status"]
+
+    run_leaping(scenario())
+
+
+@pytest.mark.parametrize("code", [0, 401, 429, 500, 503])
+def test_a_server_that_takes_nothing_is_left_in_peace(code: int) -> None:
+    """No other policy is tried in the same look; all of them a second later."""
+
+    async def scenario() -> None:
+        api = Kept(PATH, LATER)
+        api.refusing = {PATH: code, LATER: code}
+        async with writing(Desk(api, names=("p", "later"))):
+            assert len(api.refused_at) == 1 and api.asked == [PATH, PATH]
+            api.refusing.clear()
+            await asyncio.sleep(2.0)
+            assert [write.path for write in api.writes] == [f"{PATH}/status", f"{LATER}/status"]
 
     run_leaping(scenario())
 
