@@ -198,3 +198,17 @@ def test_another_owner_is_news_and_another_of_no_concern_is_none() -> None:
     one = owner("ReplicaSet", "a")
     assert len({fingerprint(), fingerprint(one), fingerprint(owner("ReplicaSet", "b"))}) == 3
     assert fingerprint(one) == fingerprint(one, owner("Node", "n", in_control=False)) == fingerprint(one)
+
+
+def test_pods_of_one_owner_share_what_is_said_of_it() -> None:
+    """Ten thousand pods have a few hundred owners: neither the object nor the fact holds a copy of its own."""
+    found = []
+    for name in ("first", "second"):
+        pod = owned(owner("ReplicaSet", "web-6d4cf"))
+        pod["metadata"]["name"] = name
+        item = decode_item(KINDS["v1", "Pod"], "v1", msgspec.json.encode(pod))
+        assert item is not None
+        found.append((item.obj["metadata"]["ownerReferences"], parse_object(item.obj)[0]))
+    (first, first_fact), (second, second_fact) = found
+    assert isinstance(first_fact, Pod) and isinstance(second_fact, Pod)
+    assert first is second and first_fact.owner is second_fact.owner
