@@ -103,7 +103,7 @@ class Cluster:
     async def _look_for_staleness(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            problems = self.describe_staleness(time.time())
+            problems = self.describe_staleness(time.time()) + self.describe_unread()
             if problems != self._problems:
                 self._problems = problems
                 self._events.append(ManifestEvent(SOURCE, problems=problems))
@@ -120,6 +120,16 @@ class Cluster:
             )
             for watcher in (self._defining, *self.watchers)
             if watcher.trouble and now - watcher.heard_at > STALE_SECONDS
+        )
+
+    def describe_unread(self) -> tuple[Problem, ...]:
+        """Kinds that the server has in versions that are not read."""
+        return tuple(
+            Problem(
+                object=f"Kubernetes API {watcher.kind.resource}", path="", message=watcher.unread, severity="warning"
+            )
+            for watcher in self.watchers
+            if watcher.unread
         )
 
 

@@ -8,7 +8,8 @@
 * An Event's name follows from the object's version and the fault: a second leader says nothing twice.
 * NetworkPolicy has no status: there are Events only. The same where a definition serves none.
 
-A write that fails is tried again at the next look; nothing waits for it.
+A write that is refused is tried again, later each time, and no other policy waits for it; where the server does not
+answer, or is too busy, all wait.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ WRITES_A_LOOK_MAX = 50
 """So that a start with thousands of policies leaves the API server time for others."""
 MERGE = "application/merge-patch+json"
 NOT_FOUND = 404
+UNAUTHORIZED, TOO_MANY, SERVERS_OWN = 401, 429, 500
+"""Not about the object: 401, 429, and from 500 on."""
 NO_STATUS = frozenset({PolicyKind.NETWORK_POLICY})
 
 _log = get_logger("status")
@@ -92,6 +95,15 @@ class _Stand:
     """It has no status to write."""
 
 
+@dataclass(slots=True)
+class _Rest:
+    """A generation of which the server refused a request. ``until_seconds``: by the loop's clock."""
+
+    generation: int
+    until_seconds: float
+    seconds: float
+
+
 class StatusWriter:
     """One per process; works while ``run`` does. ``count_seconds``: least time between two writes of mere counts."""
 
@@ -100,38 +112,57 @@ class StatusWriter:
         self._kinds = {(kind.group, kind.kind): kind for kind in kinds_read(namespace)}
         self._count_seconds = count_seconds
         self._stands: dict[tuple[PolicyKey, str], _Stand] = {}
+        self._rests: dict[tuple[PolicyKey, str], _Rest] = {}
         self._evented: set[tuple[PolicyKey, str]] = set()
         self.writes = 0
 
     async def run(self, changed: asyncio.Event, read: Callable[[], list[Told]]) -> None:
         """While leading: look whenever something has ``changed``, and write what is different. Until cancelled."""
         self._stands.clear()
+        self._rests.clear()
         await asyncio.sleep(LISTEN_SECONDS)
         while True:
             changed.clear()
-            is_done = await self._write_all(read())
+            seconds = await self._write_all(read())
             try:
-                async with asyncio.timeout(self._count_seconds if is_done else RETRY_SECONDS):
+                async with asyncio.timeout(seconds):
                     await changed.wait()
             except TimeoutError:
                 continue
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _write_all(self, told: Iterable[Told]) -> bool:
-        """Whether everything stands as it should, counts apart."""
+    async def _write_all(self, told: Iterable[Told]) -> float:
+        """Write what is due -> in how many seconds to look again if nothing changes."""
         budget, live = WRITES_A_LOOK_MAX, set()
         for each in told:
-            live.add((each.key, each.uid))
+            place = (each.key, each.uid)
+            live.add(place)
             if budget == 0:
-                return False
+                return RETRY_SECONDS
+            rest = self._rests.get(place)
+            if rest is not None and rest.generation == each.generation and self._now() < rest.until_seconds:
+                continue
             try:
                 budget -= await self._write(each)
+                self._rests.pop(place, None)
             except KubeError as error:
                 _log.info("status not written", object=" ".join(each.key), reason=str(error))
-                return False
-        for gone in self._stands.keys() - live:
-            del self._stands[gone]
-        return True
+                if error.code in (0, UNAUTHORIZED, TOO_MANY) or error.code >= SERVERS_OWN:
+                    return max(RETRY_SECONDS, error.retry_after_seconds)
+                budget -= 1
+                self._let_rest(each)
+        for of_place in (self._stands, self._rests):
+            for gone in of_place.keys() - live:
+                del of_place[gone]
+        waits = [rest.until_seconds - self._now() for rest in self._rests.values()]
+        return max(0.0, min(waits, default=self._count_seconds))
+
+    def _let_rest(self, told: Told) -> None:
+        """Twice as long each time, at most as long as a count waits; another generation is tried at once."""
+        rest = self._rests.get((told.key, told.uid))
+        is_again = rest is not None and rest.generation == told.generation
+        seconds = min(self._count_seconds, rest.seconds * 2 if rest is not None and is_again else RETRY_SECONDS)
+        self._rests[told.key, told.uid] = _Rest(told.generation, self._now() + seconds, seconds)
 
     async def _write(self, told: Told) -> bool:
         """Whether anything was asked of the server."""
@@ -157,12 +188,12 @@ class StatusWriter:
     async def _read(self, told: Told) -> _Stand:
         if PolicyKind(told.key[0]) in NO_STATUS:
             return _Stand({}, is_silent=True)
-        obj = _OBJECT.decode(await self._api.get(self._path(told.key)))
+        obj = _OBJECT.decode(await self._api.get(self._path(told)))
         ours = [msgspec.json.decode(raw, type=_Written) for name, raw in obj.conditions().items() if name in OURS]
         return _Stand({each.type: each for each in ours})
 
     async def _apply(self, told: Told, stand: _Stand) -> None:
-        path = self._path(told.key)
+        path = self._path(told)
         try:
             obj = _OBJECT.decode(await self._api.get(path))
             if obj.metadata.uid != told.uid:
@@ -190,17 +221,18 @@ class StatusWriter:
         seed = f"{told.uid} {told.generation} {accepted.message}"
         if (told.key, seed) in self._evented:
             return False
-        version, kind = API_OF[PolicyKind(told.key[0])]
-        involved = {"apiVersion": version, "kind": kind, "name": told.key[2], "uid": told.uid}
+        kind = API_OF[PolicyKind(told.key[0])][1]
+        involved = {"apiVersion": told.api_version, "kind": kind, "name": told.key[2], "uid": told.uid}
         involved |= {"namespace": told.key[1]} if told.key[1] else {}
         await post_warning(self._api, involved, reason="Refused", message=accepted.message, seed=seed)
         self._evented.add((told.key, seed))
         return True
 
-    def _path(self, key: PolicyKey) -> str:
-        version, kind_name = API_OF[PolicyKind(key[0])]
-        group, _, short = version.rpartition("/")
-        kind: Kind = self._kinds[group, kind_name]
+    def _path(self, told: Told) -> str:
+        """In the version by which it was read: another may not be served."""
+        key = told.key
+        group, _, short = told.api_version.rpartition("/")
+        kind: Kind = self._kinds[group, API_OF[PolicyKind(key[0])][1]]
         place = f"/namespaces/{key[1]}" if PolicyKind(key[0]) in NAMESPACED_KINDS else ""
         return f"/apis/{group}/{short}{place}/{kind.plural}/{key[2]}"
 

@@ -7,6 +7,7 @@
   that swallows packets, looks like a quiet cluster.
 * A custom kind exists while a definition serves it. A 404 alone is no proof that its objects are gone: servers that
   start answer so before they have read their definitions. Until the definition itself is gone what was known stays.
+* A definition that serves none of the versions that are read is said: it is no missing kind.
 
 Deliberately absent: what objects mean, and when the whole is complete (``kube``).
 """
@@ -24,7 +25,6 @@ import msgspec
 from services.common.log import get_logger
 from services.controller.kube_api import Api, KubeError
 from services.controller.kube_kinds import (
-    DefinitionView,
     Item,
     Kind,
     decode_failure,
@@ -70,8 +70,7 @@ class Definitions:
 
     def take(self, items: list[Item], gone: list[PolicyKey]) -> None:
         for item in items:
-            assert isinstance(item.view, DefinitionView)
-            self._served[item.key[2]] = item.view.served
+            self._served[item.key[2]] = item.served
         for _, _, name in gone:
             self._served.pop(name, None)
         self._listed.set()
@@ -86,6 +85,10 @@ class Definitions:
         """The version to read; empty if the kind is not served."""
         served = self._served.get(kind.resource, frozenset())
         return next((version for version in kind.versions if version in served), "")
+
+    def served(self, kind: Kind) -> frozenset[str] | None:
+        """All versions that are served, read or not; None if there is no definition."""
+        return self._served.get(kind.resource)
 
     async def change(self) -> None:
         """Until something changes."""
@@ -118,6 +121,7 @@ class Watcher:
         self._definitions = definitions
         self._memory = Memory()
         self._version = ""
+        self._said_unread = ""
         self._attempts = 0
 
     async def run(self) -> None:
@@ -156,11 +160,29 @@ class Watcher:
         raise KubeError(f"{self.kind.resource}: none of {', '.join(self.kind.versions)} is served", code=NOT_FOUND)
 
     async def _wait_for_definition(self) -> None:
-        """No such kind (any more): complete, and empty."""
+        """Complete: without a definition empty, else with what was known."""
         assert self._definitions is not None
-        self._memory.begin_list()
-        self._told_whole([], self._memory.end_list())
+        gone: list[PolicyKey] = []
+        if self._definitions.served(self.kind) is None:
+            self._memory.begin_list()
+            gone = self._memory.end_list()
+        self._told_whole([], gone)
+        unread = self.unread
+        if unread and unread != self._said_unread:
+            _log.warning("not read", kind=self.kind.resource, reason=unread)
+        self._said_unread = unread
         await self._definitions.change()
+
+    @property
+    def unread(self) -> str:
+        """Why objects that may be there are not read; empty if they are, or if there is no such kind."""
+        if self._definitions is None or not self.kind.is_custom or self._definitions.version_of(self.kind):
+            return ""
+        served, known = self._definitions.served(self.kind), len(self._memory)
+        if not served and not known:
+            return ""  # no definition, or one that is not established yet
+        said = f"served as {', '.join(sorted(served or ())) or 'nothing'} and read as {', '.join(self.kind.versions)}"
+        return f"{said}: none of its objects is read" + (f", the {known} last known stay" if known else "")
 
     # -- lists
 

@@ -42,9 +42,13 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class PolicyObject:
-    """The present object. ``revision``: the one by which this version was published."""
+    """The present object. ``revision``: the one by which this version was published.
+
+    ``api_version``: by which it was read.
+    """
 
     key: PolicyKey
+    api_version: str
     uid: str
     generation: int
     revision: RevisionNumber
@@ -82,14 +86,16 @@ class Published:
 
 def _read_object(key: PolicyKey, obj: Obj, revision: RevisionNumber) -> PolicyObject:
     metadata = obj.get("metadata") or {}
-    return PolicyObject(key, str(metadata.get("uid") or ""), int(metadata.get("generation") or 0), revision)
+    uid, generation = str(metadata.get("uid") or ""), int(metadata.get("generation") or 0)
+    return PolicyObject(key, str(obj["apiVersion"]), uid, generation, revision)
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A policy's object and what is true of it."""
+    """A policy's object and what is true of it. ``api_version``: by which it was read."""
 
     key: PolicyKey
+    api_version: str
     uid: str
     generation: int
     conditions: tuple[Condition, ...]
@@ -115,7 +121,7 @@ def tell(
 ) -> list[Told]:
     """Every published policy with its conditions. ``acknowledged``: the revision that each node has come to."""
     return [
-        Told(key, obj.uid, obj.generation, describe(obj, standings[key], acknowledged))
+        Told(key, obj.api_version, obj.uid, obj.generation, describe(obj, standings[key], acknowledged))
         for key, obj in published.objects.items()
     ]
 

@@ -20,12 +20,13 @@ async def read_policies(api: Api) -> list[Obj]:
     for kind in kinds_read(""):
         if kind.kind not in POLICY_KIND_NAMES:
             continue
-        version = kind.versions[0]
-        try:
-            answer = msgspec.json.decode(await api.get(kind.path(version)))
-        except KubeError as error:
-            if error.code == NOT_FOUND and kind.is_custom:
-                continue
-            raise
-        found += [{**obj, "apiVersion": kind.api_version(version), "kind": kind.kind} for obj in answer["items"]]
+        for version in kind.versions:
+            try:
+                answer = msgspec.json.decode(await api.get(kind.path(version)))
+            except KubeError as error:
+                if error.code == NOT_FOUND and kind.is_custom:
+                    continue
+                raise
+            found += [{**obj, "apiVersion": kind.api_version(version), "kind": kind.kind} for obj in answer["items"]]
+            break
     return found

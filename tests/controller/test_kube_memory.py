@@ -56,9 +56,9 @@ def test_a_definition_serves_nothing_before_it_is_established() -> None:
     versions = [{"name": "v1", "served": True}, {"name": "v0", "served": False}]
     for status, served in (("True", {"v1"}), ("False", set())):
         conditions = [{"type": "Established", "status": status}]
-        view = item("x.y", kind=DEFINITIONS, spec={"versions": versions}, status={"conditions": conditions}).view
-        assert view.served == served
-    assert item("x.y", kind=DEFINITIONS, spec={"versions": versions}).view.served == frozenset()
+        found = item("x.y", kind=DEFINITIONS, spec={"versions": versions}, status={"conditions": conditions})
+        assert found.served == served
+    assert item("x.y", kind=DEFINITIONS, spec={"versions": versions}).served == frozenset()
 
 
 Contents = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 3))

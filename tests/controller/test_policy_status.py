@@ -10,9 +10,11 @@ from schemas.status import Problem
 from schemas.terms import NodeName, RevisionNumber
 from services.controller.manifests import ManifestEvent
 from services.controller.policy_status import MESSAGE_MAX, PolicyObject, Published, Standing, describe, tell
+from services.controller.world import State
+from tests import builders as k8s
 
 KEY = ("ApplicationNetworkPolicy", "shop", "p")
-OBJECT = PolicyObject(KEY, "u1", 3, RevisionNumber(7))
+OBJECT = PolicyObject(KEY, "networking.k8s.aws/v1alpha1", "u1", 3, RevisionNumber(7))
 FAULT = Problem(object="x", path="spec.egress[2].ports[0].port", message="0 is out of range 1..65535")
 WARNING = Problem(object="x", path="spec.egress[0].name", message="has no name", severity="warning")
 
@@ -93,3 +95,45 @@ def test_a_policy_is_told_of_once_it_is_published() -> None:
     published.follow([ManifestEvent("f", gone=("NetworkPolicy", "shop", "a"))], RevisionNumber(6))
     [told] = tell(published, {key: standing() for key in published.objects}, at(a=5, b=5))
     assert (told.key[2], told.uid, told.generation, told.conditions[1].status) == ("b", "u-b", 2, True)
+
+
+ON_TWO_NODES = (
+    k8s.namespace("app"),
+    k8s.node("node-a", "192.168.0.1"),
+    k8s.node("node-b", "192.168.0.2"),
+    k8s.pod("app/web", "10.0.0.1", node="node-a", app="web"),
+    k8s.pod("app/other", "10.0.1.1", node="node-b", app="other"),
+)
+ON_WEB = k8s.application_policy("p", {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Egress"]})
+WEB_KEY = ("ApplicationNetworkPolicy", "app", "p")
+
+
+def told_of(state: State, **acknowledged: int) -> tuple[set[str], str]:
+    """The nodes that a policy is counted on, and what its status says of them."""
+    nodes = {node.replace("_", "-"): RevisionNumber(number) for node, number in acknowledged.items()}
+    stands, obj = state.standings([WEB_KEY])[WEB_KEY], dataclasses.replace(OBJECT, key=WEB_KEY)
+    return set(stands.nodes), describe(obj, stands, nodes)[1].message
+
+
+def test_only_nodes_that_hold_a_ruleset_of_the_policy_are_counted() -> None:
+    """A policy of the pods on one of two nodes is on one node, whatever the other one has come to; with its pods it
+    comes and goes, and a pod that is bound to no node, has ended, or is the node's own counts for nothing."""
+    state = State()
+    for obj in (*ON_TWO_NODES, ON_WEB):
+        state.upsert(obj)
+    assert told_of(state, node_a=7) == ({"node-a"}, "enforced on 1 of 1 nodes")
+    assert told_of(state, node_b=7) == ({"node-a"}, "enforced on 0 of 1 nodes")
+    second = k8s.pod("app/second", "10.0.1.2", node="node-b", app="web")
+    for uncounted in (
+        {**second, "spec": {}},
+        {**second, "status": {"phase": "Succeeded"}},
+        {**second, "spec": {**second["spec"], "hostNetwork": True}},
+    ):
+        state.upsert(uncounted)
+        assert told_of(state, node_a=7, node_b=1) == ({"node-a"}, "enforced on 1 of 1 nodes")
+    state.upsert(second)
+    assert told_of(state, node_a=7, node_b=1) == ({"node-a", "node-b"}, "enforced on 1 of 2 nodes")
+    state.delete("Pod", "app", "web")
+    assert told_of(state, node_b=7) == ({"node-b"}, "enforced on 1 of 1 nodes")
+    state.delete("Pod", "app", "second")
+    assert told_of(state, node_a=7, node_b=7) == (set(), "it governs no pod on any node")

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.kube
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 PATH = "/apis/networking.k8s.aws/v1alpha1/namespaces/shop/applicationnetworkpolicies"
+NETWORK = "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies"
 MERGE = "application/merge-patch+json"
 POLICY = {
     "apiVersion": "networking.k8s.aws/v1alpha1",
@@ -151,6 +152,35 @@ def test_a_refusal_is_in_the_status_and_an_event(nats_server: NatsServer, kube: 
             assert event["message"] == found["Accepted"]["message"]
             kube.admin.call("PATCH", f"{PATH}/p", {"spec": {"podSelectr": None}}, content_type=MERGE)
             await until_conditions(kube, lambda found: found["Accepted"]["status"] == "True")
+
+    run(scenario(), 240)
+
+
+def test_a_refusal_of_a_kind_without_a_status_is_an_event_alone(nats_server: NatsServer, kube: KubeServer) -> None:
+    """A NetworkPolicy under a mode that nobody knows: one Warning with the annotation's path stands beside the object.
+    Neither it nor its status is ever asked for or written, while the status of another kind is."""
+    one, events = f"{NETWORK}/shut", "/api/v1/namespaces/shop/events"
+    metadata = {"name": "shut", "annotations": {"yett.dev/mode": "nonsense"}}
+    policy = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata}
+
+    async def scenario() -> None:
+        fill(kube)
+        made = kube.admin.create(NETWORK, {**policy, "spec": {"podSelector": {}, "policyTypes": ["Egress"]}})
+        async with reading(nats_server, kube, "one"):
+            await eventually(lambda: bool(kube.admin.call("GET", events)["items"]), 30)
+            kube.admin.call("PATCH", one, {"spec": {"policyTypes": ["Ingress"]}}, content_type=MERGE)
+            # A new generation, refused as the first one was, is said anew: whatever came of either has come by then.
+            await eventually(lambda: len(kube.admin.call("GET", events)["items"]) == 2, 30)
+            await until_conditions(kube, lambda found: found["Accepted"]["status"] == "True")
+        for event in kube.admin.call("GET", events)["items"]:
+            assert (event["type"], event["reason"]) == ("Warning", "Refused")
+            involved = event["involvedObject"]
+            assert (involved["kind"], involved["name"]) == ("NetworkPolicy", "shut")
+            assert involved["uid"] == made["metadata"]["uid"]
+            assert event["message"] == "metadata.annotations.yett.dev/mode: 'nonsense' is none of enforce, audit"
+        assert writes(kube, "p") and looks(kube)
+        assert not [verb for verb in ("get", "patch", "update", "create") if asked(kube, verb, one)]
+        assert not kube.admin.call("GET", one).get("status")
 
     run(scenario(), 240)
 

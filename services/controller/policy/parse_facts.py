@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
+from sys import intern
 from typing import Any
 
 from schemas.selectors import NAMESPACE_NAME_LABEL
@@ -75,7 +76,7 @@ def _read_owner(metadata: Reader, labels: Labels) -> str:
         if item.get("controller").value is True and kind and name:
             suffix = f"-{labels.get(TEMPLATE_LABEL, '')}"
             is_deployments = kind == "ReplicaSet" and suffix != "-" and name.endswith(suffix) and name != suffix
-            return f"Deployment/{name.removesuffix(suffix)}" if is_deployments else f"{kind}/{name}"
+            return intern(f"Deployment/{name.removesuffix(suffix)}" if is_deployments else f"{kind}/{name}")
     return ""
 
 
