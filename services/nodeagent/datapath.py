@@ -98,6 +98,10 @@ class Datapath:
         self._shared_pages = 0
         self._resolutions = 0
         """Entries of it when they were last gone through."""
+        self._turned_away = 0
+        """Names from other nodes that found no room since then."""
+        self.full = ""
+        """How ``resolutions`` came to be full, as of the last clean-up; empty while there is room."""
         self._looked = boottime_seconds()
         self.taught: list[Taught] = []
         """What answers here taught, as of the last clean-up: those that live longest, ``MAX_LISTED`` at most."""
@@ -301,6 +305,7 @@ class Datapath:
         room = resolutions.info.max_entries * SHARED_SHARE
         if self._shared_pages + len(pages) - before > room:
             self.counters["names_full_map"] += 1
+            self._turned_away += 1
             self._drop_slots(address, slots)
             return False
         changed = {index // mapcodec.NAME_SLOTS} | ({len(pages) - 2} if len(pages) > before > 0 else set())
@@ -405,6 +410,7 @@ class Datapath:
             (mapcodec.decode_resolution_key(key), key, mapcodec.decode_names(value))
             for key, value in resolutions.items()
         ]
+        self._note_full(len(entries))
         keep = self._choose_keep(len(entries), now)
         present = {place for place, _, _ in entries}
         pages = [(address, scope, names) for (address, scope, _), _, names in entries]
@@ -425,6 +431,16 @@ class Datapath:
         self._resolutions = len(present)
         self._credit(credited)
         return referred - {0}
+
+    def _note_full(self, entries: int) -> None:
+        """``entries``: of ``resolutions`` before anything goes."""
+        capacity = self._maps["resolutions"].info.max_entries
+        self.full = ""
+        if entries >= capacity:
+            self.full = f"{entries} of {capacity} entries are taken"
+        elif self._turned_away:
+            self.full = f"{self._shared_pages} of {capacity} entries are what other nodes told, who may have no more"
+        self._turned_away = 0
 
     def _choose_keep(self, entries: int, now: int) -> Keep:
         """``entries``: of ``resolutions``."""

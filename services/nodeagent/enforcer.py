@@ -235,7 +235,8 @@ class Enforcer:
     def problems(self) -> tuple[Problem, ...]:
         """What a person must hear about."""
         off = () if self.state.config.enforce else (SWITCHED_OFF,)
-        own = (*off, *_tell_foreign(self.snapshot), *self._wanted.problems.values())
+        full = _tell_full_names(self._datapath.full)
+        own = (*off, *full, *_tell_foreign(self.snapshot), *self._wanted.problems.values())
         return own if self.failure is None else (self.failure, *own)
 
     def endpoints(self) -> tuple[EndpointStatus, ...]:
@@ -261,6 +262,14 @@ class Enforcer:
                 )
             )
         return tuple(found)
+
+
+def _tell_full_names(full: str) -> tuple[Problem, ...]:
+    """No change fails for want of room among names; whoever is told a new one is not let through by it."""
+    if not full:
+        return ()
+    message = f"{full}: names at further addresses open nothing; YETT_MAP_RESOLUTIONS gives it room"
+    return (Problem(object="map resolutions", path="", message=message),)
 
 
 def _tell_foreign(snapshot: Snapshot) -> tuple[Problem, ...]:
