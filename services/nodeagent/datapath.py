@@ -402,22 +402,24 @@ class Datapath:
     def collect(self) -> set[int]:
         """Remove names long expired, and those of addresses that are pods' now; the domain rows still referred to.
 
-        What is removed is credited to the endpoint that had learned it.
+        What is removed is credited to the endpoint that had learned it, and to one that has little of its quota left
+        also what others have taken from it.
         """
         now = boottime_seconds()
         resolutions = self._maps["resolutions"]
+        charged = count_charged(self._maps["quotas"].items(), self._maps["credits"].items())
         entries = [
             (mapcodec.decode_resolution_key(key), key, mapcodec.decode_names(value))
             for key, value in resolutions.items()
         ]
         self._note_full(len(entries))
-        keep = self._choose_keep(len(entries), now)
+        keep = self._choose_keep(len(entries), charged, now)
         present = {place for place, _, _ in entries}
         pages = [(address, scope, names) for (address, scope, _), _, names in entries]
         self._count_expired(pages, now)
         self.taught = heapq.nlargest(MAX_LISTED, list_taught(pages, now), key=lambda one: one.expires)
         referred: set[int] = set()
-        credited: Counter[int] = Counter()
+        credited = count_lost({endpoint: charged[endpoint] for endpoint in keep.crowded}, pages)
         for (address, scope, page), key, names in sorted(entries, key=lambda one: one[0], reverse=True):
             is_last = (address, scope, page + 1) not in present
             is_owned = _is_owned(self._present["ipcache"], key[:16])
@@ -442,12 +444,11 @@ class Datapath:
             self.full = f"{self._shared_pages} of {capacity} entries are what other nodes told, who may have no more"
         self._turned_away = 0
 
-    def _choose_keep(self, entries: int, now: int) -> Keep:
+    def _choose_keep(self, entries: int, charged: Mapping[int, int], now: int) -> Keep:
         """``entries``: of ``resolutions``."""
         hurried = now - KEEP_EXPIRED_WHEN_FULL_SECONDS
         is_full = entries > self._maps["resolutions"].info.max_entries * FULL
         limit = mapcodec.decode_names_limit(self._present["config"].get(mapcodec.encode_index(0), b""))
-        charged = count_charged(self._maps["quotas"].items(), self._maps["credits"].items())
         crowded = {endpoint for endpoint, count in charged.items() if count > limit * CROWDED}
         return Keep(hurried if is_full else now - KEEP_EXPIRED_SECONDS, hurried, crowded)
 
@@ -514,6 +515,23 @@ def list_taught(pages: Iterable[tuple[str, int, mapcodec.NamesPage]], now: int) 
         for (row, expires), owner in zip(names.slots, names.owners, strict=True):
             if scope != SCOPE_SHARED and row and expires > now:
                 yield Taught(owner, address, row, expires)
+
+
+def count_lost(charged: Mapping[int, int], pages: Iterable[tuple[str, int, mapcodec.NamesPage]]) -> Counter[int]:
+    """What endpoints are charged for and do not hold: the learner gave a slot whose time was over to another name.
+
+    ``charged`` is read before the pages: a slot is written first and charged then, so what was charged is among them.
+    """
+    if not charged:
+        return Counter()
+    held = Counter(
+        owner
+        for _, scope, names in pages
+        if scope != SCOPE_SHARED
+        for (row, _), owner in zip(names.slots, names.owners, strict=True)
+        if row
+    )
+    return Counter({endpoint: count - held[endpoint] for endpoint, count in charged.items() if count > held[endpoint]})
 
 
 def _is_owned(known: Mapping[bytes, bytes], key: bytes) -> bool:

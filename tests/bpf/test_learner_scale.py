@@ -211,3 +211,31 @@ def explain(kernel: Kernel, to: str) -> Reason:
     result = kernel.from_pod(packets.ip(POD4, to, packets.TCP, packets.tcp(50002, 443)))
     assert not result.passed
     return result.reason
+
+
+def test_what_was_charged_for_slots_that_are_others_now_is_given_back(dns: Kernel, datapath: Datapath) -> None:
+    """Of nine names on an address with room for eight, two take each other's slot, whose time is over, again and again;
+    each time is charged. At its quota the pod holds eight, and after a clean-up it is charged for those alone."""
+    made, quota = tables(quota=40), 40
+    for n in range(9):
+        add_pattern(made, f"t{n}.example.com", 20 + n, RULE)
+    dns.fill(made)
+    datapath.close()
+    datapath.open()
+    key = mapcodec.encode_resolution_key(WEB, scope=mapcodec.SCOPE_LEARNED)
+    for n in range(quota):
+        resolve(dns, f"t{n if n < 8 else (n + 1) % 2 * 8}.example.com", WEB)
+        page = mapcodec.decode_names(dns.maps["resolutions"].get(key) or b"")
+        aged = tuple((row, boot_seconds() - 1 if row else 0) for row, _ in page.slots)
+        dns.maps["resolutions"].put(key, mapcodec.encode_names(mapcodec.NamesPage(aged, page.owners, page.more)))
+    assert count_learned(dns) == quota and count_pages(dns) == 1
+    resolve(dns, NAME, WEB2)
+    assert dns.count_reason(Direction.INGRESS, Reason.LEARN_QUOTA) == 1 and not dns.names_of(WEB2)
+    datapath.collect()
+    resolve(dns, NAME, WEB2)
+    assert set(dns.names_of(WEB2)) == {ROW}
+    assert count_learned(dns) - count_credited(dns) == 8 + 1
+
+
+def count_credited(kernel: Kernel) -> int:
+    return int.from_bytes(kernel.maps["credits"].get(POD_ID.to_bytes(4, "little")) or b"", "little")
