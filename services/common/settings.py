@@ -159,6 +159,7 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     map_rule_counters: Count = 65_536
     map_verdict_pages: Count = 512
     map_resolution_pages: Count = 1_024
+    map_handover_pages: Count = 1_024
 
 
 class RecorderSettings(CommonSettings, frozen=True, kw_only=True):

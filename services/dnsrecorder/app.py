@@ -109,6 +109,9 @@ class App:
             await self._take_refusal(event)
             return
         self._counters["events"] += 1
+        if event.reason == Reason.LEARN_HANDED_OVER:
+            await self._take_handed(Handed(event.message, event, event.boottime_nanos, event.boottime_nanos))
+            return
         self._counters["learned"] += event.learned
         try:
             answer = parse_answer(event.message, self._recorder.config.search_suffixes)
@@ -157,7 +160,7 @@ class App:
             self._counters["mismatch"] += 1
             _log.warning("kernel and parser disagree", name=answer.name, kernel=event.answers, ours=len(answer.records))
 
-    # -- what the kernel could not read
+    # -- what the kernel could not read, in pieces or whole
 
     async def _read_handovers(self) -> None:
         async for batch in self._handover_capture.batches():
@@ -189,13 +192,14 @@ class App:
                 await self._tell_refusal(event, answer, reason)
             return
         is_believed = not event.is_from_outside
+        publication: Publication | None = None
         with self._start_span(event, answer):
             await self._observe(event, answer, handed_over=is_believed)
             self._counters["handover_learned" if is_believed else "from_outside"] += 1
             if is_believed:
                 publication = self._recorder.note(answer, str(event.endpoint), boottime_seconds())
-                self._counters["learned"] += len(answer.addresses) if publication else 0
                 self._publish(publication, event)
+        self._counters["learned"] += len(answer.addresses) if publication else event.learned
         self._time_handover(handed)
 
     def _time_handover(self, handed: Handed) -> None:

@@ -6,7 +6,7 @@ from schemas.status import RecorderStatus
 from schemas.terms import Reason
 from services.common.metrics import Family, Page
 
-ANSWERS = Family("yett_answers_total", "counter", "DNS answers that were news, from the kernel's learner.")
+ANSWERS = Family("yett_answers_total", "counter", "DNS answers that were news or handed over, from the kernel.")
 LEARNED = Family("yett_names_learned_total", "counter", "Addresses learned for a name that a rule covers.")
 HANDED_OVER = Family("yett_answers_handed_over_total", "counter", "Answers that the kernel left to the recorder.")
 REFUSED = Family("yett_answers_refused_total", "counter", "Answers not learned, or in part.", ("reason",))
@@ -31,9 +31,10 @@ def put_recorder(page: Page, status: RecorderStatus) -> None:
     """All of it."""
     counters = status.counters
     handed_over = Reason.LEARN_HANDED_OVER.name.lower()
-    page.put(ANSWERS, counters.get("events", 0))
+    in_pieces = counters.get("handover_messages", 0)
+    page.put(ANSWERS, counters.get("events", 0) + in_pieces)
     page.put(LEARNED, counters.get("learned", 0))
-    page.put(HANDED_OVER, counters.get(handed_over, 0))
+    page.put(HANDED_OVER, counters.get(handed_over, 0) + in_pieces)
     for reason in REASONS:
         if reason != handed_over:
             page.put(REFUSED, counters.get(reason, 0), reason.removeprefix("learn_"))

@@ -16,7 +16,7 @@ import errno
 import heapq
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from services.common.log import get_logger
 from services.nodeagent import mapcodec
 from services.nodeagent.mapcodec import SCOPE_LEARNED, SCOPE_SHARED, Bytes
 from services.nodeagent.names import MAX_LISTED, Withdrawn
+from services.nodeagent.occupancy import count_charged
 from services.nodeagent.plan import ORDER, Kind, Op, order_changes, order_retreat
 from services.nodeagent.regions import Region, allot_regions
 from services.nodeagent.rowmap import RowMap, open_table
@@ -40,6 +41,8 @@ KEEP_EXPIRED_SECONDS = 3600
 """How long an expired name still explains a denial and admits the packets of a flow that was evicted."""
 KEEP_EXPIRED_WHEN_FULL_SECONDS = 60
 FULL = 0.75
+CROWDED = 0.5
+"""An endpoint that holds more than so much of its quota of names is full: the rest is what it may learn meanwhile."""
 MAX_FORGOTTEN_AT_ONCE = 1024
 """New pod addresses above this number are forgotten as names by the next clean-up, not one by one."""
 
@@ -69,6 +72,21 @@ def boottime_seconds() -> int:
     return int(time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
+class Keep(NamedTuple):
+    """What expired by ``before`` goes, and of ``crowded`` endpoints what did by ``hurried``."""
+
+    before: int
+    hurried: int
+    crowded: Set[int]
+
+    def is_over(self, names: mapcodec.NamesPage) -> bool:
+        """Whether nothing of a page stays."""
+        for (row, expiry), owner in zip(names.slots, names.owners, strict=True):
+            if row and expiry > (self.hurried if owner in self.crowded else self.before):
+                return False
+        return True
+
+
 class Datapath:
     """All maps of one pin folder. ``maps``: name -> pin."""
 
@@ -80,6 +98,10 @@ class Datapath:
         self._shared_pages = 0
         self._resolutions = 0
         """Entries of it when they were last gone through."""
+        self._turned_away = 0
+        """Names from other nodes that found no room since then."""
+        self.full = ""
+        """How ``resolutions`` came to be full, as of the last clean-up; empty while there is room."""
         self._looked = boottime_seconds()
         self.taught: list[Taught] = []
         """What answers here taught, as of the last clean-up: those that live longest, ``MAX_LISTED`` at most."""
@@ -89,7 +111,7 @@ class Datapath:
 
     def open(self) -> None:
         """Read what is present. BpfError if a map is not there."""
-        for name in (*ORDER, "epoch", "resolutions", "reasons", "credits", "places"):
+        for name in (*ORDER, "epoch", "resolutions", "reasons", "quotas", "credits", "places"):
             self._maps[name] = open_table(self._pins, name)
         for name in ORDER:
             self._present[name] = dict(self._maps[name].items())
@@ -283,6 +305,7 @@ class Datapath:
         room = resolutions.info.max_entries * SHARED_SHARE
         if self._shared_pages + len(pages) - before > room:
             self.counters["names_full_map"] += 1
+            self._turned_away += 1
             self._drop_slots(address, slots)
             return False
         changed = {index // mapcodec.NAME_SLOTS} | ({len(pages) - 2} if len(pages) > before > 0 else set())
@@ -379,33 +402,55 @@ class Datapath:
     def collect(self) -> set[int]:
         """Remove names long expired, and those of addresses that are pods' now; the domain rows still referred to.
 
-        What is removed is credited to the endpoint that had learned it.
+        What is removed is credited to the endpoint that had learned it, and to one that has little of its quota left
+        also what others have taken from it.
         """
         now = boottime_seconds()
         resolutions = self._maps["resolutions"]
-        entries = [(mapcodec.decode_resolution_key(key), key, value) for key, value in resolutions.items()]
-        is_full = len(entries) > resolutions.info.max_entries * FULL
-        before = now - (KEEP_EXPIRED_WHEN_FULL_SECONDS if is_full else KEEP_EXPIRED_SECONDS)
+        charged = count_charged(self._maps["quotas"].items(), self._maps["credits"].items())
+        entries = [
+            (mapcodec.decode_resolution_key(key), key, mapcodec.decode_names(value))
+            for key, value in resolutions.items()
+        ]
+        self._note_full(len(entries))
+        keep = self._choose_keep(len(entries), charged, now)
         present = {place for place, _, _ in entries}
-        pages = [(address, scope, mapcodec.decode_names(value)) for (address, scope, _), _, value in entries]
+        pages = [(address, scope, names) for (address, scope, _), _, names in entries]
         self._count_expired(pages, now)
         self.taught = heapq.nlargest(MAX_LISTED, list_taught(pages, now), key=lambda one: one.expires)
         referred: set[int] = set()
-        credited: Counter[int] = Counter()
-        for (address, scope, page), key, value in sorted(entries, key=lambda one: one[0], reverse=True):
-            names = mapcodec.decode_names(value)
+        credited = count_lost({endpoint: charged[endpoint] for endpoint in keep.crowded}, pages)
+        for (address, scope, page), key, names in sorted(entries, key=lambda one: one[0], reverse=True):
+            is_last = (address, scope, page + 1) not in present
             is_owned = _is_owned(self._present["ipcache"], key[:16])
-            is_over = all(expiry <= before for row, expiry in names.slots if row)
-            if scope != SCOPE_SHARED and (is_owned or is_over) and (address, scope, page + 1) not in present:
+            if scope != SCOPE_SHARED and is_last and (is_owned or keep.is_over(names)):
                 resolutions.delete(key)
                 present.discard((address, scope, page))
                 credited.update(owner for (row, _), owner in zip(names.slots, names.owners, strict=True) if row)
             else:
                 referred.update(row for row, _ in names.slots)
-        self._collect_shared(before)
+        self._collect_shared(keep.before)
         self._resolutions = len(present)
         self._credit(credited)
         return referred - {0}
+
+    def _note_full(self, entries: int) -> None:
+        """``entries``: of ``resolutions`` before anything goes."""
+        capacity = self._maps["resolutions"].info.max_entries
+        self.full = ""
+        if entries >= capacity:
+            self.full = f"{entries} of {capacity} entries are taken"
+        elif self._turned_away:
+            self.full = f"{self._shared_pages} of {capacity} entries are what other nodes told, who may have no more"
+        self._turned_away = 0
+
+    def _choose_keep(self, entries: int, charged: Mapping[int, int], now: int) -> Keep:
+        """``entries``: of ``resolutions``."""
+        hurried = now - KEEP_EXPIRED_WHEN_FULL_SECONDS
+        is_full = entries > self._maps["resolutions"].info.max_entries * FULL
+        limit = mapcodec.decode_names_limit(self._present["config"].get(mapcodec.encode_index(0), b""))
+        crowded = {endpoint for endpoint, count in charged.items() if count > limit * CROWDED}
+        return Keep(hurried if is_full else now - KEEP_EXPIRED_SECONDS, hurried, crowded)
 
     def _count_expired(self, pages: Iterable[tuple[str, int, mapcodec.NamesPage]], now: int) -> None:
         """Names whose time, grace included, ended since the last look and was not renewed."""
@@ -470,6 +515,23 @@ def list_taught(pages: Iterable[tuple[str, int, mapcodec.NamesPage]], now: int) 
         for (row, expires), owner in zip(names.slots, names.owners, strict=True):
             if scope != SCOPE_SHARED and row and expires > now:
                 yield Taught(owner, address, row, expires)
+
+
+def count_lost(charged: Mapping[int, int], pages: Iterable[tuple[str, int, mapcodec.NamesPage]]) -> Counter[int]:
+    """What endpoints are charged for and do not hold: the learner gave a slot whose time was over to another name.
+
+    ``charged`` is read before the pages: a slot is written first and charged then, so what was charged is among them.
+    """
+    if not charged:
+        return Counter()
+    held = Counter(
+        owner
+        for _, scope, names in pages
+        if scope != SCOPE_SHARED
+        for (row, _), owner in zip(names.slots, names.owners, strict=True)
+        if row
+    )
+    return Counter({endpoint: count - held[endpoint] for endpoint, count in charged.items() if count > held[endpoint]})
 
 
 def _is_owned(known: Mapping[bytes, bytes], key: bytes) -> bool:

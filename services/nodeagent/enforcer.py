@@ -235,7 +235,7 @@ class Enforcer:
     def problems(self) -> tuple[Problem, ...]:
         """What a person must hear about."""
         off = () if self.state.config.enforce else (SWITCHED_OFF,)
-        told = (*_tell_foreign(self.snapshot), *_tell_disputed(self.snapshot))
+        told = (*_tell_full_names(self._datapath.full), *_tell_foreign(self.snapshot), *_tell_disputed(self.snapshot))
         own = (*off, *told, *self._wanted.problems.values())
         return own if self.failure is None else (self.failure, *own)
 
@@ -262,6 +262,14 @@ class Enforcer:
                 )
             )
         return tuple(found)
+
+
+def _tell_full_names(full: str) -> tuple[Problem, ...]:
+    """No change fails for want of room among names; whoever is told a new one is not let through by it."""
+    if not full:
+        return ()
+    message = f"{full}: names at further addresses open nothing; YETT_MAP_RESOLUTIONS gives it room"
+    return (Problem(object="map resolutions", path="", message=message),)
 
 
 def _tell_foreign(snapshot: Snapshot) -> tuple[Problem, ...]:

@@ -314,6 +314,11 @@ def decode_revision(value: bytes) -> int:
     return int(_CONFIG_HEAD.unpack_from(value)[6]) if len(value) >= _CONFIG_HEAD.size else 0
 
 
+def decode_names_limit(value: bytes) -> int:
+    """``names_per_endpoint`` of a ``struct config``; 0 if there is none."""
+    return int(_CONFIG_HEAD.unpack_from(value)[4]) if len(value) >= _CONFIG_HEAD.size else 0
+
+
 def _address_or_none(address: str) -> bytes:
     return wire.pack_address(address) if address else _NO_ADDRESS
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from services.common.bpfarray import MappedArray
 from services.nodeagent.regions import Region
 from services.nodeagent.tables import RulesetEntry
 
+Entries = Iterable[tuple[bytes, bytes]]
+"""Of an array: index and value, those that are not zero."""
 RINGS = ("verdicts", "answers", "handovers")
 """As ``enum ring``."""
 QUOTA = struct.Struct("=8I I 3I 3I 4x 2Q")
@@ -60,7 +62,7 @@ class Occupancy:
             maps={"flows": (flows.total(), self._places.entries)},
             quotas={
                 "flows": (fullest, min(sizes, default=0)),
-                "names": (max(self._count_names(), default=0), names_limit),
+                "names": (max(self._count_names().values(), default=0), names_limit),
                 **count_rules(rulesets),
             },
             lost=dict(zip(RINGS, map(sum, lost), strict=True)),
@@ -71,11 +73,15 @@ class Occupancy:
         whose = self._places.words.cast("B").cast("I")[_IFINDEX::_WORDS_A_PLACE]
         return Counter(filter(None, whose.tolist()))
 
-    def _count_names(self) -> list[int]:
-        """Of each endpoint that ever learned: the addresses charged to it and not given back."""
-        back = {key: int.from_bytes(value, "little") for key, value in self._credits.items()}
-        learned = {key: QUOTA.unpack(value)[_LEARNED] for key, value in self._quotas.items()}
-        return [max(0, count - back.get(key, 0)) for key, count in learned.items()]
+    def _count_names(self) -> dict[int, int]:
+        return count_charged(self._quotas.items(), self._credits.items())
+
+
+def count_charged(quotas: Entries, credits: Entries) -> dict[int, int]:
+    """Of each endpoint that ever learned: the addresses charged to it and not given back, as the kernel counts them."""
+    back = {key: int.from_bytes(value, "little") for key, value in credits}
+    learned = {key: QUOTA.unpack(value)[_LEARNED] for key, value in quotas}
+    return {int.from_bytes(key, "little"): max(0, count - back.get(key, 0)) for key, count in learned.items()}
 
 
 def count_rules(rulesets: Mapping[int, RulesetEntry]) -> dict[str, tuple[int, int]]:

@@ -29,6 +29,7 @@ _SIZES = {
     "RULE_COUNTERS": "map_rule_counters",
     "VERDICT_PAGES": "map_verdict_pages",
     "RESOLUTION_PAGES": "map_resolution_pages",
+    "HANDOVER_PAGES": "map_handover_pages",
 }
 """The loader's name of a size -> the setting."""
 

@@ -11,11 +11,12 @@ import pytest
 from schemas.terms import Direction, Reason
 from services.dnsrecorder.event import Piece, ResolutionEvent, decode_event
 from services.dnsrecorder.handover import Handed, Handovers
+from services.nodeagent import mapcodec
 from services.nodeagent.tables import Tables
 from tests.bpf import packets
-from tests.bpf.messages import A, answer, query
+from tests.bpf.messages import A, address, alias, answer, query, wire_name
 from tests.bpf.packets import ACK, FIN, PSH, SYN
-from tests.bpf.prog_run import IFINDEX, Kernel
+from tests.bpf.prog_run import IFINDEX, Kernel, boot_seconds
 from tests.bpf.worlds import (
     EGRESS,
     NETWORK_POLICY,
@@ -435,3 +436,42 @@ def test_what_would_not_be_learned_is_not_handed_over(dns: Kernel, message: byte
     for frame in fragments_of(message, size=1480):
         dns.to_pod(frame)
     assert take_pieces(dns) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In one packet, and given up
+
+
+def tell_udp(kernel: Kernel, message: bytes) -> list[ResolutionEvent]:
+    """The answer to what was asked; it passes. What the ring of answers has of it."""
+    kernel.drain()
+    ask_udp(kernel)
+    body = packets.udp(53, PORT, message)
+    assert kernel.to_pod(packets.ip(RESOLVER, POD4, packets.UDP, body)).passed
+    assert take_pieces(kernel) == []
+    return [decode_event(record) for record in kernel.resolutions.consume(16)]
+
+
+@pytest.mark.parametrize(("labels", "is_learned"), [(15, True), (16, False), (17, False)])
+def test_an_owner_of_many_labels_is_the_recorders(dns: Kernel, labels: int, is_learned: bool) -> None:
+    """A chain that ends at a name of more labels than the kernel walks: it is whole in its event, which says so."""
+    target = ".".join(f"l{n}" for n in range(labels))
+    message = answer(NAME, alias(target), address(WEB, owner=wire_name(target)))
+    (event,) = tell_udp(dns, message)
+    assert (event.message, event.piece, event.learned) == (message, Piece.NONE, int(is_learned))
+    assert event.reason == (0 if is_learned else Reason.LEARN_HANDED_OVER)
+    assert set(dns.names_of(WEB)) == ({ROW} if is_learned else set())
+    assert count(dns, Reason.LEARN_HANDED_OVER) == (not is_learned)
+
+
+def test_an_answer_that_is_learned_in_part_is_the_recorders(dns: Kernel) -> None:
+    """Where the addresses have many names already, tail calls end before all are placed: the event has them all."""
+    many, pages = MANY[:180], range(3)
+    taken = mapcodec.NamesPage(tuple((100 + n, boot_seconds() + 5000) for n in range(8)), (POD_ID,) * 8, more=True)
+    keys = [mapcodec.encode_resolution_key(one, page, mapcodec.SCOPE_LEARNED) for one in many for page in pages]
+    dns.maps["resolutions"].put_many(dict.fromkeys(keys, mapcodec.encode_names(taken)))
+    message = answer(NAME, *many)
+    (event,) = tell_udp(dns, message)
+    assert (event.message, event.piece, event.reason) == (message, Piece.NONE, Reason.LEARN_HANDED_OVER)
+    learned = [one for one in many if ROW in dns.names_of(one)]
+    assert 0 < len(learned) == event.learned < len(many)

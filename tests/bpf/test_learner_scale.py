@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
 from schemas.terms import Direction, Reason
+from services.nodeagent import mapcodec
+from services.nodeagent.datapath import KEEP_EXPIRED_WHEN_FULL_SECONDS, Datapath
 from services.nodeagent.tables import ConfigEntry, Tables
 from tests.bpf import packets
 from tests.bpf.messages import address, answer, query
@@ -144,3 +147,95 @@ def test_what_the_agent_credits_may_be_learned_anew_without_growth(dns: Kernel) 
         dns.maps["resolutions"].delete_many(dns.maps["resolutions"].keys())
         dns.maps["credits"].put(POD_ID.to_bytes(4, "little"), count_learned(dns).to_bytes(4, "little"))
     assert dns.count_reason(Direction.INGRESS, Reason.LEARN_QUOTA) == 10 * 50
+
+
+@pytest.fixture
+def datapath(dns: Kernel) -> Iterator[Datapath]:
+    """The maps' owner beside the programs, as in an agent."""
+    opened = Datapath(dns.loaded.maps)
+    opened.open()
+    yield opened
+    opened.close()
+
+
+def learn_many(kernel: Kernel, count: int) -> list[str]:
+    many = [f"198.18.{n // 250}.{n % 250 + 1}" for n in range(count)]
+    for at in range(0, count, 100):
+        resolve(kernel, NAME, *many[at : at + 100])
+    assert count_learned(kernel) == count
+    return many
+
+
+def let_expire(kernel: Kernel, addresses: list[str], *, seconds_ago: int) -> None:
+    """The learner's pages of these addresses, each with one name, as they are so long after its time."""
+    resolutions, expiry = kernel.maps["resolutions"], boot_seconds() - seconds_ago
+    keys = {mapcodec.encode_resolution_key(one, scope=mapcodec.SCOPE_LEARNED) for one in addresses}
+    pages = {key: mapcodec.decode_names(value) for key, value in resolutions.items() if key in keys}
+    assert pages.keys() == keys
+    for key, page in pages.items():
+        aged = mapcodec.NamesPage(((ROW, expiry), *page.slots[1:]), page.owners, page.more)
+        resolutions.put(key, mapcodec.encode_names(aged))
+
+
+def test_a_pod_at_its_quota_learns_again_once_its_names_expired(dns: Kernel, datapath: Datapath) -> None:
+    """Few of them alive and the map nearly empty: what expired a minute ago makes room, what expired just now still
+    explains a denial."""
+    many = learn_many(dns, QUOTA)
+    resolve(dns, OTHER, WEB)
+    assert dns.count_reason(Direction.INGRESS, Reason.LEARN_QUOTA) == 1 and not dns.names_of(WEB)
+    let_expire(dns, many[2:], seconds_ago=KEEP_EXPIRED_WHEN_FULL_SECONDS + 1)
+    let_expire(dns, many[1:2], seconds_ago=1)
+    datapath.collect()
+    resolve(dns, OTHER, WEB)
+    assert set(dns.names_of(WEB)) == {OTHER_ROW} and connects(dns, WEB)
+    assert connects(dns, many[0], 50001) and count_pages(dns) == 3
+    assert explain(dns, many[1]) is Reason.NAME_EXPIRED and explain(dns, many[2]) is Reason.ISOLATED
+
+
+@pytest.mark.parametrize("held", [QUOTA // 2, QUOTA // 2 + 1])
+def test_with_half_of_its_quota_free_a_pods_expired_names_explain_denials(
+    dns: Kernel, datapath: Datapath, held: int
+) -> None:
+    """An hour long, as before; one name more, and those that expired a minute ago go."""
+    many = learn_many(dns, held)
+    let_expire(dns, many[:1], seconds_ago=KEEP_EXPIRED_WHEN_FULL_SECONDS + 1)
+    datapath.collect()
+    assert explain(dns, many[0]) is (Reason.NAME_EXPIRED if held <= QUOTA // 2 else Reason.ISOLATED)
+    datapath.collect()  # what was credited counts no more
+    let_expire(dns, many[1:2], seconds_ago=KEEP_EXPIRED_WHEN_FULL_SECONDS + 1)
+    datapath.collect()
+    assert explain(dns, many[1]) is Reason.NAME_EXPIRED
+
+
+def explain(kernel: Kernel, to: str) -> Reason:
+    result = kernel.from_pod(packets.ip(POD4, to, packets.TCP, packets.tcp(50002, 443)))
+    assert not result.passed
+    return result.reason
+
+
+def test_what_was_charged_for_slots_that_are_others_now_is_given_back(dns: Kernel, datapath: Datapath) -> None:
+    """Of nine names on an address with room for eight, two take each other's slot, whose time is over, again and again;
+    each time is charged. At its quota the pod holds eight, and after a clean-up it is charged for those alone."""
+    made, quota = tables(quota=40), 40
+    for n in range(9):
+        add_pattern(made, f"t{n}.example.com", 20 + n, RULE)
+    dns.fill(made)
+    datapath.close()
+    datapath.open()
+    key = mapcodec.encode_resolution_key(WEB, scope=mapcodec.SCOPE_LEARNED)
+    for n in range(quota):
+        resolve(dns, f"t{n if n < 8 else (n + 1) % 2 * 8}.example.com", WEB)
+        page = mapcodec.decode_names(dns.maps["resolutions"].get(key) or b"")
+        aged = tuple((row, boot_seconds() - 1 if row else 0) for row, _ in page.slots)
+        dns.maps["resolutions"].put(key, mapcodec.encode_names(mapcodec.NamesPage(aged, page.owners, page.more)))
+    assert count_learned(dns) == quota and count_pages(dns) == 1
+    resolve(dns, NAME, WEB2)
+    assert dns.count_reason(Direction.INGRESS, Reason.LEARN_QUOTA) == 1 and not dns.names_of(WEB2)
+    datapath.collect()
+    resolve(dns, NAME, WEB2)
+    assert set(dns.names_of(WEB2)) == {ROW}
+    assert count_learned(dns) - count_credited(dns) == 8 + 1
+
+
+def count_credited(kernel: Kernel) -> int:
+    return int.from_bytes(kernel.maps["credits"].get(POD_ID.to_bytes(4, "little")) or b"", "little")

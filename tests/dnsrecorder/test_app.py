@@ -236,6 +236,35 @@ def test_an_answer_in_pieces_is_taught_and_published_with_its_delay(nats_server:
     asyncio.run(scene())
 
 
+def test_a_whole_answer_that_the_kernel_gave_up_is_taught_too(nats_server: NatsServer, tmp_path: Path) -> None:
+    """It comes on the ring of answers, learned in part or not at all; the own agent is told that it is to teach it."""
+
+    async def scene() -> None:
+        async with running(nats_server, tmp_path) as scene:
+            await scene.add_pattern("deep.test")
+            async with asyncio.timeout(WAIT_SECONDS):
+                while not scene.app._recorder.patterns.covers("deep.test"):  # noqa: ASYNC110 - followed, not told
+                    await asyncio.sleep(0.01)
+            records = [("deep.test.", "A", f"192.0.2.{n}") for n in range(1, 4)]
+            deep, reason = make_answer("deep.test.", *records), Reason.LEARN_HANDED_OVER
+            scene.ring.tell(deep, answers=1, reason=reason, suppressed=2)
+            await scene.wait_for(is_resolution_of("deep.test"))
+            scene.ring.tell(make_answer("far.test.", ("far.test.", "A", "192.0.2.9")), flags=5, reason=reason)
+            scene.ring.tell(make_answer("none.test."), answers=0, reason=reason)
+            scene.ring.tell(make_answer("end.test.", ("end.test.", "A", "192.0.2.8")))
+            await scene.wait_for(lambda message: b"end.test" in message.data)
+            told = [wire.decode(m.subject, m.data) for m in scene.heard if m.subject == "yett.observed.node_a"]
+            assert [(one.name, one.handed_over, len(one.addresses)) for one in told if isinstance(one, Observed)] == [
+                *(("deep.test", True, 3), ("far.test", False, 1), ("end.test", False, 1)),
+            ]
+            counted = scene.app._count()
+            assert (counted["learn_handed_over"], counted["handover_learned"], counted["from_outside"]) == (3, 1, 1)
+            assert (counted["events"], counted["learned"], counted["suppressed"]) == (4, 3 + 1 + 1, 2)
+            assert 0 < counted["handover_delay_micros_max"] < counted["handover_delay_micros_total"]
+
+    asyncio.run(scene())
+
+
 def test_what_a_resolver_outside_says_is_not_published(nats_server: NatsServer, tmp_path: Path) -> None:
     """It serves the pod that asked: neither a whole message nor one in pieces becomes a fact of the cluster's."""
 

@@ -200,11 +200,15 @@ def test_names_from_the_bus_have_a_scope_of_their_own(datapath, pins) -> None:
 
 
 def test_shared_names_leave_room_for_local_ones(datapath) -> None:
-    """Other nodes fill at most half of the map; beyond that a name is refused and counted."""
+    """Other nodes fill at most half of the map; beyond that a name is refused and counted, and the status is told."""
     expires = boottime_seconds() + 100
     taught = [datapath.learn(f"198.51.100.{n}", 1, expires) for n in range(64)]
     assert taught.count(True) == 32
-    assert datapath.counters["names_full_map"] == 32
+    assert datapath.counters["names_full_map"] == 32 and not datapath.full
+    datapath.collect()
+    assert datapath.full.startswith("32 of 64 entries are what other nodes told")
+    datapath.collect()
+    assert not datapath.full
 
 
 def test_old_names_go_and_are_credited(datapath, monkeypatch) -> None:
