@@ -79,6 +79,11 @@ class ClusterPipeline(Pipeline):
         shipped = self._shipped.environment(CONTROLLER)
         return own | {key: shipped[key] for key in ("YETT_NATS_URL", "YETT_NATS_TLS_NAME")}
 
+    @property
+    def reader_key(self) -> Path:
+        """The file of that somebody's credential."""
+        return self._shipped.keys / "readers" / f"{READER}.nk"
+
     async def open_bus(self) -> Bus:
         settings = load_settings(CommonSettings, self.reader())
         return await Bus.listen(await nats.connect(settings, "yett demo"))
