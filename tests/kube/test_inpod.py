@@ -60,6 +60,7 @@ def test_a_token_that_ends_is_followed_by_the_one_that_the_kubelet_writes(
         uid = install(kube)
         since = len(kube.audit())
         authority = (kube.folder / "ca.crt").read_text()
+        began = time.monotonic()
         projected = Projected(tmp_path / "serviceaccount", request_brief_token(kube, LIFE_SECONDS), authority)
         settings = {"YETT_KUBE_WATCH_SECONDS": WATCH_SECONDS}
         async with (
@@ -67,6 +68,7 @@ def test_a_token_that_ends_is_followed_by_the_one_that_the_kubelet_writes(
             in_pod(nats_server, projected, kube.port, "one", **settings) as one,
         ):
             await one.until_said("published")
+            print(f"published {time.monotonic() - began:.2f} s after the token was made")
             before = await stored(client, jetstream)
             await until_troubles(
                 client, lambda told: len(told) >= 7 and all("stale since 20" in each and "401" in each for each in told)
