@@ -2,17 +2,19 @@
 
 kubernetes-asyncio finds the server and its credentials (a kubeconfig with all its ways to log in, or the pod's service
 account). What it refuses to do is bent in one place: after a 401 or a failed handshake the configuration is read again,
-so a token or a certificate that was rotated on disk is taken up without a restart.
+and so are its files, so a token, a certificate or an authority that was rotated on disk is taken up without a restart.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -70,6 +72,7 @@ class Api:
     def __init__(self, kubeconfig: str, configuration: Configuration) -> None:
         self._kubeconfig = kubeconfig
         self._configuration = configuration
+        self._transport = _read_transport(configuration)
         self._client = _make_client(configuration)
         self._is_doubtful = False
         self.requests = 0
@@ -184,15 +187,18 @@ class Api:
         self._is_doubtful = False
         try:
             configuration = await load_configuration(self._kubeconfig)
-        except SettingsError as error:
+            transport = _read_transport(configuration)
+            client = _make_client(configuration) if transport != self._transport else None
+        except (SettingsError, OSError) as error:
             self._is_doubtful = True
             raise KubeError(f"credentials cannot be read: {error}") from error
-        if _transport(configuration) == _transport(self._configuration):
+        if client is None:
             self._client.configuration.api_key = configuration.api_key
             self._client.configuration.refresh_api_key_hook = configuration.refresh_api_key_hook
             return
         _log.info("connecting anew, the server's address or certificates have changed", host=configuration.host)
-        old, self._client, self._configuration = self._client, _make_client(configuration), configuration
+        old, self._client = self._client, client
+        self._configuration, self._transport = configuration, transport
         await old.close()
 
 
@@ -202,8 +208,10 @@ def _make_client(configuration: Configuration) -> ApiClient:
     return client
 
 
-def _transport(configuration: Configuration) -> tuple[Any, ...]:
-    return (configuration.host, configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file)
+def _read_transport(configuration: Configuration) -> tuple[str | bytes, ...]:
+    """What connections are made of; OSError. Contents and not names: a kubelet renews ``ca.crt`` under its name."""
+    files = (configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file)
+    return configuration.host, *(hashlib.sha256(Path(each).read_bytes()).digest() if each else b"" for each in files)
 
 
 async def _split_lines(path: str, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,18 @@ class ControllerProcess:
 
 
 @asynccontextmanager
-async def controller(server: NatsServer, folder: Path, name: str, **settings: str) -> AsyncIterator[ControllerProcess]:
-    """A controller on this server, reading this folder; killed at the end if it has not ended."""
+async def controller(
+    server: NatsServer, folder: Path, name: str, *, inside: Sequence[str] = (), **settings: str
+) -> AsyncIterator[ControllerProcess]:
+    """A controller on this server, reading this folder; killed at the end if it has not ended.
+
+    ``inside``: a command that runs the one it is given, by exec.
+    """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("YETT_")}
     environment |= server.controller_environment()
     environment |= {"YETT_MANIFESTS": str(folder), "YETT_CONTROLLER_NAME": name}
     process = await asyncio.create_subprocess_exec(
+        *inside,
         sys.executable,
         "-m",
         "services.controller",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,12 +11,13 @@ CHUNK_BYTES = 65536
 
 
 class Wire:
-    """Passes bytes on until told otherwise. ``made``: connections so far."""
+    """Passes bytes on until told otherwise. ``made``: connections so far. ``trusted``: the target speaks TLS."""
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, trusted: ssl.SSLContext | None = None) -> None:
         self.port = 0
         self.made = 0
         self._target_port = target_port
+        self._trusted = trusted
         self._is_cut = False
         self._left = -1
         self._flowing = asyncio.Event()
@@ -27,7 +29,7 @@ class Wire:
         """Every connection ends now, and every new one at once."""
         self._is_cut = True
         for writer in self._writers:
-            writer.transport.abort()
+            _abort(writer)
 
     def hush(self) -> None:
         """Connections stay, and nothing passes: a server that hangs."""
@@ -52,7 +54,7 @@ class Wire:
             writer.transport.abort()
             return
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port, ssl=self._trusted)
         except OSError:
             writer.transport.abort()
             return
@@ -78,7 +80,7 @@ class Wire:
         except OSError:
             pass
         finally:
-            sink.transport.abort() if self._is_cut else sink.close()
+            _abort(sink) if self._is_cut else sink.close()
 
     async def close(self) -> None:
         self.cut()
@@ -87,11 +89,19 @@ class Wire:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
+def _abort(writer: asyncio.StreamWriter) -> None:
+    # Python 3.11 fails on a TLS transport that is closed already.
+    if not writer.transport.is_closing():
+        writer.transport.abort()
+
+
 @asynccontextmanager
-async def wire_to(target_port: int) -> AsyncIterator[Wire]:
-    """A wire that stands, to a port on loopback."""
-    wire = Wire(target_port)
-    server = await asyncio.start_server(wire.serve, "127.0.0.1", 0)
+async def wire_to(
+    target_port: int, *, served: ssl.SSLContext | None = None, trusted: ssl.SSLContext | None = None
+) -> AsyncIterator[Wire]:
+    """A wire that stands, to a port on loopback. With both contexts TLS ends here and begins anew."""
+    wire = Wire(target_port, trusted)
+    server = await asyncio.start_server(wire.serve, "127.0.0.1", 0, ssl=served)
     wire.port = server.sockets[0].getsockname()[1]
     try:
         yield wire

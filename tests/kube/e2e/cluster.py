@@ -5,7 +5,8 @@ agents and recorders in their nodes with the capabilities of an installation, in
 (pods' sandboxes and status) and kube-proxy (nftables, as the demo).
 
 What differs from an installation: the Service's address of NATS is the server's own, controllers run on the host and
-use a kubeconfig with the ServiceAccount's name instead of its mounted token, and their ports differ.
+use a kubeconfig with the ServiceAccount's name instead of its mounted token (which has ``test_inpod``), and their ports
+differ.
 """
 
 from __future__ import annotations
@@ -78,6 +79,11 @@ class ClusterPipeline(Pipeline):
         own = Folder(self._shipped.keys).environment("readers", READER)
         shipped = self._shipped.environment(CONTROLLER)
         return own | {key: shipped[key] for key in ("YETT_NATS_URL", "YETT_NATS_TLS_NAME")}
+
+    @property
+    def reader_key(self) -> Path:
+        """The file of that somebody's credential."""
+        return self._shipped.keys / "readers" / f"{READER}.nk"
 
     async def open_bus(self) -> Bus:
         settings = load_settings(CommonSettings, self.reader())
