@@ -50,6 +50,9 @@ from services.nodeagent.tables import (
     CLASS_CIDR,
     CLASS_DOMAIN,
     CLASS_IDENTITY,
+    RESOLVER_NODE_LOCAL,
+    RESOLVER_OUTSIDE,
+    RESOLVER_TRUSTED,
     CidrEntry,
     ConfigEntry,
     EndpointEntry,
@@ -60,9 +63,6 @@ from services.nodeagent.tables import (
 K = TypeVar("K")
 V = TypeVar("V")
 
-RESOLVER_TRUSTED = 1
-RESOLVER_NODE_LOCAL = 2
-RESOLVER_OUTSIDE = 4
 FIRST_EXTRA_ADDRESS = 2
 """``endpoint_addresses`` values below this one stand for the two addresses in the endpoint itself."""
 _UNKNOWN_POD = "pods"

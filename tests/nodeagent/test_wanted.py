@@ -33,7 +33,8 @@ from services.nodeagent.numbers import make_spaces
 from services.nodeagent.patterns import find_node
 from services.nodeagent.plan import Kind, plan_changes
 from services.nodeagent.policystate import PolicyState, Table
-from services.nodeagent.wanted import RESOLVER_NODE_LOCAL, RESOLVER_OUTSIDE, RESOLVER_TRUSTED, Wanted
+from services.nodeagent.tables import RESOLVER_NODE_LOCAL, RESOLVER_OUTSIDE, RESOLVER_TRUSTED
+from services.nodeagent.wanted import Wanted
 from tests.nodeagent.definition import evaluate
 from tests.nodeagent.worlds import (
     ADDRESSES,
