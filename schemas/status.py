@@ -60,6 +60,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     default: Default = Default.DENY
     enforcing: bool = True
     """Off: the cluster's switch ``enforce`` is, and nothing is enforced by policy on this node."""
+    resolvers: tuple[str, ...] = ()
+    """Addresses of the node's own DNS cache (NodeLocal DNSCache) that are trusted here, besides those of ``config``."""
     endpoints: tuple[EndpointStatus, ...] = ()
     names: int = 0
     learned: tuple[LearnedName, ...] = ()

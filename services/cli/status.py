@@ -84,7 +84,7 @@ def to_json(
         "revision": controller.revision if controller else 0,
         "converged": {"nodes": reached, "of": known},
         "foreign_enforcers": find_foreign(agents),
-        "nodes": msgspec.to_builtins(agents),
+        "nodes": {name: msgspec.to_builtins(one) | {"default": name_default(one)} for name, one in agents.items()},
         "problems": msgspec.to_builtins(problems),
     }
 
@@ -96,6 +96,11 @@ def count_converged(controller: ControllerStatus | None, agents: dict[str, Agent
     for name, status in agents.items():
         reached[name] = max(reached.get(name, status.revision), status.revision)
     return sum(number >= revision > 0 for number in reached.values()), len(reached)
+
+
+def name_default(agent: AgentStatus) -> str:
+    """What happens on the node where no rule decides and no namespace says otherwise, in the settings' word."""
+    return agent.default.name.lower()
 
 
 def find_foreign(agents: dict[str, AgentStatus]) -> dict[str, dict[str, str]]:
@@ -123,7 +128,8 @@ def show(
         status = agents[name]
         lag = max(0, controller.revision - status.revision) if controller else 0
         behind = f" ({lag} behind)" if lag else ""
-        title = f"{name}: revision {status.revision}{behind}, {status.mode} mode, {status.names} names"
+        how = f"{status.mode} mode, default {name_default(status)}"
+        title = f"{name}: revision {status.revision}{behind}, {how}, {status.names} names"
         table = make_table(title, ("pod", "interface", "state", "open for", "addresses"))
         for endpoint in status.endpoints:
             window = f"{endpoint.window_millis:.0f} ms" if endpoint.window_millis >= 0 else ""

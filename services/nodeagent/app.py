@@ -147,6 +147,7 @@ class App:
             settings.uplinks,
             is_strict=settings.mode == "strict",
             results=settings.cni_results,
+            resolvers=settings.resolver_interfaces,
             is_deferring=bool(settings.bootstrap),
         )
         self._gate = _make_gate(settings)
@@ -613,6 +614,7 @@ class App:
             signatures=self._signatures,
             default=state.config.node_defaults.get(self._node, state.config.default),
             enforcing=state.config.enforce,
+            resolvers=self._enforcer.own_resolvers(),
             endpoints=self._endpoints,
             names=self._datapath.count_names(),
             learned=(*self._names.list_learned(boottime_seconds()), *self._list_own_names()),

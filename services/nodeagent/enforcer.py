@@ -111,7 +111,7 @@ class Enforcer:
     ) -> None:
         wanted, datapath = self._wanted, self._datapath
         bindings = self._bind(state, snapshot)
-        wanted.prepare(state, changed, bindings, snapshot.gateways)
+        wanted.prepare(state, changed, bindings, snapshot.gateways, own_resolvers=snapshot.resolvers)
         self._remember(state, bindings)
         await prepared(wanted.tables, state)
         self._apply_touched(is_whole=self._is_whole)
@@ -165,7 +165,8 @@ class Enforcer:
     def _retreat(self) -> None:
         """Take out again what the failed change had written, or a full map would stay full for ever."""
         try:
-            self._wanted.prepare(self.state, None, self.bindings, self.snapshot.gateways)
+            snapshot = self.snapshot
+            self._wanted.prepare(self.state, None, self.bindings, snapshot.gateways, own_resolvers=snapshot.resolvers)
             self._wanted.finish(self.state)
             self._datapath.apply(self._datapath.plan_retreat(self._wanted.tables))
             self._wanted.settle()
@@ -231,6 +232,10 @@ class Enforcer:
             for one in self.snapshot.links
             if one.link.ifindex in self.tables.endpoints and not one.is_foreign
         }
+
+    def own_resolvers(self) -> tuple[str, ...]:
+        """The addresses of the node's own DNS cache that are trusted now."""
+        return tuple(sorted(self.snapshot.resolvers & {address for address, _ in self.tables.resolvers}))
 
     def problems(self) -> tuple[Problem, ...]:
         """What a person must hear about."""

@@ -67,11 +67,13 @@ class PodLink:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All pods' interfaces now, the addresses that the node has on them, and the node's own way out."""
+    """All pods' interfaces now, the addresses that the node has on them, the node's own way out and its DNS cache's
+    addresses."""
 
     links: tuple[PodLink, ...] = ()
     gateways: frozenset[str] = frozenset()
     uplinks: frozenset[int] = frozenset()
+    resolvers: frozenset[str] = frozenset()
 
 
 class Links:
@@ -84,12 +86,13 @@ class Links:
         *,
         is_strict: bool = False,
         results: Sequence[str] = (),
+        resolvers: Sequence[str] = (),
         is_deferring: bool = False,
     ) -> None:
-        """``results``: folders of CNI plugins' answers; see ``Netlink``. ``is_deferring``: for strict mode alone."""
+        """``results``, ``resolvers``: see ``Netlink``. ``is_deferring``: for strict mode alone."""
         self._is_deferring = is_deferring and is_strict
         self._is_empty = False
-        self._results = tuple(results)
+        self._results, self._resolvers = tuple(results), tuple(resolvers)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="netlink")
         self._patterns = (interfaces, uplinks)
         self._is_strict = is_strict
@@ -115,7 +118,8 @@ class Links:
         ``is_empty``: the maps know no endpoint, whatever interfaces were judged by earlier ones.
         """
         self._is_held, self._is_empty = is_held, is_empty
-        self._netlink = await self._do(lambda: Netlink(*self._patterns, self._results))
+        own = {"results": self._results, "resolvers": self._resolvers}
+        self._netlink = await self._do(lambda: Netlink(*self._patterns, **own))
         await self._do(lambda: self._opened().set_programs(programs))
 
     async def close(self) -> None:
@@ -192,6 +196,7 @@ class Links:
             tuple(self._known[ifindex] for ifindex in sorted(self._known)),
             frozenset(address for link in links for address in link.gateways),
             scan.uplinks,
+            scan.resolvers,
         )
         if snapshot != self.snapshot:
             self.snapshot = snapshot

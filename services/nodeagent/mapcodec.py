@@ -20,6 +20,7 @@ from schemas.policy import FlowTimeouts
 from services.nodeagent.patterns import covering_candidates
 from services.nodeagent.regions import NO_REGION, Region
 from services.nodeagent.tables import (
+    RESOLVER_NODE_LOCAL,
     CidrEntry,
     ConfigEntry,
     EndpointEntry,
@@ -297,10 +298,11 @@ def encode_config(entry: ConfigEntry, resolvers: Sequence[Resolver] = ()) -> byt
 
 
 def order_resolvers(tables: Tables) -> list[Resolver]:
-    """Services before the pods behind them, which few ask by their own addresses; else by address."""
+    """Services and what is the node's own before the pods behind Services, which few ask by their own addresses; else
+    by address."""
     fronts = {(address, port) for address, protocol, port in tables.frontends if protocol == UDP}
     found = ((address, port, flags) for (address, port), flags in tables.resolvers.items())
-    return sorted(found, key=lambda one: (one[:2] not in fronts, one))
+    return sorted(found, key=lambda one: (one[:2] not in fronts and not one[2] & RESOLVER_NODE_LOCAL, one))
 
 
 def encode_timeouts(timeouts: FlowTimeouts) -> bytes:

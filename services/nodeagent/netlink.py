@@ -65,10 +65,14 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What there is now: pods' interfaces with the addresses that host routes prove, and the node's own way out."""
+    """What there is now: pods' interfaces with the addresses that host routes prove, and the node's own way out.
+
+    ``resolvers``: the addresses of the node's own DNS cache.
+    """
 
     links: tuple[Link, ...]
     uplinks: frozenset[int]
+    resolvers: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -82,9 +86,20 @@ class _Programs:
 class Netlink:
     """One socket in the network namespace of the thread that opens it."""
 
-    def __init__(self, interfaces: Sequence[str], uplinks: Sequence[str], results: Sequence[str] = ()) -> None:
-        """``results``: folders in which libcni keeps the plugins' answers; see ``CniFiles``."""
+    def __init__(
+        self,
+        interfaces: Sequence[str],
+        uplinks: Sequence[str],
+        *,
+        results: Sequence[str] = (),
+        resolvers: Sequence[str] = (),
+    ) -> None:
+        """``results``: folders in which libcni keeps the plugins' answers; see ``CniFiles``.
+        ``resolvers``: interfaces on which the node's own DNS cache has its addresses."""
         self._results = CniFiles(results)
+        self._resolvers = tuple(resolvers)
+        self._resolving: frozenset[int] = frozenset()
+        """The interfaces of ``resolvers`` that are no pods', as of the last ``scan``."""
         self._bridges: dict[int, int] = {}
         """ifindex of a bridge's port -> the bridge, as of the last ``scan``."""
         self._hardware: dict[int, str] = {}
@@ -108,10 +123,10 @@ class Netlink:
             self._programs.names[name] = f"{_OURS}{name}:{read_program_tag(fd, name)[0]}"
 
     def _is_uplink(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self._uplinks)
+        return _matches(name, self._uplinks)
 
     def _is_pod(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self._interfaces)
+        return _matches(name, self._interfaces)
 
     def list_names(self) -> dict[int, str]:
         """Interfaces of pods: ifindex -> name."""
@@ -146,6 +161,9 @@ class Netlink:
         }
         uplinks = frozenset(index for index, name in names.items() if index in routed or self._is_uplink(name))
         pods = {index: name for index, name in names.items() if index not in uplinks and self._is_pod(name)}
+        self._resolving = frozenset(
+            index for index, name in names.items() if index not in pods and _matches(name, self._resolvers)
+        )
         return pods, uplinks, routes
 
     def name(self, ifindex: int) -> str:
@@ -175,7 +193,8 @@ class Netlink:
             Link(index, name, tuple(sorted(addresses[index])), tuple(sorted(gateways[index])))
             for index, name in sorted(names.items())
         ]
-        return Scan(tuple(self._add_results(links, gateways)), uplinks)
+        resolvers = (one for index in self._resolving for one in gateways.get(index, ()) if not _is_link_local(one))
+        return Scan(tuple(self._add_results(links, gateways)), uplinks, frozenset(resolvers))
 
     def _add_results(self, links: Sequence[Link], gateways: Mapping[int, set[str]]) -> list[Link]:
         """What CNI plugins answered of interfaces with host routes, and of ports of bridges without; those have the
@@ -289,6 +308,10 @@ class Netlink:
         except NetlinkError as error:
             if error.code not in _GONE:
                 raise
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _is_host_route(route: Any, bits: int) -> bool:

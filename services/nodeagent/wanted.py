@@ -50,6 +50,9 @@ from services.nodeagent.tables import (
     CLASS_CIDR,
     CLASS_DOMAIN,
     CLASS_IDENTITY,
+    RESOLVER_NODE_LOCAL,
+    RESOLVER_OUTSIDE,
+    RESOLVER_TRUSTED,
     CidrEntry,
     ConfigEntry,
     EndpointEntry,
@@ -60,9 +63,6 @@ from services.nodeagent.tables import (
 K = TypeVar("K")
 V = TypeVar("V")
 
-RESOLVER_TRUSTED = 1
-RESOLVER_NODE_LOCAL = 2
-RESOLVER_OUTSIDE = 4
 FIRST_EXTRA_ADDRESS = 2
 """``endpoint_addresses`` values below this one stand for the two addresses in the endpoint itself."""
 _UNKNOWN_POD = "pods"
@@ -102,6 +102,8 @@ class _Local:
     bindings: Mapping[int, Binding] = field(default_factory=dict)
     own_addresses: frozenset[str] = frozenset()
     extra_addresses: frozenset[str] = frozenset()
+    resolvers: tuple[Resolver, ...] = ()
+    """Those of ``config``, then the node's own."""
 
 
 class Wanted:
@@ -147,22 +149,28 @@ class Wanted:
         changed: Mapping[str, frozenset[Any]] | None,
         bindings: Mapping[int, Binding],
         extra_addresses: frozenset[str] = frozenset(),
+        *,
+        own_resolvers: frozenset[str] = frozenset(),
     ) -> None:
         """Facts of today, rulesets of before and after, endpoints at those of after.
 
         ``changed``: keys of rows that are new, changed or gone, by table of ``PolicyState``; None: everything may be.
-        ``extra_addresses``: the node's own beyond its Node object's (gateways).
+        ``extra_addresses``: the node's own beyond its Node object's (gateways). ``own_resolvers``: those of its own DNS
+        cache.
         NumbersExhausted leaves this object unusable: make a new one.
         """
         if state.config.enforce != self._local.config.enforce:
             changed = None
         state = apply_switch(state)
         self._local.bindings = bindings
+        trusted = dict(self.tables.resolvers)
         identities, fronts = self._set_facts(state, changed)
         self._set_config(state, extra_addresses)
+        self._set_resolvers(state, own_resolvers)
         fronts |= self._set_gateway_fronts(state, fronts)
         self._set_rulesets(state, set(self._in_force) | self._find_local(state))
-        is_everything = changed is None or "config" in changed  # resolvers and pod ranges are part of a set's verdict
+        # Resolvers and pod ranges are part of a set's verdict.
+        is_everything = changed is None or "config" in changed or trusted != self.tables.resolvers
         self._judge_sets(None if is_everything else fronts | self._fronts.using(identities))
         self._set_endpoints(state)
 
@@ -278,7 +286,6 @@ class Wanted:
         is_new = config != self._local.config or self._guarded is None
         self._local.config = config
         self._set_guard(config, is_new)
-        self._set_resolvers(state, config)
         self.tables.config = ConfigEntry(
             ttl_min_seconds=config.ttl_min_seconds,
             ttl_max_seconds=config.ttl_max_seconds,
@@ -300,11 +307,20 @@ class Wanted:
             self._guarded = outside
             _tracked(self.tables.guard).become(build_guard(config, sorted(outside)))
 
-    def _set_resolvers(self, state: PolicyState, config: Config) -> None:
-        """An address that a Service exposes to the outside is a tenant's to claim: never trusted (CVE-2020-8554)."""
+    def _set_resolvers(self, state: PolicyState, own_resolvers: frozenset[str]) -> None:
+        """An address that a Service exposes to the outside is a tenant's to claim: never trusted (CVE-2020-8554).
+
+        Where the cluster's own resolver has its address on the node's cache as well, an answer may come from either, as
+        long as no rule leads to the cache: it is trusted as the settings say.
+        """
+        config = state.config
+        named = {(one.address, one.port) for one in config.resolvers}
+        found = [Resolver(address=address) for address in sorted(own_resolvers)]
+        own = [one for one in found if (one.address, one.port) not in named]
+        self._local.resolvers = (*config.resolvers, *own)
         wanted: dict[tuple[str, int], int] = {}
         self.problems = {name: one for name, one in self.problems.items() if one.path != "resolvers"}
-        for resolver in config.resolvers:
+        for resolver in self._local.resolvers:
             claims = (state.frontends.get((resolver.address, protocol, resolver.port)) for protocol in (6, 17))
             claimant = next((row for row in claims if row is not None and row.kind.is_claim), None)
             if claimant is not None:
@@ -314,7 +330,8 @@ class Wanted:
                 )
                 continue
             flags = RESOLVER_TRUSTED
-            if resolver.address in self.tables.own_addresses or parse_address(resolver.address).is_link_local:
+            is_own = resolver in own or resolver.address in self.tables.own_addresses
+            if is_own or parse_address(resolver.address).is_link_local:
                 flags |= RESOLVER_NODE_LOCAL
             wanted[(resolver.address, resolver.port)] = flags | RESOLVER_OUTSIDE * _serves_asker(config, resolver)
         _tracked(self.tables.resolvers).become(wanted)
@@ -502,7 +519,7 @@ class Wanted:
             gateway6=next((one for one in link.gateways if ":" in one), ""),
             claimed_twice=binding.claimed_twice,
             more_addresses=bool(more),
-            scoped_names=any(_serves_asker(self._local.config, one) for one in self._local.config.resolvers),
+            scoped_names=any(_serves_asker(self._local.config, one) for one in self._local.resolvers),
         )
         return entry, more
 

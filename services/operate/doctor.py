@@ -176,8 +176,11 @@ def check_dns(facts: Facts) -> Finding:
     config = facts.config
     if config is None:
         return _unknown("dns", "no settings have been published")
-    if not config.resolvers:
-        message = "no trusted resolver is known: no name is ever learned"
+    own = {name: one.resolvers for name, one in facts.agents.items() if one.resolvers}
+    lacking = sorted(facts.agents.keys() - own.keys())
+    if not config.resolvers and (lacking or not own):
+        where = f" on {_list(lacking)}" if own else ""
+        message = f"no trusted resolver is known{where}: no name is ever learned"
         return _wrong("dns", message, "kubectl get service -n kube-system kube-dns")
     if facts.patterns and not config.dns_implicit:
         message = "dns-implicit is off and domain rules are in force: their pods need a rule of their own for DNS"
@@ -185,7 +188,11 @@ def check_dns(facts: Facts) -> Finding:
     distrusted = sorted({one.message for agent in facts.agents.values() for one in agent.problems if _is_dns(one.path)})
     if distrusted:
         return _wrong("dns", _list(distrusted), "kubectl get services -A -o wide")
-    return _fine("dns", f"trusted: {', '.join(f'{one.address}:{one.port}' for one in config.resolvers)}")
+    trusted = [f"{one.address}:{one.port}" for one in config.resolvers]
+    if own:
+        addresses = ", ".join(sorted({address for one in own.values() for address in one}))
+        trusted.append(f"the node's own cache ({addresses}) on {len(own)} of {len(facts.agents)} nodes")
+    return _fine("dns", f"trusted: {', '.join(trusted)}")
 
 
 def check_agents(facts: Facts) -> Finding:

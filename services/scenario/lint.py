@@ -24,6 +24,8 @@ from services.scenario.world import Cluster, Placed
 
 METADATA = ("169.254.169.254", "fd00:ec2::254")
 POD_IDENTITY = ("169.254.170.23", "fd00:ec2::23")
+NODE_CACHE = "169.254.20.10"
+"""Where NodeLocal DNSCache listens unless it is told otherwise: an agent that finds it there trusts it by itself."""
 METADATA_RANGES = ("169.254.0.0/16", "fd00:ec2::/32")
 """A Deny that lies in these is about metadata services; a wider one is about the world."""
 BROAD_SUFFIXES = frozenset(
@@ -184,7 +186,7 @@ def _ask_dns(case: Case, key: ObjectKey, address: str, port: int) -> str:
 
 def find_own_resolvers(case: Case) -> Iterator[LintFinding]:
     """A domain rule whose pods ask a resolver that is not trusted, so that its answers teach nothing."""
-    trusted = {address for address, _ in _resolvers(case)}
+    trusted = {NODE_CACHE, *(address for address, _ in _resolvers(case))}
     for policy, rule in _domain_policies(case):
         for key in sorted(case.governed[policy.key]):
             _, obj = case.objects.get(("Pod", *key), ("", None))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
+from msgspec import structs
 
 from schemas import wire
 from schemas.policy import Config, EndpointRow, Revision, RuleSource
@@ -35,6 +37,7 @@ pytestmark = pytest.mark.kernel
 SEEDS = (*range(30), 57, 101, 108, 158, 246, 272)
 """The first ones, and some in which a name's time is over, or DNS is implied."""
 MARGIN_SECONDS = 2
+DNS_PORT = 53
 EVERY_EVENT = 0xFFFFFFFF
 """Events a second: each packet is asked for its story, however fast the machine asks."""
 
@@ -62,7 +65,7 @@ def read_rows(rows: Mapping[str, bytes]) -> PolicyState:
     return PolicyState(revision=revision, config=config, **made)  # type: ignore[arg-type]  # by table name
 
 
-def build_tables(state: PolicyState, endpoint: EndpointRow) -> Wanted:
+def build_tables(state: PolicyState, endpoint: EndpointRow, own_resolvers: frozenset[str] = frozenset()) -> Wanted:
     """What the agent of the endpoint's node wants, with the endpoint behind the interface under test."""
     wanted = Wanted(endpoint.node, make_spaces(), Limits(events_per_second=EVERY_EVENT))
     local = {key: row for key, row in state.endpoints.items() if row.node == endpoint.node}
@@ -71,9 +74,16 @@ def build_tables(state: PolicyState, endpoint: EndpointRow) -> Wanted:
         endpoints=Table[object, object]().with_changes(local),  # type: ignore[arg-type]
     )
     binding = Binding(Link(IFINDEX, "veth-under-test", endpoint.addresses), endpoint.uid)
-    wanted.prepare(own, None, {IFINDEX: binding})
+    wanted.prepare(own, None, {IFINDEX: binding}, own_resolvers=own_resolvers)
     wanted.finish(own)
     return wanted
+
+
+def find_by_itself(rows: PolicyState) -> tuple[PolicyState, frozenset[str]]:
+    """The rows without the resolvers that a node could find by itself, and those: to the oracle it is all one."""
+    kept = tuple(one for one in rows.config.resolvers if one.port != DNS_PORT)
+    found = frozenset(one.address for one in rows.config.resolvers if one.port == DNS_PORT)
+    return replace(rows, config=structs.replace(rows.config, resolvers=kept)), found
 
 
 def is_guarded(tables: Tables, address: str) -> bool:
@@ -145,11 +155,14 @@ def compare(kernel: Kernel, scene: Scene) -> Counter[object]:
     state = make_state(scene.cluster + scene.policies)
     rows = read_rows(state.rows())
     oracle = Oracle(state.policies, state.world, scene.answers)
+    known, own_resolvers = find_by_itself(rows)
     wanted: dict[tuple[str, str], Wanted] = {}
     seen: Counter[object] = Counter()
     for packet, direction, pod in sorted(questions(oracle, scene), key=lambda one: one[2].key):
         if pod.key not in wanted:
-            made = wanted[pod.key] = build_tables(rows, rows.endpoints[pod.key])
+            by_itself = len(wanted) % 2 == 1
+            given = (known, rows.endpoints[pod.key], own_resolvers) if by_itself else (rows, rows.endpoints[pod.key])
+            made = wanted[pod.key] = build_tables(*given)
             kernel.fill(made.tables)
             kernel.maps["resolutions"].delete_many(kernel.maps["resolutions"].keys())
             write_names(kernel, made.tables, rows.config, scene.answers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import msgspec
 import pytest
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 
 from schemas.status import AgentStatus, ControllerStatus, EndpointStatus, LearnedName, Problem
-from schemas.terms import NodeName, RevisionNumber
+from schemas.terms import Default, NodeName, RevisionNumber
 from services.cli.output import ENVIRONMENT_URL, are_refusals, find_nats_url
 from services.cli.status import collect_problems, count_converged, show, to_json
 from services.demo.report import make_console
@@ -95,6 +96,21 @@ def test_each_node_says_how_far_it_is_behind_and_which_names_live_how_long() -> 
     own, others = (shown.index(f"names that {whose} resolved") for whose in ("its own pods", "other nodes"))
     assert own < shown.index("b.example.com") < shown.index("88") < others < shown.index("a.example.com")
     assert "77" in shown[others:]
+
+
+@pytest.mark.parametrize("default", list(Default))
+def test_each_node_says_its_default(default: Default) -> None:
+    """In the table and in the JSON, by the word of the settings; deny too, which the bus leaves out."""
+    agents = {"a": msgspec.structs.replace(make_agent("a", 7), default=default), "b": make_agent("b", 7)}
+    word = default.name.lower()
+    console = Console(record=True, width=160, file=io.StringIO())
+    show(console, make_controller(7), agents, ())
+    shown = " ".join(console.export_text().split())
+    assert f"a: revision 7, standard mode, default {word}, 0 names" in shown
+    assert "b: revision 7, standard mode, default deny, 0 names" in shown
+    nodes = json.loads(json.dumps(to_json(make_controller(7), agents, ())))["nodes"]
+    assert {name: one["default"] for name, one in nodes.items()} == {"a": word, "b": "deny"}
+    assert nodes["a"]["revision"] == 7
 
 
 def test_the_bus_is_found_by_option_then_environment(monkeypatch: pytest.MonkeyPatch) -> None:

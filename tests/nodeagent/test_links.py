@@ -73,9 +73,10 @@ async def watched(
     work: Callable[[Links, list[Snapshot]], Awaitable[None]],
     *,
     results: tuple[str, ...] = (),
+    resolvers: tuple[str, ...] = (),
 ) -> list[Snapshot]:
     """Run ``Links`` while ``work`` runs; every snapshot it told."""
-    links = Links(INTERFACES, UPLINKS, results=results)
+    links = Links(INTERFACES, UPLINKS, results=results, resolvers=resolvers)
     told: list[Snapshot] = []
 
     async def changed(snapshot: Snapshot) -> None:
@@ -123,6 +124,33 @@ def test_what_is_there_is_found_from_the_hosts_side(node, programs) -> None:
     assert shown.count("handle 0x7e77") == 2
     assert "from_pod" in shown
     assert "to_pod" in shown
+
+
+def test_the_nodes_own_dns_cache_is_found_by_its_interface(node, programs) -> None:
+    """Its addresses are told as they come and go, those of a link alone excepted; a pod's interface is none, whatever
+    its name."""
+
+    def change(*arguments: str) -> None:
+        ip("-n", node.name, *arguments)
+
+    async def work(_links: Links, told: list[Snapshot]) -> None:
+        change("link", "add", "nodelocaldns", "type", "bridge")
+        change("link", "set", "nodelocaldns", "up")
+        change("addr", "add", "fe80::53/64", "dev", "nodelocaldns", "nodad")
+        change("addr", "add", "169.254.20.10/32", "dev", "nodelocaldns")
+        await until(lambda: told and told[-1].resolvers == {"169.254.20.10"})
+        change("addr", "add", "fd00:20::10/128", "dev", "nodelocaldns", "nodad")
+        await until(lambda: told[-1].resolvers == {"169.254.20.10", "fd00:20::10"})
+        change("addr", "del", "169.254.20.10/32", "dev", "nodelocaldns")
+        await until(lambda: told[-1].resolvers == {"fd00:20::10"})
+        change("link", "del", "nodelocaldns")
+        await until(lambda: told[-1].resolvers == frozenset())
+        node.add_pod(13, interface="pod13")
+        change("addr", "add", "169.254.20.10/32", "dev", "pod13")
+        await until(lambda: (one := find(told, "pod13")) and "169.254.20.10" in one.link.gateways)
+        assert told[-1].resolvers == frozenset()
+
+    node.run(lambda: watched(programs, work, resolvers=("nodelocaldns", "pod13")))
 
 
 def test_a_bridges_port_has_the_addresses_that_its_plugin_answered(node, programs, tmp_path) -> None:

@@ -13,7 +13,15 @@ from schemas.policy import FlowTimeouts
 from schemas.terms import Default
 from services.nodeagent import mapcodec
 from services.nodeagent.mapcodec import NamesPage
-from services.nodeagent.tables import ConfigEntry, EndpointEntry, FrontendEntry, RulesetEntry, Tables
+from services.nodeagent.tables import (
+    RESOLVER_NODE_LOCAL,
+    RESOLVER_TRUSTED,
+    ConfigEntry,
+    EndpointEntry,
+    FrontendEntry,
+    RulesetEntry,
+    Tables,
+)
 
 slots = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**32 - 1)), min_size=8, max_size=8).map(tuple)
 owners = st.lists(st.integers(0, 65535), min_size=8, max_size=8).map(tuple)
@@ -122,11 +130,14 @@ def test_the_configuration_has_the_resolvers_ports_and_the_suffixes_reversed() -
 
 
 def test_services_are_the_resolvers_at_hand_and_more_than_fit_are_looked_up() -> None:
-    """A Service's address comes before the pods behind it; only with five resolvers is the map asked as well."""
+    """A Service's address and the node's own cache come before the pods behind it; only with more than four is the
+    map asked as well."""
     tables = Tables(resolvers={(f"10.0.0.{n}", 53): 1 for n in range(1, 5)})
     tables.frontends[("10.0.0.4", 17, 53)] = FrontendEntry(1)
     ordered = mapcodec.order_resolvers(tables)
     assert [address for address, _, _ in ordered] == ["10.0.0.4", "10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    tables.resolvers["169.254.20.10", 53] = RESOLVER_TRUSTED | RESOLVER_NODE_LOCAL
+    assert [address for address, _, _ in mapcodec.order_resolvers(tables)][:2] == ["10.0.0.4", "169.254.20.10"]
     flags = [
         int.from_bytes(mapcodec.encode_config(ConfigEntry(), some)[12:16], "little") & mapcodec.CONFIG_MANY_RESOLVERS
         for some in (ordered, [*ordered, ("10.0.0.9", 53, 1)])

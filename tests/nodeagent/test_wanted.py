@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from schemas.policy import (
     AddressRow,
     AnyPeer,
     Backend,
+    Config,
     FrontendRow,
     IdentityRow,
     NamespaceRow,
     Peer,
     PodPeer,
     PortRange,
+    Resolver,
     Ruleset,
     RulesetRule,
     RuleSource,
 )
-from schemas.terms import Action, AddressKind, Default, Direction, FrontendKind, IdentityId
+from schemas.terms import Action, AddressKind, Default, Direction, FrontendKind, IdentityId, Reason
 from services.nodeagent.fronts import FrontKey
 from services.nodeagent.judge import Conclusion, Packet, judge
+from services.nodeagent.mapcodec import encode_tables
 from services.nodeagent.numbers import make_spaces
 from services.nodeagent.patterns import find_node
+from services.nodeagent.plan import Kind, plan_changes
 from services.nodeagent.policystate import PolicyState, Table
+from services.nodeagent.tables import RESOLVER_NODE_LOCAL, RESOLVER_OUTSIDE, RESOLVER_TRUSTED
 from services.nodeagent.wanted import Wanted
 from tests.nodeagent.definition import evaluate
 from tests.nodeagent.worlds import (
@@ -48,9 +55,9 @@ REMOTES = (*ADDRESSES, NODE_ADDRESS, SERVICE, RESOLVER.address, *EXTRA_ADDRESSES
 PROBES = ((6, 80), (6, 443), (6, 53), (17, 53), (17, 9), (132, 80), (1, 0), (58, 0), (47, 0))
 
 
-def make_wanted(state: PolicyState) -> Wanted:
+def make_wanted(state: PolicyState, own_resolvers: frozenset[str] = frozenset()) -> Wanted:
     wanted = Wanted(NODE, make_spaces())
-    wanted.prepare(state, None, BINDINGS, EXTRA_ADDRESSES)
+    wanted.prepare(state, None, BINDINGS, EXTRA_ADDRESSES, own_resolvers=own_resolvers)
     wanted.finish(state)
     return wanted
 
@@ -84,11 +91,106 @@ def assert_equal_everywhere(wanted: Wanted, state: PolicyState, egress: Ruleset,
     egress=rulesets(),
     ingress=rulesets(direction=Direction.INGRESS),
     names=st.frozensets(st.sampled_from(NAMES), max_size=2),
+    is_own=st.booleans(),
 )
-def test_tables_equal_the_definition(state, egress, ingress, names) -> None:
-    """For any facts, rulesets and packet, the tables' verdict, reason, tier and rule are those of the rows."""
+def test_tables_equal_the_definition(state, egress, ingress, names, is_own) -> None:
+    """For any facts, rulesets and packet, the tables' verdict, reason, tier and rule are those of the rows; a resolver
+    that the node has by itself is judged as one of the settings."""
     state = with_rulesets(state, egress, ingress)
-    assert_equal_everywhere(make_wanted(state), state, egress, ingress, names)
+    wanted = make_wanted(*own_resolvers_of(state) if is_own else (state,))
+    assert_equal_everywhere(wanted, state, egress, ingress, names)
+
+
+def own_resolvers_of(state: PolicyState) -> tuple[PolicyState, frozenset[str]]:
+    """The state without resolvers, and those: as if the node had found them by itself."""
+    found = frozenset(one.address for one in state.config.resolvers)
+    return replace(state, config=structs.replace(state.config, resolvers=())), found
+
+
+def test_a_services_verdict_follows_a_cache_that_comes_and_goes() -> None:
+    """No row changes with it, and that of a Service with unlike backends was worked out beforehand."""
+    identities = {
+        IdentityId(number): IdentityRow(id=IdentityId(number), kind=AddressKind.POD, namespace="red")
+        for number in (256, 257)
+    }
+    backends = tuple(Backend(identity=one, port=53) for one in identities)
+    front = FrontendRow(address=RESOLVER.address, protocol=6, port=53, backends=backends)
+    state = make_state(
+        namespaces={"red": NamespaceRow(name="red")},
+        identities=identities,
+        frontends={(RESOLVER.address, 6, 53): front},
+    )
+    egress = Ruleset(direction=Direction.EGRESS, default=Default.ALLOW, isolated=True, dns_implicit=True)
+    state = with_rulesets(state, egress, Ruleset(direction=Direction.INGRESS, default=Default.ALLOW))
+    wanted = make_wanted(state)
+    reasons = []
+    for own in (frozenset[str](), frozenset({RESOLVER.address}), frozenset[str]()):
+        wanted.prepare(state, {}, BINDINGS, EXTRA_ADDRESSES, own_resolvers=own)
+        wanted.finish(state)
+        asked = Packet(Direction.EGRESS, RESOLVER.address, 6, 53)
+        reasons.append(judge_by_tables(wanted, asked, frozenset()).reason)
+    assert reasons == [Reason.ISOLATED, Reason.DNS_IMPLICIT, Reason.ISOLATED]
+
+
+CACHE, CACHE6, KUBE_DNS = "169.254.20.10", "fd00:20::10", "10.96.0.10"
+LOCAL = RESOLVER_TRUSTED | RESOLVER_NODE_LOCAL
+
+
+def trust(
+    wanted: Wanted, config: Config, *own: str, claims: tuple[FrontendRow, ...] = ()
+) -> dict[tuple[str, int], int]:
+    """What is trusted under these settings where the node's cache has these addresses."""
+    keyed = {(one.address, one.protocol, one.port): one for one in claims}
+    state = PolicyState(config=config, frontends=Table[FrontKey, FrontendRow]().with_changes(keyed))
+    wanted.prepare(state, None, {}, own_resolvers=frozenset(own))
+    return dict(wanted.tables.resolvers)
+
+
+def test_the_nodes_own_cache_is_trusted_while_it_is_there_and_from_this_node_alone() -> None:
+    """Besides the resolvers of the settings, by each of its addresses, at port 53."""
+    wanted, config = Wanted(NODE, make_spaces()), Config(resolvers=(Resolver(address=KUBE_DNS),))
+    of_settings = {(KUBE_DNS, 53): RESOLVER_TRUSTED}
+    assert trust(wanted, config, CACHE, CACHE6) == of_settings | {(CACHE, 53): LOCAL, (CACHE6, 53): LOCAL}
+    assert trust(wanted, config, CACHE6) == of_settings | {(CACHE6, 53): LOCAL}
+    assert trust(wanted, config) == of_settings
+
+
+def test_what_the_settings_say_of_the_caches_address_stands() -> None:
+    """The cluster DNS Service's own, which the cache has too, is answered from elsewhere when the cache is away."""
+    named = (Resolver(address=KUBE_DNS), Resolver(address=CACHE, outside=True))
+    found = trust(Wanted(NODE, make_spaces()), Config(resolvers=named), KUBE_DNS, CACHE)
+    assert found == {(KUBE_DNS, 53): RESOLVER_TRUSTED, (CACHE, 53): LOCAL | RESOLVER_OUTSIDE}
+
+
+def test_a_cache_that_a_service_claims_is_not_trusted() -> None:
+    """An external address is its Service's owner's to choose; the status says whose it is."""
+    wanted = Wanted(NODE, make_spaces())
+    claim = FrontendRow(address=CACHE, protocol=6, port=53, kind=FrontendKind.EXTERNAL_IP, service="t/thief")
+    assert trust(wanted, Config(), CACHE, claims=(claim,)) == {}
+    assert [one.message for one in wanted.problems.values()] == [f"{CACHE} is claimed by Service t/thief: not trusted"]
+    assert trust(wanted, Config(), CACHE) == {(CACHE, 53): LOCAL} and not wanted.problems
+
+
+@settings(max_examples=10, deadline=None)
+@given(state=facts(), egress=rulesets(), ingress=rulesets(direction=Direction.INGRESS))
+def test_where_nothing_is_shared_the_cache_serves_the_asker_alone(state, egress, ingress) -> None:
+    """And the endpoint is told to look for names of its own, though the settings name no resolver."""
+    state = with_rulesets(replace(state, config=Config(share="off")), egress, ingress)
+    wanted = make_wanted(state, frozenset({CACHE}))
+    assert wanted.tables.resolvers == {(CACHE, 53): LOCAL | RESOLVER_OUTSIDE}
+    assert wanted.tables.endpoints[7].scoped_names
+    assert not make_wanted(state).tables.endpoints[7].scoped_names
+
+
+def test_live_flows_are_judged_again_when_the_cache_comes_or_goes() -> None:
+    """The epoch is bumped, though no row of the bus changed."""
+    wanted = Wanted(NODE, make_spaces())
+    states = []
+    for own in ((), (CACHE,), ()):
+        trust(wanted, Config(), *own)
+        states.append(encode_tables(wanted.tables, endpoint_slots=8, regions={}))
+    kinds = [[one.kind for one in plan_changes(new, old)] for old, new in pairwise(states)]
+    assert all(found[-1] is Kind.BUMP for found in kinds), kinds
 
 
 def test_of_two_backends_that_are_allowed_the_rule_judged_first_is_told() -> None:

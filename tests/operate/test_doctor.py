@@ -66,6 +66,8 @@ FAULTS = {
         {"config": Config()},
         {"config": msgspec.structs.replace(CONFIG, dns_implicit=False)},
         {"agents": agents(problems=(DISTRUST,))},
+        {"config": Config(), "agents": agents(resolvers=("169.254.20.10",))},
+        {"config": Config(), "agents": {}},
     ],
     "agents": [
         {"agents": {"a": agent("a")}},
@@ -99,6 +101,21 @@ def test_each_fault_is_found_by_its_check_first(check: str, fault: dict[str, obj
     found = find_next(diagnose(replace(SOUND, **fault)))  # type: ignore[arg-type]
     assert found is not None and found.check == check
     assert found.message and found.command
+
+
+def test_a_cache_on_every_node_is_a_resolver_and_is_told_of() -> None:
+    """Where the settings name none, it has to be on each; beside theirs it is told on how many it is."""
+
+    def told(**changes: object) -> str:
+        (found,) = (one for one in diagnose(replace(SOUND, **changes)) if one.check == "dns")  # type: ignore[arg-type]
+        return f"{found.state}: {found.message}"
+
+    cached = {name: agent(name, resolvers=("169.254.20.10",)) for name in ("a", "b")}
+    own = "the node's own cache (169.254.20.10) on"
+    assert told(config=Config(), agents=cached) == f"fine: trusted: {own} 2 of 2 nodes"
+    assert told(agents=cached | {"b": agent("b")}) == f"fine: trusted: 10.96.0.10:53, {own} 1 of 2 nodes"
+    lacking = "wrong: no trusted resolver is known on b: no name is ever learned"
+    assert told(config=Config(), agents=cached | {"b": agent("b")}) == lacking
 
 
 def test_every_check_can_fail() -> None:
