@@ -185,7 +185,7 @@ def check_dns(facts: Facts) -> Finding:
     distrusted = sorted({one.message for agent in facts.agents.values() for one in agent.problems if _is_dns(one.path)})
     if distrusted:
         return _wrong("dns", _list(distrusted), "kubectl get services -A -o wide")
-    return _fine("dns", f"trusted: {', '.join(f'{one.address}:{one.port}' for one in config.resolvers)}")
+    return _fine("dns", f"trusted: {_list(f'{one.address}:{one.port}' for one in config.resolvers)}")
 
 
 def check_agents(facts: Facts) -> Finding:
