@@ -54,6 +54,19 @@ def service(name: str, address: str, *ports: Obj, selector: dict[str, str] | Non
     }
 
 
+def endpoint_slice(service: str, *endpoints: Obj, ports: Iterable[Obj], name: str = "") -> Obj:
+    place, _, short = service.rpartition("/")
+    labels = {"kubernetes.io/service-name": short}
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": name or f"{short}-1", "namespace": place or "app", "labels": labels},
+        "addressType": "IPv4",
+        "endpoints": list(endpoints),
+        "ports": list(ports),
+    }
+
+
 def policy(api: str, kind: str, name: str, spec: Obj, **metadata: Any) -> Obj:
     return {"apiVersion": api, "kind": kind, "metadata": {"name": name, **metadata}, "spec": spec}
 

@@ -157,6 +157,11 @@ class Facts:
         """The numbers that a named port has on the pods that some peer selects."""
         return self._ports.numbers(port, peers, self.namespace_labels)
 
+    def backing(self, service: Service) -> tuple[list[EndpointSlice], list[Pod]]:
+        """A Service's slices, else the pods that it selects; in order of their names."""
+        slices = [self.world.slices[each] for each in sorted(self._slices_of.get(service.key, ()))]
+        return slices, [] if slices else self._selected_pods(service)
+
     # -- rows ---------------------------------------------------------------------------------------------------------
 
     def write_rows(self) -> None:
@@ -316,8 +321,7 @@ class Facts:
         rows: Iterable[FrontendRow] = ()
         targets: set[str] = set()
         if service is not None:
-            slices = [self.world.slices[each] for each in sorted(self._slices_of.get(key, ()))]
-            pods = [] if slices else self._selected_pods(service)
+            slices, pods = self.backing(service)
             targets = frontends.target_addresses(slices) | {address for pod in pods for address in pod.addresses}
             rows = frontends.service_frontends(
                 service, slices, pods, nodes=self.world.nodes.values(), identity_of=self._identity_at

@@ -21,11 +21,13 @@ from services.controller.complaints import Complaints
 from services.controller.endpoints import Endpoints
 from services.controller.facts import Facts
 from services.controller.keys import LabelKeys
+from services.controller.policy import frontends
 from services.controller.policy.compile import BUDGETS
 from services.controller.policy.defaults import make_config
 from services.controller.policy.diff import RowChange
 from services.controller.policy.identity import Identities
 from services.controller.policy.model import (
+    DNS_BACKENDS_MAX,
     EndpointSlice,
     NamedPort,
     Namespace,
@@ -40,6 +42,7 @@ from services.controller.policy.model import (
     World,
 )
 from services.controller.policy.parse import Parsed, identify, parse_isolation, parse_object
+from services.controller.policy.resolvers import Trusted, find_trusted
 from services.controller.policy_status import Standing
 from services.controller.rows import RowStore
 from services.controller.rulings import Rulings
@@ -65,6 +68,7 @@ class State:
         self._is_config_stale = True
         self._are_names_stale = True
         self._renumbered: set[tuple[NamedPort, str]] = set()
+        self._trusted = Trusted()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -99,7 +103,7 @@ class State:
         left_out, refused = self._endpoints.left_out, self._rulings.unfit()
         found = [self._word_overflow(key, LEFT_OUT) for key in left_out]
         found += [self._word_overflow(key, REFUSED_FOR_ALL) for key in refused]
-        return self._complaints.list() + found
+        return self._complaints.list() + found + self._word_untrusted()
 
     def standings(self, keys: Iterable[PolicyKey]) -> dict[PolicyKey, Standing]:
         """What became of these policies."""
@@ -244,9 +248,9 @@ class State:
 
     def _put_fact(self, fact: Parsed) -> None:
         if isinstance(fact, Pod):
-            self._note_ports(fact.key)
+            self._note_pod(fact.key)
             self._facts.put_pod(fact)
-            self._note_ports(fact.key)
+            self._note_pod(fact.key)
         elif isinstance(fact, Namespace):
             self._facts.put_namespace(fact)
             self._rulings.relabel(fact.name)
@@ -259,13 +263,15 @@ class State:
             self._touch_nodes()
         elif isinstance(fact, Service):
             self._facts.put_service(fact)
-            self._is_config_stale = True
+            self._note_service(fact.key)
         elif isinstance(fact, EndpointSlice):
+            self._note_slice(fact.key)
             self._facts.put_slice(fact)
+            self._note_slice(fact.key)
 
     def _drop_fact(self, kind: str, key: ObjectKey) -> None:
         if kind == "Pod":
-            self._note_ports(key)
+            self._note_pod(key)
             self._facts.drop_pod(key)
         elif kind == "Namespace":
             self._facts.drop_namespace(key[1])
@@ -279,15 +285,34 @@ class State:
             self._touch_nodes()
         elif kind == "Service":
             self._facts.drop_service(key)
-            self._is_config_stale = True
+            self._note_service(key)
         elif kind == "EndpointSlice":
+            self._note_slice(key)
             self._facts.drop_slice(key)
 
-    def _note_ports(self, key: ObjectKey) -> None:
-        """A pod comes, changes or goes: the named ports it has may stand for something else now."""
+    def _note_pod(self, key: ObjectKey) -> None:
+        """A pod comes, changes or goes: its named ports may stand for something else now, and it may answer DNS."""
         pod = self._facts.world.pods.get(key)
-        if pod is not None:
-            self._renumbered |= {(port, pod.namespace) for port in pod.named_ports()}
+        if pod is None:
+            return
+        self._renumbered |= {(port, pod.namespace) for port in pod.named_ports()}
+        service = self._dns_service()
+        if service is not None and frontends.selects(service, pod):
+            self._is_config_stale = True
+
+    def _note_slice(self, key: ObjectKey) -> None:
+        """A slice comes, changes or goes: it may say who answers DNS."""
+        each = self._facts.world.slices.get(key)
+        if each is not None:
+            self._note_service((each.namespace, each.service))
+
+    def _note_service(self, key: ObjectKey) -> None:
+        """A Service, or what is behind it, comes, changes or goes."""
+        if key == self.settings.dns_service:
+            self._is_config_stale = True
+
+    def _dns_service(self) -> Service | None:
+        return self._facts.world.services.get(self.settings.dns_service)
 
     def _touch_nodes(self) -> None:
         self._is_config_stale = True
@@ -307,7 +332,24 @@ class State:
         self._endpoints.write_rows(self.settings)
         if self._is_config_stale:
             self._is_config_stale = False
-            self._store.put(wire.SUBJECT_CONFIG, wire.encode(make_config(self.settings, self._facts.world)))
+            self._write_config()
+
+    def _write_config(self) -> None:
+        service = self._dns_service()
+        slices, pods = self._facts.backing(service) if service is not None else ([], [])
+        self._trusted = find_trusted(self.settings, service, slices, pods)
+        config = make_config(self.settings, self._facts.world, self._trusted.resolvers)
+        self._store.put(wire.SUBJECT_CONFIG, wire.encode(config))
+
+    def _word_untrusted(self) -> list[Problem]:
+        if not self._trusted.left_out:
+            return []
+        message = (
+            f"{self._trusted.left_out} of its backends' addresses and ports are more than the {DNS_BACKENDS_MAX} that"
+            " are trusted: what they answer to who asks them directly teaches nothing"
+        )
+        key = ("Service", *self.settings.dns_service)
+        return [self._complaints.word(key, "spec.ports", message, severity="warning")]
 
     def _word_overflow(self, key: PolicyKey, consequence: str) -> Problem:
         policy = self._rulings.policies[key]

@@ -188,11 +188,12 @@ def check_dns(facts: Facts) -> Finding:
     distrusted = sorted({one.message for agent in facts.agents.values() for one in agent.problems if _is_dns(one.path)})
     if distrusted:
         return _wrong("dns", _list(distrusted), "kubectl get services -A -o wide")
-    trusted = [f"{one.address}:{one.port}" for one in config.resolvers]
+    trusted = _list(f"{one.address}:{one.port}" for one in config.resolvers)
     if own:
         addresses = ", ".join(sorted({address for one in own.values() for address in one}))
-        trusted.append(f"the node's own cache ({addresses}) on {len(own)} of {len(facts.agents)} nodes")
-    return _fine("dns", f"trusted: {', '.join(trusted)}")
+        cache = f"the node's own cache ({addresses}) on {len(own)} of {len(facts.agents)} nodes"
+        trusted = f"{trusted}, {cache}" if config.resolvers else cache
+    return _fine("dns", f"trusted: {trusted}")
 
 
 def check_agents(facts: Facts) -> Finding:

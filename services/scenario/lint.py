@@ -16,8 +16,10 @@ from typing import Any
 from schemas.policy import CidrPeer, DomainPeer, PodPeer
 from schemas.selectors import parse_address, parse_network
 from schemas.terms import Action, Direction, PolicyKind, Protocol, Tier, Verdict
+from services.controller.policy.frontends import selects
 from services.controller.policy.model import AWS_KINDS, ObjectKey, Packet, Policy, PolicyKey, Rule, World
 from services.controller.policy.parse import MODE_ANNOTATION, identify
+from services.controller.policy.resolvers import Trusted, find_trusted
 from services.scenario import overlap
 from services.scenario.words import format_list, format_peer, format_source
 from services.scenario.world import Cluster, Placed
@@ -56,7 +58,6 @@ BROAD_SUFFIXES = frozenset(
 """Names under which anybody may have a host of their own."""
 SERVICE_PREFIX_MIN = 12
 """A prefix this long or longer that holds Services is taken to mean them."""
-DNS_PORT = 53
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,7 @@ def find_all(case: Case) -> list[LintFinding]:
 
 def find_blind_pods(case: Case) -> Iterator[LintFinding]:
     """A domain rule whose pods cannot ask the resolver, so that no name is ever learned."""
-    resolvers = _resolvers(case)
+    resolvers = [(each.address, each.port) for each in _find_trusted(case).named]
     for policy, rule in _domain_policies(case):
         for key in sorted(case.governed[policy.key])[:1] if resolvers else ():
             denials = [_ask_dns(case, key, address, port) for address, port in resolvers]
@@ -186,7 +187,7 @@ def _ask_dns(case: Case, key: ObjectKey, address: str, port: int) -> str:
 
 def find_own_resolvers(case: Case) -> Iterator[LintFinding]:
     """A domain rule whose pods ask a resolver that is not trusted, so that its answers teach nothing."""
-    trusted = {NODE_CACHE, *(address for address, _ in _resolvers(case))}
+    trusted = {NODE_CACHE, *(each.address for each in _find_trusted(case).resolvers)}
     for policy, rule in _domain_policies(case):
         for key in sorted(case.governed[policy.key]):
             _, obj = case.objects.get(("Pod", *key), ("", None))
@@ -247,12 +248,12 @@ def _patterns(case: Case) -> Iterator[tuple[Placement, str]]:
         yield from ((rule, peer.pattern) for peer in rule.rule.peers if isinstance(peer, DomainPeer))
 
 
-def _resolvers(case: Case) -> list[tuple[str, int]]:
-    config = case.world.settings.config
-    if config.resolvers:
-        return [(each.address, each.port) for each in config.resolvers]
-    service = case.world.services.get(case.world.settings.dns_service)
-    return [(address, DNS_PORT) for address in service.cluster_addresses] if service is not None else []
+def _find_trusted(case: Case) -> Trusted:
+    settings, world = case.world.settings, case.world
+    service = world.services.get(settings.dns_service)
+    slices = [each for each in world.slices.values() if (each.namespace, each.service) == settings.dns_service]
+    pods = [pod for pod in world.pods.values() if service is not None and selects(service, pod)]
+    return find_trusted(settings, service, slices, pods)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

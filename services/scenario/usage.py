@@ -252,6 +252,6 @@ def _list_allowed(ruleset: Ruleset | None, direction: Direction) -> tuple[str, .
         if rule.action is not Action.PASS
     ]
     if ruleset.dns_implicit:
-        said.append("Accept to the resolvers on port 53 (implicit)")
+        said.append("Accept to the trusted resolvers, DNS alone (implicit)")
     said.append("nothing else" if ruleset.isolated else f"else {ruleset.default.name.lower()} (default)")
     return tuple(said)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from services.scenario.lint import LINTS
+from tests import builders as k8s
 from tests.cli.golden import FOLDER, compare, yett
 
 
@@ -75,3 +76,25 @@ def test_what_is_fine_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_folder_is_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit 2."""
     assert yett(monkeypatch, "check", "none").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_strange"), [("10.96.0.10", False), ("10.0.0.9", False), ("169.254.20.10", False), ("8.8.8.8", True)]
+)
+def test_cluster_dns_is_no_strange_resolver_beside_those_that_are_listed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: str, is_strange: bool
+) -> None:
+    """A pod may be told to ask the DNS Service, a pod behind it, or what is listed; anybody else teaches nothing."""
+    port = {"port": 53, "protocol": "UDP", "targetPort": 5353}
+    pod = k8s.pod("app/web", "10.0.0.5")
+    pod["spec"] |= {"dnsPolicy": "None", "dnsConfig": {"nameservers": [asked]}}
+    objects = [
+        k8s.settings(resolvers="169.254.20.10"),
+        k8s.service("kube-system/kube-dns", "10.96.0.10", port, selector={"app": "dns"}),
+        k8s.pod("kube-system/coredns", "10.0.0.9", app="dns"),
+        pod,
+        k8s.application_policy("fqdn", {"policyTypes": ["Egress"], "egress": [{"to": [{"domainNames": ["x.com"]}]}]}),
+    ]
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump_all(objects))
+    found = json.loads(yett(monkeypatch, "check", str(tmp_path), "-o", "json").stdout)["findings"]
+    assert ("own-resolver" in {each["lint"] for each in found}) == is_strange

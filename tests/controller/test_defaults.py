@@ -18,6 +18,6 @@ def test_zones_are_told_only_where_they_count(share: str) -> None:
         "a": Node(name=NodeName("a"), uid="1", labels={ZONE_LABEL: "one"}),
         "b": Node(name=NodeName("b"), uid="2"),
     }
-    config = make_config(Settings(config=Config(share=share)), World(nodes=nodes))
+    config = make_config(Settings(config=Config(share=share)), World(nodes=nodes), ())
     assert config.zones == ({"a": "one"} if share == "zone" else {})
     assert ("zones" in msgspec.to_builtins(config)) == (share == "zone")

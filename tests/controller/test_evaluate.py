@@ -296,6 +296,20 @@ def test_a_domain_rule_implies_dns_to_the_trusted_resolver() -> None:
     assert not is_allowed(off.out("10.96.0.10", 53))
 
 
+def test_implied_dns_opens_what_answers_behind_the_service() -> None:
+    """At the port where it listens, not at the Service's; not where it neither is ready nor serves; by an address that
+    nobody shows to the outside; and whatever is listed beside it."""
+    ports = [{"port": 5353, "protocol": "UDP"}]
+    endpoints = [{"addresses": [address], "conditions": {"ready": address == API}} for address in (API, DB)]
+    behind = k8s.endpoint_slice("kube-system/kube-dns", *endpoints, ports=ports)
+    for world in (World(named("x.com"), behind), World(named("x.com"), behind, k8s.settings(resolvers=WORLD))):
+        assert world.out(API, 5353, protocol=Protocol.UDP).reason is Reason.DNS_IMPLICIT
+        assert world.out("10.96.0.10", 53, protocol=Protocol.UDP).reason is Reason.DNS_IMPLICIT
+        assert not is_allowed(world.out(API, 53)) and not is_allowed(world.out(DB, 5353))
+    thief = k8s.service("app/thief", "10.96.0.8", {"port": 5353, "protocol": "UDP"}, externalIPs=[API])
+    assert not is_allowed(World(named("x.com"), behind, thief).out(API, 5353))
+
+
 def test_implied_dns_is_not_undone_by_a_baseline_deny_and_isolates_nothing() -> None:
     """A cluster-wide domain rule implies DNS too; the pod stays as open as it was."""
     rule = {"action": "Accept", "to": [{"domainNames": ["x.com"]}]}

@@ -412,6 +412,17 @@ def test_settings_are_read_and_only_from_a_namespace_of_ours() -> None:
     assert parse_object(obj)[0] is None
 
 
+def test_a_resolver_that_is_not_of_the_cluster_is_said_to_be() -> None:
+    """``outside:`` stands before the address of either family, with a port or without; alone it is none."""
+    parsed, problems = parse_object(k8s.settings(resolvers="outside:8.8.8.8 10.96.0.10 outside:[2001:db8::53]:5353"))
+    assert isinstance(parsed, Settings) and not problems
+    listed = [(each.address, each.port, each.outside) for each in parsed.config.resolvers]
+    assert listed == [("10.96.0.10", 53, False), ("2001:db8::53", 5353, True), ("8.8.8.8", 53, True)]
+    for text in ("outside:", "outside:outside:8.8.8.8", "inside:8.8.8.8"):
+        _, problems = parse_object(k8s.settings(resolvers=text))
+        assert [problem.path for problem in problems] == ["data[resolvers]"], text
+
+
 def test_timeouts_are_settings() -> None:
     """Each by its own key, in whole seconds; the others keep their defaults."""
     parsed, problems = parse_object(k8s.settings(timeout_tcp="3600", timeout_udp_unanswered="30s"))

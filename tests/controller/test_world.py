@@ -26,6 +26,7 @@ from schemas.terms import (
     RulesetHash,
 )
 from services.controller.policy.diff import apply, diff
+from services.controller.policy.ground import read_ground
 from services.controller.policy.parse import identify
 from services.controller.sources import POLICY_KINDS
 from services.controller.world import State
@@ -153,6 +154,18 @@ def _make_slice(dice: RandomDice) -> Obj:
     }
 
 
+def _make_dns_service(dice: RandomDice) -> Obj:
+    port = {"port": dice.pick((53, 5300)), "protocol": "UDP", "targetPort": "dns"}
+    return k8s.service("app/dns", "10.100.0.9", port, selector={"app": dice.pick("xy")})
+
+
+def _make_dns_slice(dice: RandomDice) -> Obj:
+    """Now and then of another Service than before."""
+    endpoints = [{"addresses": [dice.pick(POD_ADDRESSES)], "conditions": {"ready": dice.pick((True, False))}}]
+    ports = [{"port": dice.pick((53, 5353)), "protocol": "UDP"}]
+    return k8s.endpoint_slice(dice.pick(("app/dns", "app/dns", "app/web")), *endpoints, ports=ports, name="dns-1")
+
+
 def _make_namespace(dice: RandomDice) -> Obj:
     obj = k8s.namespace(dice.pick(NAMESPACES), team=dice.pick("xy"))
     asked = dice.pick(("", "deny", "allow"))
@@ -163,6 +176,7 @@ def _make_namespace(dice: RandomDice) -> Obj:
 
 def _make_settings(dice: RandomDice) -> Obj:
     data = {"default": dice.pick(("allow", "deny")), "dns_implicit": dice.pick(("true", "false"))}
+    data |= dice.pick(({"dns_service": "app/dns"}, {"dns_service": "app/dns"}, {}))
     return k8s.settings(**data, **dice.pick(({}, {"node_defaults": "node-a=deny"}, {"namespace_defaults": "db=deny"})))
 
 
@@ -177,6 +191,8 @@ MUTATIONS: tuple[Callable[[RandomDice], Obj], ...] = (
     lambda dice: k8s.node("node-a", dice.pick(("192.168.0.1", "192.168.0.9")), zone=dice.pick("pq")),
     lambda dice: k8s.service("app/web", "10.100.0.1", {"port": 80}, selector={"app": dice.pick("xy")}),
     _make_slice,
+    _make_dns_service,
+    _make_dns_slice,
     _make_settings,
 )
 
@@ -522,13 +538,115 @@ def test_a_node_class_sets_the_default_of_its_nodes() -> None:
 
 
 def test_the_cluster_dns_service_is_the_trusted_resolver() -> None:
-    """Without a setting, ``kube-system/kube-dns`` is; with one, what it lists."""
-    state = state_of(k8s.service("kube-system/kube-dns", "10.96.0.10", {"port": 53, "protocol": "UDP"}))
+    """``kube-system/kube-dns`` is, whatever the setting adds to it; what that says of its address holds."""
+    state = state_of(k8s.service("kube-system/kube-dns", DNS, {"port": 53, "protocol": "UDP"}))
+    assert resolvers(state) == [(DNS, 53)]
+    state.upsert(k8s.settings(resolvers="169.254.20.10"))
+    assert resolvers(state) == [("169.254.20.10", 53), (DNS, 53)]
+    state.upsert(k8s.settings(resolvers=f"169.254.20.10 outside:{DNS}"))
     (config,) = rows_of(state, Config)
-    assert [(each.address, each.port) for each in config.resolvers] == [("10.96.0.10", 53)]
-    state.upsert(k8s.settings(resolvers="10.1.1.1:5353"))
+    listed = [(each.address, each.port, each.outside) for each in config.resolvers]
+    assert listed == [(DNS, 53, True), ("169.254.20.10", 53, False)]
+    state.upsert(k8s.settings(resolvers="169.254.20.10", dns_service="kube-system/none"))
+    assert resolvers(state) == [("169.254.20.10", 53)]
+
+
+DNS = "10.96.0.10"
+DNS_PORTS = (
+    {"name": "udp-53", "port": 53, "protocol": "UDP", "targetPort": "dns"},
+    {"name": "tcp-53", "port": 53, "targetPort": "dns-tcp"},
+    {"name": "quic", "port": 853, "protocol": "UDP", "targetPort": 853},
+    {"name": "metrics", "port": 9153},
+)
+TARGETS = ({"name": "udp-53", "port": 5353, "protocol": "UDP"}, {"name": "tcp-53", "port": 5354, "protocol": "TCP"})
+ELSEWHERE = ({"name": "quic", "port": 8853, "protocol": "UDP"}, {"name": "metrics", "port": 9153})
+
+
+def dns_service(**spec: Any) -> Obj:
+    return k8s.service("kube-system/kube-dns", DNS, *DNS_PORTS, **spec)
+
+
+def dns_slice(*endpoints: Obj, name: str = "") -> Obj:
+    return k8s.endpoint_slice("kube-system/kube-dns", *endpoints, ports=(*TARGETS, *ELSEWHERE), name=name)
+
+
+def answering(address: str, **conditions: bool) -> Obj:
+    return {"addresses": [address], "conditions": conditions}
+
+
+def resolvers(state: State) -> list[tuple[str, int]]:
     (config,) = rows_of(state, Config)
-    assert [(each.address, each.port) for each in config.resolvers] == [("10.1.1.1", 5353)]
+    return [(each.address, each.port) for each in config.resolvers]
+
+
+def test_what_answers_behind_the_dns_service_is_trusted_at_its_own_port() -> None:
+    """Ready ones, and those that still serve while they end; by UDP, and by TCP of the same number; nothing else."""
+    ready, ending = answering("10.0.0.7", ready=True), answering("10.0.0.6", ready=False, serving=True)
+    state = state_of(dns_service(), dns_slice(ready, ending, answering("10.0.0.8", ready=False)))
+    behind = [(address, port) for address in ("10.0.0.6", "10.0.0.7") for port in (5353, 5354)]
+    assert resolvers(state) == [(DNS, 53), *behind]
+    state.upsert(dns_slice(ready))
+    assert resolvers(state) == [(DNS, 53), *behind[2:]]
+    delete(state, dns_slice())
+    assert resolvers(state) == [(DNS, 53)]
+    state.upsert(dns_slice(ready))
+    assert len(resolvers(state)) == 3
+    state.upsert(k8s.endpoint_slice("kube-system/other", ready, ports=TARGETS, name="kube-dns-1"))
+    assert resolvers(state) == [(DNS, 53)]
+    delete(state, dns_service())
+    assert resolvers(state) == []
+
+
+def test_a_headless_dns_service_is_what_answers_behind_it() -> None:
+    """It has no address of its own to ask."""
+    headless = {**dns_service(), "spec": {"clusterIP": "None", "ports": list(DNS_PORTS)}}
+    assert resolvers(state_of(headless, dns_slice(answering("10.0.0.7")))) == [("10.0.0.7", 5353), ("10.0.0.7", 5354)]
+
+
+def test_without_slices_the_pods_of_the_dns_service_answer() -> None:
+    """As a folder of manifests has it: at the named port of the container, and no longer once the pod is gone."""
+    ports = [{"name": "dns", "containerPort": 5353, "protocol": "UDP"}]
+    pod = k8s.pod("kube-system/coredns", "10.0.0.7", ports=ports, app="dns")
+    state = state_of(dns_service(selector={"app": "dns"}), pod)
+    assert resolvers(state) == [(DNS, 53), ("10.0.0.7", 5353)]
+    delete(state, pod)
+    assert resolvers(state) == [(DNS, 53)]
+
+
+def test_another_backend_of_dns_is_one_changed_row_whatever_the_order() -> None:
+    """The same slices in any order are the same bytes; one more backend moves the settings and nothing else."""
+    slices = [dns_slice(answering(f"10.0.0.{n}"), name=f"dns-{n}") for n in (9, 10, 7, 8)]
+    state, other = state_of(dns_service(), *slices), state_of(*reversed(slices), dns_service())
+    assert state.rows()[wire.SUBJECT_CONFIG] == other.rows()[wire.SUBJECT_CONFIG]
+    before = state.rows()
+    state.upsert(dns_slice(answering("10.0.0.5"), name="dns-5"))
+    moved = {subject for subject, body in state.rows().items() if before.get(subject) != body}
+    assert {subject.split(".")[2] for subject in moved} == {"config", "frontend"}
+    assert len(state.rows()[wire.SUBJECT_CONFIG]) - len(before[wire.SUBJECT_CONFIG]) < 100
+
+
+def test_what_other_services_have_behind_them_leaves_the_settings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings are made again for the DNS Service alone, not for each slice, Service and pod of a cluster."""
+    state = state_of(dns_service(), dns_slice(answering("10.0.0.7")))
+    state.rows()
+    monkeypatch.setattr(State, "_write_config", lambda _: pytest.fail("made again"))
+    state.upsert(k8s.service("app/web", "10.96.0.7", {"port": 53, "protocol": "UDP"}, selector={"app": "web"}))
+    state.upsert(k8s.endpoint_slice("app/web", answering("10.0.0.1"), ports=TARGETS))
+    state.upsert(k8s.pod("app/new", "10.0.0.1", app="web"))
+    state.rows()
+
+
+def test_more_than_fit_behind_the_dns_service_are_left_out_with_a_word() -> None:
+    """The first 1,024 addresses and ports are trusted; how many are not is a problem of the Service."""
+    crowd = [answering(f"10.1.{n // 250}.{n % 250 + 1}") for n in range(515)]
+    state = state_of(dns_service(), dns_slice(*reversed(crowd)))
+    assert len(resolvers(state)) == 1 + 1024
+    (problem,) = state.problems()
+    assert (problem.object, problem.severity) == ("Service kube-system/kube-dns", "warning")
+    assert problem.message.startswith("6 of its backends")
+    assert read_ground([], state.world, ()).resolvers == set(resolvers(state))
+    state.upsert(dns_slice(*crowd[:512]))
+    assert state.rows() and state.problems() == []
 
 
 # -- last good --------------------------------------------------------------------------------------------------------

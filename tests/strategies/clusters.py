@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tests import builders as k8s
 from tests.strategies.dice import Dice, Obj, is_rare
 from tests.strategies.pools import (
     BALANCER,
     CROWD,
+    DNS_BACKENDS,
     DNS_SERVICE,
+    DNS_TARGETS,
     EXTERNAL,
     HOST_PORT,
     NAMESPACES,
@@ -163,6 +167,8 @@ def _make_services(dice: Dice) -> list[Obj]:
     _open_outside(dice, objects[0])
     if dice.pick((False, True)):
         objects += _make_sliced(dice)
+    if dice.pick((False, True)):
+        objects += _make_dns_slices(dice)
     if is_rare(dice, 10):
         objects += _make_crowd(MANY + dice.pick((0, 1)))
     return objects
@@ -184,33 +190,28 @@ def _open_outside(dice: Dice, service: Obj) -> None:
 
 def _make_sliced(dice: Dice) -> list[Obj]:
     """Backends by EndpointSlice: pods and addresses outside, ready, serving, neither."""
-    conditions: tuple[Obj, ...] = ({}, {"ready": False, "serving": True}, {"ready": False, "serving": False})
-    addresses = (*POD_ADDRESSES[:4], *OUTSIDE[:2])
-    endpoints = [
-        {"addresses": [dice.pick(addresses)], "conditions": dice.pick(conditions)}
-        for _ in range(dice.pick((1, 2, 0, 4)))
-    ]
+    endpoints = [_make_endpoint(dice, (*POD_ADDRESSES[:4], *OUTSIDE[:2])) for _ in range(dice.pick((1, 2, 0, 4)))]
     service = k8s.service("db/sliced", SLICED, {"port": 443, "targetPort": 8080})
-    return [service, make_slice("db/sliced", endpoints, port=8080)]
+    return [service, k8s.endpoint_slice("db/sliced", *endpoints, ports=[{"port": 8080, "protocol": "TCP"}])]
+
+
+def _make_endpoint(dice: Dice, addresses: Sequence[str]) -> Obj:
+    conditions: tuple[Obj, ...] = ({}, {"ready": False, "serving": True}, {"ready": False, "serving": False})
+    return {"addresses": [dice.pick(addresses)], "conditions": dice.pick(conditions)}
 
 
 def _make_crowd(count: int) -> list[Obj]:
     """As many distinct backends as can be judged together, or one more."""
     endpoints: list[Obj] = [{"addresses": [f"198.18.9.{n + 1}"]} for n in range(count)]
-    return [k8s.service("db/crowd", CROWD, {"port": 80}), make_slice("db/crowd", endpoints, port=80)]
+    ports = [{"port": 80, "protocol": "TCP"}]
+    return [k8s.service("db/crowd", CROWD, {"port": 80}), k8s.endpoint_slice("db/crowd", *endpoints, ports=ports)]
 
 
-def make_slice(service: str, endpoints: list[Obj], *, port: int) -> Obj:
-    namespace, _, name = service.partition("/")
-    return {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": f"{name}-1",
-            "namespace": namespace,
-            "labels": {"kubernetes.io/service-name": name},
-        },
-        "addressType": "IPv4",
-        "endpoints": endpoints,
-        "ports": [{"port": port, "protocol": "TCP"}],
-    }
+def _make_dns_slices(dice: Dice) -> list[Obj]:
+    """What answers DNS: pods and an address outside, at ports of their own, now and then at the Service's."""
+    objects = []
+    for name in ("a", "b")[: dice.pick((1, 2))]:
+        endpoints = [_make_endpoint(dice, DNS_BACKENDS) for _ in range(dice.pick((1, 0, 2)))]
+        ports = [{"port": dice.pick((53, *DNS_TARGETS)), "protocol": dice.pick(("UDP", "UDP", "TCP"))}]
+        objects.append(k8s.endpoint_slice("kube-system/kube-dns", *endpoints, ports=ports, name=f"kube-dns-{name}"))
+    return objects

@@ -14,6 +14,8 @@ OUTSIDE_6 = ("2001:db8::7", UNKNOWN_POD_6, "64:ff9b::c633:6407", "64:ff9b::af4:1
 """The last three embed 198.51.100.7, a pod's address and 198.51.100.8 (NAT64, RFC 6052; 6to4, RFC 3056)."""
 DNS_SERVICE = "10.100.0.10"
 OTHER_RESOLVER = "203.0.113.53"
+DNS_BACKENDS, DNS_TARGETS = (*POD_ADDRESSES[:3], OUTSIDE[0]), (5353, 8053)
+"""What answers behind the DNS Service, and where it listens."""
 EXTERNAL, BALANCER = "203.0.113.50", "203.0.113.51"
 SERVICES = {"10.100.0.1": "web", "10.100.0.2": "all", "10.100.0.3": "empty", DNS_SERVICE: "kube-dns"}
 SERVICES_6 = {"fd02::1": "web", "fd02::2": "all"}

@@ -7,7 +7,9 @@ from tests.strategies.dice import Dice, is_rare
 from tests.strategies.pools import (
     BALANCER,
     CROWD,
+    DNS_BACKENDS,
     DNS_SERVICE,
+    DNS_TARGETS,
     DOMAINS,
     EXTERNAL,
     HOST_PORT,
@@ -95,13 +97,14 @@ def _pick_service(dice: Dice) -> tuple[str, int, int]:
 
 
 def _pick_face(dice: Dice) -> tuple[str, int, int]:
-    """Faces of Services besides their cluster addresses, and resolvers of a setting."""
+    """Faces of Services besides their cluster addresses, resolvers of a setting, what answers behind DNS."""
     return dice.pick(
         (
             (EXTERNAL, 6, 80),
             (BALANCER, 6, 80),
             (EXTERNAL, 17, 53),
             (OTHER_RESOLVER, 17, dice.pick((53, 5353))),
+            (dice.pick(DNS_BACKENDS), dice.pick((17, 17, 6)), dice.pick((53, *DNS_TARGETS))),
             (dice.pick(NODE_ADDRESSES), 6, NODE_PORT),
             (dice.pick(NODE_ADDRESSES), 6, HOST_PORT),
         )

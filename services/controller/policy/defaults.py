@@ -6,6 +6,8 @@ A namespace's annotation may only tighten what comes out: a tenant who may label
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from schemas.policy import Config, Resolver
@@ -44,11 +46,8 @@ def default_of(pod: Pod, world: World, settings: Settings) -> Default:
     return pod_default(settings, world.namespaces.get(pod.namespace), pod.namespace, of_node)
 
 
-def make_config(settings: Settings, world: World) -> Config:
+def make_config(settings: Settings, world: World, resolvers: Sequence[Resolver]) -> Config:
     """What agents are told of the settings, completed by what the world knows: resolvers, the nodes' defaults."""
-    resolvers = settings.config.resolvers
-    if not resolvers and (service := world.services.get(settings.dns_service)) is not None:
-        resolvers = tuple(Resolver(address=address) for address in service.cluster_addresses)
     defaults = dict(settings.config.node_defaults)
     for name, node in world.nodes.items():
         default = node_default(settings, node, world.node_classes.get(node.node_class), node.name)
@@ -57,7 +56,7 @@ def make_config(settings: Settings, world: World) -> Config:
     zones = {node.name: node.labels[ZONE_LABEL] for node in world.nodes.values() if ZONE_LABEL in node.labels}
     return msgspec.structs.replace(
         settings.config,
-        resolvers=resolvers,
+        resolvers=tuple(resolvers),
         node_defaults=defaults,
         zones=zones if settings.config.share == "zone" else {},
     )

@@ -39,7 +39,7 @@ def service_frontends(
     faces = _faces(service)
     node_addresses = [address for node in nodes for address in node.addresses] if _has_node_ports(service) else []
     for port in service.ports:
-        targets = list(_slice_targets(service, slices, port)) if slices else list(_pod_targets(service, pods, port))
+        targets = list(_slice_targets(service, slices, port)) if slices else list(pod_targets(service, pods, port))
         for address, kind in faces:
             yield _frontend(service, port, port.port, address, kind, targets, identity_of)
         if port.node_port:
@@ -67,6 +67,20 @@ def host_port_frontends(pod: Pod, node: Node | None, identity_of: IdentityOf) ->
                 service=f"{pod.namespace}/{pod.name}",
                 backends=_backends(address, targets, identity_of),
             )
+
+
+def pod_targets(service: Service, pods: Iterable[Pod], port: ServicePort) -> Iterator[Target]:
+    """Where a port of a Service without slices leads. ``pods``: those that its selector chooses."""
+    for pod in pods:
+        if not pod.is_live or not (pod.is_ready or service.publishes_not_ready):
+            continue
+        number = port.target
+        if isinstance(number, str):
+            named = pod.number_of(NamedPort(protocol=port.protocol, name=number))
+            if named is None:
+                continue
+            number = named
+        yield from (Target(address, number) for address in pod.addresses)
 
 
 def target_addresses(slices: Iterable[EndpointSlice]) -> set[str]:
@@ -139,16 +153,3 @@ def _usable(endpoints: Sequence[SliceEndpoint], service: Service) -> Sequence[Sl
         return endpoints
     ready = [endpoint for endpoint in endpoints if endpoint.is_ready]
     return ready or [endpoint for endpoint in endpoints if endpoint.is_serving]
-
-
-def _pod_targets(service: Service, pods: Iterable[Pod], port: ServicePort) -> Iterator[Target]:
-    for pod in pods:
-        if not pod.is_live or not (pod.is_ready or service.publishes_not_ready):
-            continue
-        number = port.target
-        if isinstance(number, str):
-            named = pod.number_of(NamedPort(protocol=port.protocol, name=number))
-            if named is None:
-                continue
-            number = named
-        yield from (Target(address, number) for address in pod.addresses)

@@ -5,13 +5,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from schemas.policy import FrontendRow, NodePeer, PodPeer
 from schemas.terms import IDENTITY_WORLD, FrontendKind, IdentityId
 from services.controller.policy import frontends
-from services.controller.policy.model import Answer, NamedPort, Node, Packet, Pod, Policy, Rule, World
+from services.controller.policy.model import (
+    DNS_BACKENDS_MAX,
+    ENCRYPTED_DNS_PORTS,
+    Answer,
+    NamedPort,
+    Node,
+    Packet,
+    Pod,
+    Policy,
+    Rule,
+    Service,
+    ServicePort,
+    World,
+)
 
 LabelKeys = tuple[set[str], set[str], set[NamedPort]]
 """Of pods, of nodes, and the named ports of pods."""
@@ -87,12 +100,39 @@ def _resolvers(world: World, faces: dict[tuple[str, int, int], FrontendRow]) -> 
     """Who may be asked for names; not where a Service shows that address and port to the outside, which are its owner's
     to choose. Source: CVE-2020-8554.
     """
-    config = world.settings.config
+    trusted = {(each.address, each.port) for each in world.settings.config.resolvers}
     service = world.services.get(world.settings.dns_service)
-    named = {(each.address, each.port) for each in config.resolvers}
-    if not named and service is not None:
-        named = {(address, 53) for address in service.cluster_addresses}
-    return frozenset(each for each in named if not any(_is_claimed(faces.get((each[0], n, each[1]))) for n in (6, 17)))
+    if service is not None:
+        ports = _dns_ports(service)
+        trusted |= {(address, port.port) for address in service.cluster_addresses for port in ports}
+        behind = {place for port in ports for place in _answering(world, service, port)}
+        trusted |= set(sorted(behind - trusted)[:DNS_BACKENDS_MAX])
+    return frozenset(
+        each for each in trusted if not any(_is_claimed(faces.get((each[0], n, each[1]))) for n in (6, 17))
+    )
+
+
+def _dns_ports(service: Service) -> list[ServicePort]:
+    """Those of UDP that are no encrypted DNS, and those of TCP that share a number with one of them."""
+    plain = {each.port for each in service.ports if each.protocol == 17 and each.port not in ENCRYPTED_DNS_PORTS}
+    return [each for each in service.ports if each.port in plain and each.protocol in (6, 17)]
+
+
+def _answering(world: World, service: Service, port: ServicePort) -> Iterator[tuple[str, int]]:
+    """Addresses behind a Service's port that are ready or still serve, as its slices say, else as its pods do."""
+    slices = [each for each in world.slices.values() if (each.namespace, each.service) == service.key]
+    for each in slices:
+        for endpoint in each.endpoints:
+            for name, protocol, number in each.ports:
+                if name == port.name and protocol == port.protocol and (endpoint.is_ready or endpoint.is_serving):
+                    yield from ((address, number) for address in endpoint.addresses)
+    for pod in () if slices else world.pods.values():
+        is_ready = pod.is_ready or service.publishes_not_ready
+        if frontends.selects(service, pod) and pod.is_live and is_ready:
+            target = port.target
+            number_of = pod.number_of(NamedPort(port.protocol, target)) if isinstance(target, str) else target
+            if number_of is not None:
+                yield from ((address, number_of) for address in pod.addresses)
 
 
 def _is_claimed(face: FrontendRow | None) -> bool:

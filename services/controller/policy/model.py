@@ -44,6 +44,11 @@ PolicyKey = tuple[str, str, str]
 Labels = dict[str, str]
 
 PORT_LABEL_PREFIX = "port:"
+ENCRYPTED_DNS_PORTS = frozenset({443, 853})
+"""Of a DNS Service, over UDP: HTTP/3 and QUIC, which nobody reads on the way. Source: RFC 9114, 9250."""
+DNS_BACKENDS_MAX = 1024
+"""Addresses and ports behind the DNS Service that are trusted, the first in order: 64 KB of the row, a quarter
+of the agents' map. What is beyond teaches nothing, and is a problem of the Service."""
 NO_NODE = NodeName("")
 DEFAULT_CONFIG = Config()
 
@@ -296,7 +301,7 @@ class Settings:
     config: Config = DEFAULT_CONFIG
     namespace_defaults: dict[str, Default] = field(default_factory=dict)
     dns_service: ObjectKey = ("kube-system", "kube-dns")
-    """Whose cluster addresses are the trusted resolvers where ``resolvers`` is not set."""
+    """Trusted with what is behind it, beside the ``resolvers`` of ``config``."""
 
 
 Fact = Pod | Namespace | Node | NodeClass | Service | EndpointSlice | Settings
