@@ -21,6 +21,7 @@ from services.access.kubernetes import MOUNTED, SERVICE_HOST, make_objects
 from services.common.nats import security_options
 from services.common.settings import ControllerSettings, NodeagentSettings, RecorderSettings, load_settings
 from services.demo.pipeline import CAPABILITIES
+from tests.deploy.readme import make_keys, written
 from tests.nats_server import SERVER
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -62,10 +63,7 @@ def objects(request: pytest.FixtureRequest) -> list[Object]:
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """As the README makes them."""
-    folder = Folder(tmp_path_factory.mktemp("keys"), MOUNTED)
-    hosts = [SERVICE_HOST, "*.yett-nats-peers.yett-system.svc"]
-    folder.complete(hosts=hosts, nodes=[NODE], readers=["grafana"], now=datetime.now(UTC), days=1)
-    return folder
+    return make_keys(tmp_path_factory.mktemp("readme"), NODE)
 
 
 def find(objects: list[Object], kind: str, name: str) -> Object:
@@ -156,8 +154,10 @@ def test_whatever_is_mounted_is_made(keys: Folder, objects: list[Object]) -> Non
     assert set(made["Secret", "yett-nodes"]["data"]) == {f"{NODE}.nk"}
 
 
-def test_no_secret_holds_what_nothing_in_the_cluster_needs(keys: Folder) -> None:
+def test_no_secret_holds_what_nothing_in_the_cluster_needs(tmp_path: Path) -> None:
     """The authority's key, and the readers' credentials."""
+    keys = Folder(tmp_path, MOUNTED)
+    keys.complete(hosts=[SERVICE_HOST], nodes=[NODE], readers=["grafana"], now=datetime.now(UTC), days=1)
     secrets = [each["data"].values() for each in make_objects(keys) if each["kind"] == "Secret"]
     said = "".join(base64.b64decode(value).decode() for values in secrets for value in values)
     assert (keys.path / "ca-key.pem").read_text().splitlines()[1] not in said
@@ -222,8 +222,7 @@ def test_a_credential_may_stand_on_its_node() -> None:
 
 def test_the_readme_puts_the_registry_before_our_images_and_no_others() -> None:
     """The line as it is written there, run by a shell up to where it would apply."""
-    readme = (DEPLOY.parent / "README.md").read_text()
-    (line,) = [each.strip() for each in readme.splitlines() if "kubectl kustomize deploy/base | sed" in each]
+    line = written("kubectl kustomize deploy/base | sed")
     shown = line.removesuffix(" | kubectl apply -f -")
     assert shown != line
     given = os.environ | {"REGISTRY": "registry.example/team", "PATH": f"{KUBECTL.parent}:{os.environ['PATH']}"}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 
-from services.access.folder import Folder
-from services.access.kubernetes import MOUNTED, SERVICE_HOST, make_objects
+from services.access.kubernetes import make_objects
+from tests.deploy.readme import make_keys
 from tests.deploy.test_overlays import DEPLOY, PLACES, Object, render
 from tests.kube.servers import KubeServer
 
@@ -26,16 +25,15 @@ def has_claims(each: Object) -> bool:
 @pytest.mark.parametrize("place", PLACES)
 def test_a_server_takes_every_object(kube: KubeServer, tmp_path: Path, place: str) -> None:
     """Each overlay, and the keys; but for kinds that this server is too old for, which are listed."""
-    keys = Folder(tmp_path / "keys", MOUNTED)
-    keys.complete(hosts=[SERVICE_HOST], nodes=["node-a"], readers=[], now=datetime.now(UTC), days=1)
+    secrets = make_objects(make_keys(tmp_path, "node-a"))
     rendered = render(DEPLOY / place)
     left_out = {(each["apiVersion"], each["kind"]) for each in rendered} & NEWER
     print(f"not sent, too new for this server: {sorted(left_out)}")
     assert left_out == NEWER
     sent = [each for each in rendered if (each["apiVersion"], each["kind"]) not in NEWER]
-    text = yaml.safe_dump_all([*sent, *make_objects(keys)])
+    text = yaml.safe_dump_all([*sent, *secrets])
     said = kube.kubectl("apply", "-f", "-", stdin=text).stdout.splitlines()
-    assert len(said) == len(sent) + 4
+    assert len(said) == len(sent) + len(secrets)
     again = kube.kubectl("apply", "-f", "-", stdin=text).stdout.splitlines()
     # This server writes a status into the claims of a StatefulSet, which kubectl then takes for a difference.
     claiming = {f"statefulset.apps/{each['metadata']['name']}" for each in sent if has_claims(each)}
