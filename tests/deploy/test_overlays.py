@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,14 @@ def render(folder: Path) -> list[Object]:
     return list(yaml.safe_load_all(done.stdout))
 
 
-def render_with(component: str) -> list[Object]:
+def render_with(component: str, *patches: Object) -> list[Object]:
     """What kustomize makes of an overlay that takes up a component, as its comment says."""
     overlay = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": ["base"],
         "components": [component],
+        "patches": [{"patch": yaml.safe_dump(each)} for each in patches],
     }
     with tempfile.TemporaryDirectory() as folder:
         for name, source in (("base", "base"), (component, f"components/{component}")):
@@ -80,14 +82,16 @@ def containers(objects: list[Object]) -> dict[str, Object]:
     return {one["name"]: one for spec in pod_specs(objects) for one in spec["containers"]}
 
 
-def environment(container: Object) -> dict[str, str]:
-    """As a kubelet would fill it in on ``NODE``."""
+def environment(container: Object, maps: Mapping[str, Object] | None = None) -> dict[str, str]:
+    """As a kubelet would fill it in on ``NODE``; ``maps``: ConfigMaps by name, else a key stands for every value."""
     known = {"spec.nodeName": NODE, "metadata.name": "yett-x", "metadata.namespace": "yett-system"}
     values = {}
     for each in container["env"]:
         source = each.get("valueFrom", {})
         field = source.get("fieldRef", {}).get("fieldPath", "")
-        values[each["name"]] = each.get("value") or known.get(field) or "ab" * 32
+        reference = source.get("configMapKeyRef", {})
+        mapped = (maps or {}).get(reference.get("name"), {}).get(reference.get("key"))
+        values[each["name"]] = each.get("value") or known.get(field) or mapped or "ab" * 32
     return {name: value.replace("$(YETT_NATS_SERVICE_HOST)", "10.96.0.9") for name, value in values.items()}
 
 
@@ -225,6 +229,28 @@ def test_a_credential_may_stand_on_its_node() -> None:
     for container in agent["containers"]:
         (mount,) = [each for each in container["volumeMounts"] if each["name"] == "credentials"]
         assert mount == {"name": "credentials", "mountPath": "/etc/yett/node.nk", "readOnly": True}
+
+
+def test_a_nats_server_of_ones_own_takes_the_place_of_ours(tmp_path: Path) -> None:
+    """Nothing of ours is left or mounted, everybody is told the one address, and keys need not know its paths."""
+    metadata = {"name": "yett-nats-server", "namespace": "yett-system"}
+    server = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+    told = {"url": "tls://a.example:4222,tls://b.example:4222", "tls-name": "bus.example"}
+    objects = render_with("existing-nats", {**server, "data": told})
+    for each in objects:
+        kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
+    assert {each["metadata"]["name"] for each in objects if "nats" in each["metadata"]["name"]} == {"yett-nats-server"}
+    assert containers(objects).keys() == SETTINGS.keys()
+    assert "YETT_NATS_SERVICE_HOST" not in yaml.safe_dump_all(objects)
+    keys = Folder(tmp_path)
+    keys.complete(hosts=["bus.example"], nodes=[NODE], readers=[], now=datetime.now(UTC), days=1)
+    printed = make_objects(keys, is_server_ours=False)
+    made = {each["metadata"]["name"]: each["data"] for each in [*objects, *printed] if "data" in each}
+    assert "yett-nats" not in made
+    for name, kind in SETTINGS.items():
+        given = environment(containers(objects)[name], made)
+        settings = load_settings(kind, given)
+        assert (settings.nats_url, settings.nats_tls_name) == tuple(told.values())
 
 
 def test_the_readme_puts_the_registry_before_our_images_and_no_others() -> None:
