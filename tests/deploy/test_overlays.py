@@ -202,6 +202,12 @@ def test_the_server_has_on_disk_what_it_acknowledged(objects: list[Object]) -> N
     assert "sync_interval: always" in [each.strip() for each in block.split(",")]
 
 
+def test_what_opens_a_gate_is_behind_none(objects: list[Object]) -> None:
+    """NATS, the controller and the agents are on the host's network: no policy and no gate is between them."""
+    found = {spec["containers"][0]["name"]: spec.get("hostNetwork") for spec in pod_specs(objects)}
+    assert found == {"nats": True, "controller": True, "nodeagent": True}
+
+
 def test_images_have_a_version(objects: list[Object]) -> None:
     """What runs tomorrow is what was tested today."""
     for container in containers(objects).values():
