@@ -33,6 +33,10 @@ class NatsCluster:
     def url(self) -> str:
         return ",".join(server.url for server in self.servers.values())
 
+    @property
+    def settings(self) -> CommonSettings:
+        return CommonSettings(nats_url=self.url)
+
     def start(self) -> None:
         for server in self.servers.values():
             server.start()
@@ -56,7 +60,7 @@ def nats_cluster(folder: Path) -> Iterator[NatsCluster]:
 @asynccontextmanager
 async def joined(cluster: NatsCluster) -> AsyncIterator[tuple[Client, JetStream]]:
     """A client of whichever servers live, once they have elected each other and the policy stream is on all."""
-    client = await nats.connect(CommonSettings(nats_url=cluster.url), "test")
+    client = await nats.connect(cluster.settings, "test")
     jetstream = JetStream(client)
     try:
         async with asyncio.timeout(60):

@@ -46,8 +46,7 @@ class NatsServer:
         return self._process.pid
 
     def start(self) -> None:
-        log = (self.folder / "nats.log").open("ab")
-        self._process = subprocess.Popen([str(SERVER), "-c", str(self._config)], stdout=log, stderr=log)
+        self._process = self._launch()
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -72,6 +71,10 @@ class NatsServer:
         """Put the copy back, as an operator who restores a backup; the server must be stopped."""
         shutil.rmtree(self.folder / "store")
         shutil.copytree(self.folder / "saved", self.folder / "store")
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        with (self.folder / "nats.log").open("ab") as log:
+            return subprocess.Popen([str(SERVER), "-c", str(self._config)], stdout=log, stderr=log)
 
     def _answers(self) -> bool:
         try:

@@ -93,6 +93,27 @@ def test_one_processor_has_one_ring_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     assert order == ["kernel", "kube", "pure"]
 
 
+@pytest.mark.parametrize(("total", "is_required", "code"), [(1500, True, 0), (1500.2, True, 1), (1500.2, False, 0)])
+def test_rings_that_take_too_long_together_fail_where_they_are_required(
+    total: float, is_required: bool, code: int
+) -> None:
+    """25 minutes from first to last, by the clock: a sum beyond it is none where rings ran beside each other."""
+    results = {"pure": (0, 900.0), "kube": (0, 900.0)}
+    lines, given = run_rings.judge(results, total, is_required=is_required)
+    assert given == code
+    assert lines[3].startswith(f"total     {total:.1f}") and ("failed" in lines[3]) == (code == 1)
+
+
+def test_the_total_is_printed_and_counts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """From before the first ring to after the last."""
+    clock = iter([100.0, 1600.5])
+    monkeypatch.setattr(run_rings, "run_rings", lambda rings: dict.fromkeys(rings, (0, 1.0)))
+    monkeypatch.setattr(run_rings.time, "monotonic", lambda: next(clock))
+    monkeypatch.setenv("YETT_REQUIRE", "pure")
+    assert run_rings.main(["pure"]) == 1
+    assert "total     1500.5  failed (more than 1500)" in capsys.readouterr().out
+
+
 def test_an_unknown_ring_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """The message lists those there are."""
     assert run_rings.main(["pure", "none"]) == 2

@@ -22,21 +22,18 @@ PERSON = "kube"
 Manifest = dict[str, Any]
 
 
-def make_objects(keys: Folder) -> list[Manifest]:
+def make_objects(keys: Folder, *, is_server_ours: bool = True) -> list[Manifest]:
     """Secrets ``yett-nats``, ``yett-controller``, ``yett-nodes`` and ConfigMap ``yett-trust``; FolderError, OSError.
 
     With Secrets ``yett-reader`` and ``yett-operator`` where the folder has a reader, an operator, of the name ``kube``:
     nothing that runs mounts them, people reach the bus by them. The authority's key and all others' are in none.
+    Without ``yett-nats`` where the server is not ours: it has its part of the folder from whoever runs it.
     """
     folder = keys.path
-    configuration = _read(folder / "server" / "yett.conf")
-    if f'"{MOUNTED}/tls.pem"' not in configuration:
-        raise FolderError(f"{folder}: the server would look elsewhere: yett keys init --mounted {MOUNTED}")
-    server = {name: _read(folder / "server" / name) for name in ("yett.conf", "tls.pem", "tls-key.pem")}
     authority = _read(folder / "ca.pem")
     nodes = {path.name: _read(path) for path in sorted((folder / "nodes").glob("*.nk"))}
     return [
-        _secret("yett-nats", server | {"ca.pem": authority}),
+        *([_secret("yett-nats", _read_server(folder) | {"ca.pem": authority})] if is_server_ours else []),
         _secret("yett-controller", {name: _read(folder / name) for name in ("controller.nk", "signing.key")}),
         _secret("yett-nodes", nodes),
         _object("ConfigMap", "yett-trust", data={"ca.pem": authority, "policy-keys": ",".join(keys.policy_keys)}),
@@ -46,6 +43,12 @@ def make_objects(keys: Folder) -> list[Manifest]:
             if (path := folder / kind / f"{PERSON}.nk").exists()
         ),
     ]
+
+
+def _read_server(folder: Path) -> dict[str, str]:
+    if f'"{MOUNTED}/tls.pem"' not in _read(folder / "server" / "yett.conf"):
+        raise FolderError(f"{folder}: the server would look elsewhere: yett keys init --mounted {MOUNTED}")
+    return {name: _read(folder / "server" / name) for name in ("yett.conf", "tls.pem", "tls-key.pem")}
 
 
 def _read(path: Path) -> str:

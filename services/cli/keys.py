@@ -89,10 +89,14 @@ def env(
 
 
 @app.command("kubernetes")
-def kubernetes(folder: FolderArgument) -> None:
+def kubernetes(
+    folder: FolderArgument,
+    *,
+    existing_nats: Annotated[bool, typer.Option("--existing-nats", help="The server is not deploy's.")] = False,
+) -> None:
     """The Secrets and the ConfigMap that deploy/ expects, for ``kubectl apply -f -``. Secrets: mind where they go."""
     try:
-        objects = make_objects(Folder(folder))
+        objects = make_objects(Folder(folder), is_server_ours=not existing_nats)
     except (FolderError, OSError) as error:
         fail(str(error))
     print(yaml.safe_dump_all(objects, sort_keys=False), end="")

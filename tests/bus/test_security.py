@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -15,6 +17,7 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from typer.testing import CliRunner
 
 from schemas import wire
 from schemas.resolution import Resolution
@@ -22,6 +25,7 @@ from schemas.status import AgentStatus, ControllerStatus
 from schemas.terms import NodeName, RevisionNumber, Verdict
 from services.access.accounts import inbox_prefix
 from services.access.folder import Folder
+from services.cli.__main__ import app
 from services.common import nats as bus
 from services.common import streams
 from services.common.follow import Follower
@@ -457,6 +461,110 @@ def test_signing_keys_are_rotated_in_two_steps(server: SecuredServer) -> None:
     assert first == old != successor
     keys.rotate_signing()
     assert keys.policy_keys == [successor]
+
+
+def _rotate(server: SecuredServer, *what: str) -> None:
+    """As a person does."""
+    done = CliRunner().invoke(app, ["keys", "rotate", str(server.keys.path), *what])
+    assert done.exit_code == 0, done.output
+
+
+async def _reload(server: SecuredServer) -> None:
+    os.kill(server.pid, signal.SIGHUP)
+    await eventually(lambda: "Reloaded server configuration" in (server.folder / "nats.log").read_text())
+
+
+def test_a_rotated_credential_gets_in_and_its_predecessor_no_more(server: SecuredServer, tmp_path: Path) -> None:
+    """From the reload on: who holds the old one is refused and, where connected, cut off; another node is not."""
+    old = tmp_path / "stolen.nk"
+    old.write_bytes((server.keys.path / "nodes" / f"{NODE}.nk").read_bytes())
+    stolen = _change(server, YETT_NATS_NKEY=str(old))
+
+    async def scenario() -> None:
+        await _try(stolen)
+        async with speaking(server, "nodes", VICTIM) as other, _connected(stolen) as thief:
+            _rotate(server, "node", NODE)
+            await _reload(server)
+            await _try(_change(server))
+            with pytest.raises((nats.errors.Error, OSError)):
+                await _try(stolen)
+            await eventually(lambda: not thief.is_connected)
+            await bus.flush(other)
+            assert other.stats["reconnects"] == 0
+
+    run(scenario())
+
+
+@asynccontextmanager
+async def _connected(settings: CommonSettings) -> AsyncIterator[Client]:
+    client = await bus.connect(settings, "test")
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def _catch_up(node: Client, keys: list[str]) -> Replica:
+    """An agent that starts with these keys, as far as the stream goes."""
+    replica = Replica(NodeName(NODE), Verifier(keys).find_fault)
+    async with Follower(node, wire.STREAM_POLICY, filters(NodeName(NODE))) as follower:
+        async for item in follower:
+            for message in item if isinstance(item, list) else ():
+                replica.feed(message, 0.0)
+            if isinstance(item, CaughtUp):
+                break
+    return replica
+
+
+@asynccontextmanager
+async def _agent(node: Client, keys: list[str]) -> AsyncIterator[Replica]:
+    """One that goes on following."""
+    replica = Replica(NodeName(NODE), Verifier(keys).find_fault)
+
+    async def follow() -> None:
+        async with Follower(node, wire.STREAM_POLICY, filters(NodeName(NODE))) as follower:
+            async for item in follower:
+                for message in item if isinstance(item, list) else ():
+                    replica.feed(message, 0.0)
+
+    following = asyncio.create_task(follow())
+    try:
+        yield replica
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+def test_nothing_is_disbelieved_while_the_signing_key_is_rotated(server: SecuredServer, tmp_path: Path) -> None:
+    """Both steps as the command names them, around a controller that publishes: an agent that follows all along with
+    the keys of the first step, and one that starts with those of the second; the old key alone is not enough then."""
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    (manifests / "shop.yaml").write_text(SHOP)
+    old = server.keys.policy_keys
+
+    async def scenario() -> None:
+        async with speaking(server, "nodes", NODE) as node:
+            async with controller(server, manifests, "one") as one:
+                await one.until_said("published")
+                first = await _catch_up(node, old)
+                _rotate(server, "signing")
+                async with _agent(node, server.keys.policy_keys) as agent:
+                    (manifests / "shop.yaml").write_text(SHOP.replace("[Egress, Ingress]", "[Egress]"))
+                    await eventually(lambda: agent.state.number > first.state.number, 30)
+                    _rotate(server, "signing")
+                    before = agent.state.number
+                    one.signal(signal.SIGTERM)
+                    await one.process.wait()
+                    async with controller(server, manifests, "two") as two:
+                        await two.until_said("published")
+                        await eventually(lambda: agent.state.number > before, 30)
+                    assert agent.revisions_refused == 0 and first.revisions_refused == 0
+            late, stale = [await _catch_up(node, keys) for keys in (server.keys.policy_keys, old)]
+            assert (late.state.number, late.revisions_refused) == (agent.state.number, 0)
+            assert (stale.state.revision, stale.revisions_refused) == (None, 1)
+
+    run(scenario(), 150)
 
 
 def test_secrets_are_their_owners_alone(server: SecuredServer) -> None:

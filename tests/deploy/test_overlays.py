@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from services.access.kubernetes import MOUNTED, SERVICE_HOST, make_objects
 from services.common.nats import security_options
 from services.common.settings import ControllerSettings, NodeagentSettings, RecorderSettings, load_settings
 from services.demo.pipeline import CAPABILITIES
+from tests.deploy.readme import make_keys, written
 from tests.nats_server import SERVER
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -39,13 +42,14 @@ def render(folder: Path) -> list[Object]:
     return list(yaml.safe_load_all(done.stdout))
 
 
-def render_with(component: str) -> list[Object]:
+def render_with(component: str, *patches: Object) -> list[Object]:
     """What kustomize makes of an overlay that takes up a component, as its comment says."""
     overlay = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": ["base"],
         "components": [component],
+        "patches": [{"patch": yaml.safe_dump(each)} for each in patches],
     }
     with tempfile.TemporaryDirectory() as folder:
         for name, source in (("base", "base"), (component, f"components/{component}")):
@@ -62,10 +66,7 @@ def objects(request: pytest.FixtureRequest) -> list[Object]:
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """As the README makes them."""
-    folder = Folder(tmp_path_factory.mktemp("keys"), MOUNTED)
-    hosts = [SERVICE_HOST, "*.yett-nats-peers.yett-system.svc"]
-    folder.complete(hosts=hosts, nodes=[NODE], readers=["grafana"], now=datetime.now(UTC), days=1)
-    return folder
+    return make_keys(tmp_path_factory.mktemp("readme"), NODE)
 
 
 def find(objects: list[Object], kind: str, name: str) -> Object:
@@ -81,14 +82,16 @@ def containers(objects: list[Object]) -> dict[str, Object]:
     return {one["name"]: one for spec in pod_specs(objects) for one in spec["containers"]}
 
 
-def environment(container: Object) -> dict[str, str]:
-    """As a kubelet would fill it in on ``NODE``."""
+def environment(container: Object, maps: Mapping[str, Object] | None = None) -> dict[str, str]:
+    """As a kubelet would fill it in on ``NODE``; ``maps``: ConfigMaps by name, else a key stands for every value."""
     known = {"spec.nodeName": NODE, "metadata.name": "yett-x", "metadata.namespace": "yett-system"}
     values = {}
     for each in container["env"]:
         source = each.get("valueFrom", {})
         field = source.get("fieldRef", {}).get("fieldPath", "")
-        values[each["name"]] = each.get("value") or known.get(field) or "ab" * 32
+        reference = source.get("configMapKeyRef", {})
+        mapped = (maps or {}).get(reference.get("name"), {}).get(reference.get("key"))
+        values[each["name"]] = each.get("value") or known.get(field) or mapped or "ab" * 32
     return {name: value.replace("$(YETT_NATS_SERVICE_HOST)", "10.96.0.9") for name, value in values.items()}
 
 
@@ -156,8 +159,10 @@ def test_whatever_is_mounted_is_made(keys: Folder, objects: list[Object]) -> Non
     assert set(made["Secret", "yett-nodes"]["data"]) == {f"{NODE}.nk"}
 
 
-def test_no_secret_holds_what_nothing_in_the_cluster_needs(keys: Folder) -> None:
+def test_no_secret_holds_what_nothing_in_the_cluster_needs(tmp_path: Path) -> None:
     """The authority's key, and the readers' credentials."""
+    keys = Folder(tmp_path, MOUNTED)
+    keys.complete(hosts=[SERVICE_HOST], nodes=[NODE], readers=["grafana"], now=datetime.now(UTC), days=1)
     secrets = [each["data"].values() for each in make_objects(keys) if each["kind"] == "Secret"]
     said = "".join(base64.b64decode(value).decode() for values in secrets for value in values)
     assert (keys.path / "ca-key.pem").read_text().splitlines()[1] not in said
@@ -191,6 +196,18 @@ def test_the_server_takes_its_configuration(keys: Folder, objects: list[Object],
     assert "is valid" in done.stdout + done.stderr
 
 
+def test_the_server_has_on_disk_what_it_acknowledged(objects: list[Object]) -> None:
+    """The default is two minutes: a machine that lost its power would take back policies that agents enforce."""
+    (block,) = re.findall(r"jetstream {(.*?)}", find(objects, "ConfigMap", "yett-nats")["data"]["nats.conf"])
+    assert "sync_interval: always" in [each.strip() for each in block.split(",")]
+
+
+def test_what_opens_a_gate_is_behind_none(objects: list[Object]) -> None:
+    """NATS, the controller and the agents are on the host's network: no policy and no gate is between them."""
+    found = {spec["containers"][0]["name"]: spec.get("hostNetwork") for spec in pod_specs(objects)}
+    assert found == {"nats": True, "controller": True, "nodeagent": True}
+
+
 def test_images_have_a_version(objects: list[Object]) -> None:
     """What runs tomorrow is what was tested today."""
     for container in containers(objects).values():
@@ -220,10 +237,31 @@ def test_a_credential_may_stand_on_its_node() -> None:
         assert mount == {"name": "credentials", "mountPath": "/etc/yett/node.nk", "readOnly": True}
 
 
+def test_a_nats_server_of_ones_own_takes_the_place_of_ours(tmp_path: Path) -> None:
+    """Nothing of ours is left or mounted, everybody is told the one address, and keys need not know its paths."""
+    metadata = {"name": "yett-nats-server", "namespace": "yett-system"}
+    server = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+    told = {"url": "tls://a.example:4222,tls://b.example:4222", "tls-name": "bus.example"}
+    objects = render_with("existing-nats", {**server, "data": told})
+    for each in objects:
+        kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
+    assert {each["metadata"]["name"] for each in objects if "nats" in each["metadata"]["name"]} == {"yett-nats-server"}
+    assert containers(objects).keys() == SETTINGS.keys()
+    assert "YETT_NATS_SERVICE_HOST" not in yaml.safe_dump_all(objects)
+    keys = Folder(tmp_path)
+    keys.complete(hosts=["bus.example"], nodes=[NODE], readers=[], now=datetime.now(UTC), days=1)
+    printed = make_objects(keys, is_server_ours=False)
+    made = {each["metadata"]["name"]: each["data"] for each in [*objects, *printed] if "data" in each}
+    assert "yett-nats" not in made
+    for name, kind in SETTINGS.items():
+        given = environment(containers(objects)[name], made)
+        settings = load_settings(kind, given)
+        assert (settings.nats_url, settings.nats_tls_name) == tuple(told.values())
+
+
 def test_the_readme_puts_the_registry_before_our_images_and_no_others() -> None:
     """The line as it is written there, run by a shell up to where it would apply."""
-    readme = (DEPLOY.parent / "README.md").read_text()
-    (line,) = [each.strip() for each in readme.splitlines() if "kubectl kustomize deploy/base | sed" in each]
+    line = written("kubectl kustomize deploy/base | sed")
     shown = line.removesuffix(" | kubectl apply -f -")
     assert shown != line
     given = os.environ | {"REGISTRY": "registry.example/team", "PATH": f"{KUBECTL.parent}:{os.environ['PATH']}"}

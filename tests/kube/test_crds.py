@@ -11,7 +11,7 @@ import yaml
 
 from services.controller.policy.parse import parse_object
 from tests.controller.test_parse import ACCEPTED, REFUSED
-from tests.kube.definitions import broken_rules, definition, schema_of, shipped
+from tests.kube.definitions import broken_rules, definition, schema_of
 from tests.kube.servers import KubeServer
 
 pytestmark = pytest.mark.kube
@@ -102,9 +102,21 @@ def test_nothing_is_pruned(admitting: KubeServer) -> None:
 
 
 def test_kubectl_lists_them_by_their_short_names(admitting: KubeServer) -> None:
-    """With tier, priority and the two conditions."""
-    head = admitting.kubectl("get", "cnp", "-A").stdout or admitting.kubectl("get", "cnp", "-A").stderr
-    columns = shipped(KINDS[0])["spec"]["versions"][0]["additionalPrinterColumns"]
-    assert [column["name"] for column in columns] == ["Tier", "Priority", "Accepted", "Programmed", "Age"]
-    assert not head.startswith("error")
+    """With tier, priority and the two conditions, of an object that has been judged."""
+    obj = {"apiVersion": "networking.k8s.aws/v1alpha1", "kind": KINDS[0], "metadata": {"name": "listed"}}
+    spec = {"tier": "Baseline", "priority": 7, "subject": {"namespaces": {}}}
+    admitting.admin.create(path_of(obj), {**obj, "spec": spec})
+    conditions = [
+        {"type": kind, "status": status, "reason": "Test", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+        for kind, status in (("Accepted", "True"), ("Programmed", "False"))
+    ]
+    admitting.admin.call(
+        "PATCH",
+        f"{path_of(obj)}/listed/status",
+        {"status": {"conditions": conditions}},
+        content_type="application/merge-patch+json",
+    )
+    head, row = admitting.kubectl("get", "cnp", "listed").stdout.splitlines()
+    assert head.split() == ["NAME", "TIER", "PRIORITY", "ACCEPTED", "PROGRAMMED", "AGE"]
+    assert row.split()[:-1] == ["listed", "Baseline", "7", "True", "False"]
     assert admitting.kubectl("get", "anp", "-A").returncode == 0

@@ -1,4 +1,4 @@
-"""Three NATS servers, two controllers, a real API server: a machine dies that held both leaders."""
+"""The NATS servers of ``ha`` as shipped, two controllers, a real API server: a machine dies that held both leaders."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pytest
 from schemas import wire
 from services.common.jetstream import JetStream
 from tests.bus.harness import run, stored
+from tests.deploy.shipped_nats import shipped_cluster
 from tests.kube.servers import KubeServer
 from tests.kube.test_lease import POLICIES, fill, mark, moved, reading, until_published
-from tests.nats_cluster import SIZE, NatsCluster, joined, nats_cluster
+from tests.nats_cluster import SIZE, NatsCluster, joined
 
-pytestmark = pytest.mark.kube
+pytestmark = [pytest.mark.kube, pytest.mark.e2e]
 
 SPLIT = {"metadata": {"name": "split"}, "spec": {"podSelector": {}, "policyTypes": ["Egress"]}}
 
@@ -53,5 +54,5 @@ def test_policy_goes_on_when_both_leaders_die_at_once(tmp_path: Path, kube: Kube
                 assert wire.SUBJECT_LEADER in moved(before, after)
 
     fill(kube, 20)
-    with nats_cluster(tmp_path) as cluster:
+    with shipped_cluster(tmp_path) as cluster:
         run(scenario(cluster), 150)

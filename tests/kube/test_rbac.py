@@ -24,20 +24,25 @@ ROLE = "/apis/rbac.authorization.k8s.io/v1/clusterroles/yett-controller"
 ROLE_IN_NAMESPACE = "/apis/rbac.authorization.k8s.io/v1/namespaces/yett-system/roles/yett-controller"
 CUSTOM = [kind for kind in kinds_read("yett-system") if kind.is_custom]
 
-Right = tuple[str, str, str]
-"""(verb, API group, resource with its subresource)."""
+OWN_NAMESPACE = "yett-system"
+
+Right = tuple[str, str, str, str, str]
+"""(verb, API group, resource with its subresource, namespace or empty for all, name or empty for all)."""
 
 
 def granted(file: Path = ROLE_FILE) -> set[Right]:
-    """Every right in a shipped file."""
-    objects = [each for each in yaml.safe_load_all(file.read_text()) if each["kind"] in ("Role", "ClusterRole")]
+    """Every right in a shipped file that a binding gives, where the binding gives it."""
+    objects = list(yaml.safe_load_all(file.read_text()))
+    roles = {(each["kind"], each["metadata"]["name"]): each["rules"] for each in objects if "rules" in each}
     return {
-        (verb, group, resource)
-        for each in objects
-        for rule in each["rules"]
+        (verb, group, resource, binding["metadata"].get("namespace", ""), name)
+        for binding in objects
+        if "roleRef" in binding
+        for rule in roles[binding["roleRef"]["kind"], binding["roleRef"]["name"]]
         for verb in rule["verbs"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
+        for name in rule.get("resourceNames", [""])
     }
 
 
@@ -49,9 +54,17 @@ def used(kube: KubeServer, *, code: int, since: int = 0) -> set[Right]:
         reference = entry.get("objectRef")
         status = entry.get("responseStatus", {}).get("code", 0)
         if entry["user"].get("username") == CONTROLLER_USER and reference and (status == 403) == (code == 403):
-            resource = "/".join(filter(None, (reference["resource"], reference.get("subresource"))))
-            found.add((entry["verb"], reference.get("apiGroup", ""), resource))
+            found.add(right_needed(entry["verb"], reference))
     return found
+
+
+def right_needed(verb: str, reference: dict[str, str]) -> Right:
+    """The least that allows this request, and those like it: people's objects have any name in any namespace, our own
+    stand in our namespace and are known by name; but what is yet to be created has none for RBAC."""
+    resource = "/".join(filter(None, (reference["resource"], reference.get("subresource"))))
+    namespace = OWN_NAMESPACE if reference.get("namespace") == OWN_NAMESPACE else ""
+    name = reference.get("name", "") if namespace and verb != "create" else ""
+    return verb, reference.get("apiGroup", ""), resource, namespace, name
 
 
 def scope_of(kind: Kind) -> str:
@@ -130,7 +143,7 @@ def test_what_is_granted_is_what_is_used(nats_server: NatsServer, kube: KubeServ
     ids=["list pods", "get the lease", "patch a status"],
 )
 def test_a_right_that_is_missing_is_said_aloud(
-    nats_server: NatsServer, kube: KubeServer, path: str, right: Right, said: str
+    nats_server: NatsServer, kube: KubeServer, path: str, right: tuple[str, str, str], said: str
 ) -> None:
     """The log names the request, the answer and the object; without the kinds and the Lease nobody leads."""
 
@@ -149,5 +162,5 @@ def test_a_right_that_is_missing_is_said_aloud(
     run(scenario(), 120)
 
 
-def is_about(rule: dict[str, Any], right: Right) -> bool:
+def is_about(rule: dict[str, Any], right: tuple[str, str, str]) -> bool:
     return right[0] in rule["verbs"] and right[1] in rule["apiGroups"] and right[2] in rule["resources"]

@@ -107,7 +107,7 @@ def test_the_taint_goes_when_the_nodes_agent_enforces(nats_server: NatsServer, k
                 speaking.cancel()
             rights = {right for right in used(kube, code=200, since=since) if right[2] == "nodes"}
             added = granted(COMPONENT / "rbac.yaml")
-            assert rights - granted() == added == {("get", "", "nodes"), ("patch", "", "nodes")}
+            assert rights - granted() == added == {("get", "", "nodes", "", ""), ("patch", "", "nodes", "", "")}
             assert used(kube, code=403, since=since) == set()
 
     run(scenario(), 120)
