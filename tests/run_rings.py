@@ -3,8 +3,7 @@
 One after the other, but for ``kube``, which waits for servers, leases and watches for most of its time: it runs beside
 those that compute, and its output follows theirs. All run even if one fails. The exit code is 0 only if every ring
 passed; a ring in which no test was found fails too, unless this machine cannot run it and ``YETT_REQUIRE`` does not ask
-for it. Where ``YETT_REQUIRE`` asks for anything, more than ``LIMIT_SECONDS`` from first to last is a failure as well:
-tests that take longer are not run.
+for it. More than ``LIMIT_SECONDS`` from first to last is said, and fails nothing: machines differ.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ RINGS = {
 }
 NO_TESTS_COLLECTED = 5
 LIMIT_SECONDS = 25 * 60.0
-WAITING, COMPUTING = "kube", ("pure", "kernel")
-"""What runs beside what, where there is a processor for either. Not ``e2e`` and ``nats``: their figures are seconds."""
+WAITING, COMPUTING = "kube", ("pure", "kernel", "nats")
+"""What runs beside what, where there is a processor for either. Not ``e2e``: its deadlines are of real packets."""
 
 Result = tuple[int, float]
 
@@ -68,22 +67,22 @@ def main(rings: list[str]) -> int:
         return 2
     started = time.monotonic()
     results = run_rings(rings)
-    lines, code = judge(results, time.monotonic() - started, is_required=bool(os.environ.get("YETT_REQUIRE", "")))
+    lines, code = judge(results, time.monotonic() - started)
     print("\n".join(["", *lines]), flush=True)
     return code
 
 
-def judge(results: dict[str, Result], total_seconds: float, *, is_required: bool) -> tuple[list[str], int]:
+def judge(results: dict[str, Result], total_seconds: float) -> tuple[list[str], int]:
     """What is printed, and the exit code. The total is less than the sum where rings ran beside each other."""
     lines = ["ring     seconds"]
     for ring, (code, seconds) in results.items():
         outcome = {0: "passed", NO_TESTS_COLLECTED: "no test found"}.get(code, f"failed (pytest exit {code})")
         lines.append(f"{ring:8} {seconds:7.1f}  {outcome}")
-    is_late = is_required and total_seconds > LIMIT_SECONDS
-    lines.append(f"total    {total_seconds:7.1f}" + (f"  failed (more than {LIMIT_SECONDS:.0f})" if is_late else ""))
+    late = f"  more than the {LIMIT_SECONDS:.0f} that are promised" if total_seconds > LIMIT_SECONDS else ""
+    lines.append(f"total    {total_seconds:7.1f}{late}")
     failed = [ring for ring, (code, _) in results.items() if code != 0]
     lines.append(f"rings: {len(results) - len(failed)} passed, {len(failed)} failed")
-    return lines, 1 if failed or is_late else 0
+    return lines, 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -93,25 +93,21 @@ def test_one_processor_has_one_ring_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     assert order == ["kernel", "kube", "pure"]
 
 
-@pytest.mark.parametrize(("total", "is_required", "code"), [(1500, True, 0), (1500.2, True, 1), (1500.2, False, 0)])
-def test_rings_that_take_too_long_together_fail_where_they_are_required(
-    total: float, is_required: bool, code: int
-) -> None:
+@pytest.mark.parametrize(("total", "is_late"), [(1500, False), (1500.2, True)])
+def test_rings_that_take_longer_together_than_is_promised_are_told(total: float, is_late: bool) -> None:
     """25 minutes from first to last, by the clock: a sum beyond it is none where rings ran beside each other."""
-    results = {"pure": (0, 900.0), "kube": (0, 900.0)}
-    lines, given = run_rings.judge(results, total, is_required=is_required)
-    assert given == code
-    assert lines[3].startswith(f"total     {total:.1f}") and ("failed" in lines[3]) == (code == 1)
+    lines, code = run_rings.judge({"pure": (0, 900.0), "kube": (0, 900.0)}, total)
+    assert code == 0 and run_rings.judge({"pure": (1, 900.0)}, total)[1] == 1
+    assert lines[3].startswith(f"total     {total:.1f}") and ("more than the 1500" in lines[3]) == is_late
 
 
-def test_the_total_is_printed_and_counts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_total_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """From before the first ring to after the last."""
     clock = iter([100.0, 1600.5])
     monkeypatch.setattr(run_rings, "run_rings", lambda rings: dict.fromkeys(rings, (0, 1.0)))
     monkeypatch.setattr(run_rings.time, "monotonic", lambda: next(clock))
-    monkeypatch.setenv("YETT_REQUIRE", "pure")
-    assert run_rings.main(["pure"]) == 1
-    assert "total     1500.5  failed (more than 1500)" in capsys.readouterr().out
+    assert run_rings.main(["pure"]) == 0
+    assert "total     1500.5  more than" in capsys.readouterr().out
 
 
 def test_an_unknown_ring_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
