@@ -493,26 +493,21 @@ _SKB_GSO_SEGS = 164
 
 
 def run_program(
-    fd: int,
-    frame: bytes,
-    *,
-    ifindex: int = 0,
-    ingress_ifindex: int = 0,
-    gso_segs: int = 0,
-    repeat: int = 1,
-    name: str = "program",
+    fd: int, frame: bytes, *, ifindex: int = 0, ingress_ifindex: int = 0, repeat: int = 1, name: str = "program"
 ) -> TestRun:
     """BPF_PROG_TEST_RUN of a TC program on one frame of at least 34 bytes.
 
-    ``ifindex``: an interface of this network namespace, 0 for loopback. ``gso_segs``: of a super-packet, into how many
-    it would be cut. Raises BpfError (EINVAL: frame too short).
+    ``ifindex``: an interface of this network namespace, 0 for loopback. Raises BpfError (EINVAL: frame too short).
     """
-    context = make_context(ifindex=ifindex, ingress_ifindex=ingress_ifindex, gso_segs=gso_segs)
+    context = make_context(ifindex=ifindex, ingress_ifindex=ingress_ifindex)
     return PreparedRun(fd, frame, context, repeat=repeat, name=name)()
 
 
 def make_context(*, ifindex: int = 0, ingress_ifindex: int = 0, gso_segs: int = 0) -> bytes:
-    """``struct __sk_buff`` as a program of BPF_PROG_TEST_RUN shall see it."""
+    """``struct __sk_buff`` as a program of BPF_PROG_TEST_RUN shall see it.
+
+    ``gso_segs``: into how many segments a super-packet would be cut, 0: it is none.
+    """
     context = bytearray(_SKB_BYTES)
     struct.pack_into("=II", context, _SKB_INGRESS_IFINDEX, ingress_ifindex, ifindex)
     struct.pack_into("=I", context, _SKB_GSO_SEGS, gso_segs)
