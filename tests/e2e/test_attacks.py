@@ -10,14 +10,14 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import pytest
 
 from services.demo import objects, topology
-from services.demo.lab import HOST_VETH_MAC, run_command
+from services.demo.lab import HOST_VETH_MAC, UPLINK, run_command
 from services.demo.netns import open_socket
 from services.demo.topology import NODE_A, Pod
 from tests.bpf import packets
@@ -226,6 +226,46 @@ def attack(node: OneNode) -> set[str]:
     return {name for name in ATTACKS if marker(name) in heard}
 
 
+LONG = 5_000
+"""Bytes of a frame of which a raw socket lays no more than the Ethernet header into the linear part."""
+LONG_WAYS = {"long": (A4, ALLOWED), "long-denied": (A4, DENIED), "long6": (A6, ALLOWED6), "long6-denied": (A6, DENIED6)}
+
+
+@contextmanager
+def jumbo_links(node: OneNode) -> Iterator[None]:
+    """From the attacker's pod to the fabric with an MTU of 9000."""
+    links = [
+        (node.lab.pod_namespace(ATTACKER), "eth0"),
+        (node.namespace, ATTACKER.interface),
+        (node.namespace, UPLINK),
+        (node.lab.fabric, "node-a"),
+    ]
+    set_mtu(links, 9000)
+    yield
+    set_mtu(links, 1500)
+
+
+def set_mtu(links: Iterable[tuple[str, str]], mtu: int) -> None:
+    for namespace, link in links:
+        run_command(["ip", "-n", namespace, "link", "set", link, "mtu", str(mtu)])
+
+
+def send_long(node: OneNode) -> set[str]:
+    """Frames of 5,000 bytes out of the pod; those that got to the fabric."""
+    with (
+        jumbo_links(node),
+        closing(open_sniffers(node)) as sniffers,
+        closing(open_socket(node.lab.pod_namespace(ATTACKER), socket.AF_PACKET, socket.SOCK_RAW, _ETH_P_ALL)) as raw,
+    ):
+        raw.bind(("eth0", 3))
+        for _ in range(3):
+            for name, (source, destination) in LONG_WAYS.items():
+                body = udp(4000, PORT, marker(name).ljust(LONG, b"."))
+                raw.send(checksummed(packets.ip(source, destination, UDP, body)))
+        heard = sniffers.hear(1.0)
+    return {name for name in LONG_WAYS if marker(name) in heard}
+
+
 @pytest.fixture(scope="module")
 def open_before() -> dict[str, set[str]]:
     """Which attacks got through before there was an agent."""
@@ -245,6 +285,7 @@ def node(open_before: dict[str, set[str]]) -> Iterator[OneNode]:
         made.in_node("sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/all/accept_source_route")
         made.in_node("sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/accept_source_route; do echo 1 >$f; done")
         open_before["attacks"] = attack(made)
+        open_before["long"] = send_long(made)
         open_before["ways in"] = {name for name, way in WAYS_IN.items() if way(made)}
         made.start_agent()
         made.settle(0, seconds=60)
@@ -378,6 +419,12 @@ def send_bulk(node: OneNode, size: int) -> int:
                 if readable:
                     received += len(server.recv(1_048_576))
             return received
+
+
+def test_headers_outside_the_linear_part_are_judged(node: OneNode, open_before: dict[str, set[str]]) -> None:
+    """Of a long frame the programs see no header where they look first: they judge by what is in its pages."""
+    assert open_before["long"] == LONG_WAYS.keys()
+    assert send_long(node) == {"long", "long6"}
 
 
 def test_path_mtu_discovery_works_through_a_policy_that_shuts_everything(node: OneNode) -> None:
