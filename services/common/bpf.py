@@ -489,6 +489,7 @@ class TestRun:
 _SKB_BYTES = 192
 _SKB_INGRESS_IFINDEX = 36
 _SKB_IFINDEX = 40
+_SKB_GSO_SEGS = 164
 
 
 def run_program(
@@ -498,31 +499,39 @@ def run_program(
 
     ``ifindex``: an interface of this network namespace, 0 for loopback. Raises BpfError (EINVAL: frame too short).
     """
-    data = ctypes.create_string_buffer(frame, len(frame))
-    output = ctypes.create_string_buffer(len(frame) + 256)
+    context = make_context(ifindex=ifindex, ingress_ifindex=ingress_ifindex)
+    return PreparedRun(fd, frame, context, repeat=repeat, name=name)()
+
+
+def make_context(*, ifindex: int = 0, ingress_ifindex: int = 0, gso_segs: int = 0) -> bytes:
+    """``struct __sk_buff`` as a program of BPF_PROG_TEST_RUN shall see it.
+
+    ``gso_segs``: into how many segments a super-packet would be cut, 0: it is none.
+    """
     context = bytearray(_SKB_BYTES)
     struct.pack_into("=II", context, _SKB_INGRESS_IFINDEX, ingress_ifindex, ifindex)
-    context_in = ctypes.create_string_buffer(bytes(context), _SKB_BYTES)
-    attribute = _attribute(
-        _TEST_RUN,
-        fd,
-        0,
-        len(frame),
-        len(output),
-        ctypes.addressof(data),
-        ctypes.addressof(output),
-        repeat,
-        0,
-        _SKB_BYTES,
-        0,
-        ctypes.addressof(context_in),
-        0,
-        0,
-        0,
-        0,
-    )
-    _checked(PROGRAM_TEST_RUN, attribute, "run", name)
-    (action,) = struct.unpack_from("=i", attribute, 4)
-    (size,) = struct.unpack_from("=I", attribute, 12)
-    (nanos,) = struct.unpack_from("=I", attribute, 36)
-    return TestRun(action, output.raw[:size], nanos)
+    struct.pack_into("=I", context, _SKB_GSO_SEGS, gso_segs)
+    return bytes(context)
+
+
+class PreparedRun:
+    """One frame for one program, to be run as often as it is called with little between but the system call."""
+
+    def __init__(self, fd: int, frame: bytes, context: bytes, *, repeat: int = 1, name: str = "program") -> None:
+        self._name = name
+        self._frame = ctypes.create_string_buffer(frame, len(frame))
+        self._output = ctypes.create_string_buffer(len(frame) + 256)
+        self._context = ctypes.create_string_buffer(context, _SKB_BYTES)
+        sizes = (len(self._frame), len(self._output))
+        frames = (ctypes.addressof(self._frame), ctypes.addressof(self._output))
+        skb = (_SKB_BYTES, 0, ctypes.addressof(self._context), 0)
+        self._attribute = _attribute(_TEST_RUN, fd, 0, *sizes, *frames, repeat, 0, *skb, 0, 0, 0)
+
+    def __call__(self) -> TestRun:
+        attribute = self._attribute
+        struct.pack_into("=I", attribute, 12, len(self._output))  # where the last run wrote its frame's size
+        _checked(PROGRAM_TEST_RUN, attribute, "run", self._name)
+        (action,) = struct.unpack_from("=i", attribute, 4)
+        (size,) = struct.unpack_from("=I", attribute, 12)
+        (nanos,) = struct.unpack_from("=I", attribute, 36)
+        return TestRun(action, self._output.raw[:size], nanos)

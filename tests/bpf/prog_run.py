@@ -139,18 +139,19 @@ class Kernel:
 
     # -- packets
 
-    def from_pod(self, frame: bytes, *, ifindex: int = IFINDEX) -> Result:
-        """What the pod behind ``ifindex``, an interface of this namespace, sends."""
-        return self._run("from_pod", frame, ingress=ifindex, ifindex=ifindex)
+    def from_pod(self, frame: bytes, *, ifindex: int = IFINDEX, gso_segs: int = 0) -> Result:
+        """What the pod behind ``ifindex``, an interface of this namespace, sends. ``gso_segs``: of a super-packet."""
+        return self._run(
+            "from_pod", frame, bpf.make_context(ifindex=ifindex, ingress_ifindex=ifindex, gso_segs=gso_segs)
+        )
 
-    def to_pod(self, frame: bytes, *, ingress: int = 77, ifindex: int = IFINDEX) -> Result:
+    def to_pod(self, frame: bytes, *, ingress: int = 77, ifindex: int = IFINDEX, gso_segs: int = 0) -> Result:
         """What the pod is sent. ``ingress``: 0 generated on this node, IFINDEX: hairpin, else some other interface."""
-        return self._run("to_pod", frame, ingress=ingress, ifindex=ifindex)
+        return self._run("to_pod", frame, bpf.make_context(ifindex=ifindex, ingress_ifindex=ingress, gso_segs=gso_segs))
 
-    def _run(self, program: str, frame: bytes, *, ingress: int, ifindex: int) -> Result:
+    def _run(self, program: str, frame: bytes, context: bytes) -> Result:
         self.verdicts.consume(1 << 20)
-        fd = self._programs[program]
-        done = bpf.run_program(fd, frame, ifindex=ifindex, ingress_ifindex=ingress, name=program)
+        done = bpf.PreparedRun(self._programs[program], frame, context, name=program)()
         if done.action not in (PASS, DROP):
             raise AssertionError(f"{program} returned {done.action}")
         events = [decode_verdict(record) for record in self.verdicts.consume(16)]

@@ -7,6 +7,9 @@ the whole message.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import Enum
+
 import dns.exception
 import dns.flags
 import dns.message
@@ -21,6 +24,27 @@ Learned = set[tuple[str, bytes, int]]
 
 class NotLearned(Exception):
     """The message teaches nothing."""
+
+
+class Declined(NotLearned):
+    """An owner name that others read and the kernel does not: more than 15 labels, or a pointer into the header."""
+
+
+class Read(Enum):
+    """How far a message was read."""
+
+    NO_ANSWER = "header, rcode or question"
+    MALFORMED = "records"
+    DECLINED = "an owner name that is not read"
+    WHOLE = "to its end"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a message teaches; nothing, unless it was read to its end."""
+
+    read: Read
+    learned: Learned
 
 
 def require(condition: object) -> None:
@@ -46,11 +70,14 @@ def skip_owner(parser: dns.wire.Parser) -> None:
         if size == 0:
             return
         if size >= 192:
-            require(12 <= (size & 63) << 8 | parser.get_uint8() < start)
+            to = (size & 63) << 8 | parser.get_uint8()
+            require(to < start)
+            if to < 12:
+                raise Declined
             return
         require(size <= 63)
         parser.get_bytes(size)
-    raise NotLearned
+    raise Declined
 
 
 def strip_suffix(labels: tuple[bytes, ...], target: bytes, suffixes: tuple[str, ...]) -> tuple[bytes, ...]:
@@ -63,15 +90,30 @@ def strip_suffix(labels: tuple[bytes, ...], target: bytes, suffixes: tuple[str, 
     return labels
 
 
-def learn(message: bytes, asked: bytes, suffixes: tuple[str, ...]) -> Learned:
-    """What the answer teaches that was given to the query ``asked``; empty if nothing."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Of a message whose header and question are those of an answer that may teach something."""
+
+    labels: tuple[bytes, ...]
+    kind: int
+    records: int
+    start: int
+
+
+def learn(message: bytes, asked: bytes, suffixes: tuple[str, ...]) -> Outcome:
+    """What the answer teaches that was given to the query ``asked``."""
+    read = Read.NO_ANSWER
     try:
-        return _learn(message, asked, suffixes)
+        answer = _read_answer(message, asked)
+        read = Read.MALFORMED
+        return Outcome(Read.WHOLE, _read_records(message, answer, suffixes))
+    except Declined:
+        return Outcome(Read.DECLINED, set())
     except (NotLearned, dns.exception.FormError):
-        return set()
+        return Outcome(read, set())
 
 
-def _learn(message: bytes, asked: bytes, suffixes: tuple[str, ...]) -> Learned:
+def _read_answer(message: bytes, asked: bytes) -> Answer:
     require(len(message) >= 17)
     header = dns.wire.Parser(message)
     identifier, flags, questions, answers = (header.get_uint16() for _ in range(4))
@@ -80,9 +122,14 @@ def _learn(message: bytes, asked: bytes, suffixes: tuple[str, ...]) -> Learned:
     require(identifier == int.from_bytes(asked[:2], "big") and read_question(asked)[:3] == (labels, kind, klass))
     require(not flags & 15 and klass == 1 and kind in (A, AAAA))
     require(labels and not any(b"." in one or b"\0" in one for one in labels))
-    parser = dns.wire.Parser(message, start)
+    return Answer(labels, kind, answers, start)
+
+
+def _read_records(message: bytes, answer: Answer, suffixes: tuple[str, ...]) -> Learned:
+    labels, kind = answer.labels, answer.kind
+    parser = dns.wire.Parser(message, answer.start)
     found: list[tuple[bytes, int]] = []
-    for index in range(answers):
+    for index in range(answer.records):
         skip_owner(parser)
         record, record_class, ttl, size = parser.get_struct("!HHIH")
         data = parser.get_bytes(size)
@@ -92,7 +139,12 @@ def _learn(message: bytes, asked: bytes, suffixes: tuple[str, ...]) -> Learned:
         elif index == 0 and record == CNAME and record_class == 1:
             labels = strip_suffix(labels, data, suffixes)
     name = b".".join(labels).decode("latin-1")
-    return {(name, data, ttl) for data, ttl in found if kind == A or not data.startswith(bytes(10) + b"\xff\xff")}
+    return {(name, data, ttl) for data, ttl in found if kind == A or not is_mapped(data)}
+
+
+def is_mapped(data: bytes) -> bool:
+    """Whether an IPv6 address has the form of a mapped IPv4 one, which no name may have."""
+    return data[:12] == bytes(10) + b"\xff\xff"
 
 
 def follow(message: bytes) -> set[bytes] | None:

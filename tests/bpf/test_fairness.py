@@ -6,18 +6,22 @@ the maps hold in all.
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
 
 from schemas.terms import Default, Direction, Reason
+from services.common import bpf
+from services.nodeagent import occupancy
+from services.nodeagent.events import decode_verdict
 from services.nodeagent.loader import DEFAULT_SIZES
 from services.nodeagent.mapcodec import decode_region
 from services.nodeagent.tables import ConfigEntry, EndpointEntry, Tables
 from tests.bpf import packets
 from tests.bpf.messages import answer, query
 from tests.bpf.packets import ACK, RST, SYN, TCP, UDP, tcp, udp
-from tests.bpf.prog_run import IFINDEX, SIZES, Kernel, Result
+from tests.bpf.prog_run import DROP, IFINDEX, SIZES, Kernel, Result
 from tests.bpf.worlds import (
     EGRESS,
     INGRESS,
@@ -33,6 +37,8 @@ from tests.bpf.worlds import (
 
 pytestmark = pytest.mark.kernel
 FLOOD = 3 * SIZES["FLOWS"]
+NOISE = 10_000
+"""Denials: several times what the ring holds."""
 FLOODER4, FLOODER_ID = "10.0.0.6", POD_ID - 1
 REGION = SIZES["FLOWS"] // 2
 """Of two endpoints each has half."""
@@ -272,3 +278,30 @@ def test_a_flood_of_names_takes_none_of_a_neighbours(resolving: Pods) -> None:
     ask(resolving, "late.example.com", 99, 30_000)
     tell(resolving, answer("late.example.com", "198.51.100.99", identifier=99), 30_000)
     assert kernel.names_of("198.51.100.99")
+
+
+def test_noise_hides_none_of_a_neighbours_denials(pods: Pods) -> None:
+    """A pod makes 10,000 denials while nobody reads the ring: its own budget ends, and its neighbour's one is told."""
+    kernel = pods.kernel
+    program = bpf.open_object(kernel.loaded.programs["from_pod"])
+    noise, one = (packets.ip(pod, "192.0.2.99", TCP, tcp(2000, 80)) for pod in (FLOODER4, POD4))
+    bpf.run_program(program, noise, ifindex=pods.interface, ingress_ifindex=pods.interface, repeat=NOISE)
+    assert bpf.run_program(program, one, ifindex=IFINDEX, ingress_ifindex=IFINDEX).action == DROP
+    os.close(program)
+    told = [decode_verdict(record) for record in kernel.verdicts.consume(1 << 20)]
+    assert [(event.source, event.suppressed) for event in told if event.endpoint == POD_ID] == [(POD4, 0)]
+    flooder, victim = (read_quota(kernel, endpoint) for endpoint in (FLOODER_ID, POD_ID))
+    assert victim[SUPPRESSED] == 0 and victim[occupancy._LOST] == flooder[occupancy._LOST] == (0, 0, 0)
+    noises = [event for event in told if event.endpoint == FLOODER_ID]
+    held_back = flooder[SUPPRESSED] + sum(event.suppressed for event in noises)
+    assert len(noises) + held_back == NOISE and held_back
+
+
+SUPPRESSED = 2
+"""Of a quota's words: denials that the endpoint's budget held back since its last event."""
+
+
+def read_quota(kernel: Kernel, endpoint: int) -> tuple[int, ...]:
+    value = kernel.maps["quotas"].get(endpoint.to_bytes(4, "little"))
+    assert value is not None
+    return occupancy.QUOTA.unpack(value)

@@ -11,7 +11,18 @@ from schemas.terms import Direction, Reason
 from tests.bpf import packets
 from tests.bpf.packets import ACK, IPV4, IPV6, SYN, TCP, UDP, ethernet, extension, fragment6, icmp, ipv4, ipv6, tcp, udp
 from tests.bpf.prog_run import Kernel, Result
-from tests.bpf.worlds import GATEWAY6, PEER4, PEER6, POD4, POD6, allow_all, make_tables
+from tests.bpf.worlds import (
+    EGRESS,
+    GATEWAY6,
+    NETWORK_POLICY,
+    PEER4,
+    PEER6,
+    POD4,
+    POD6,
+    add_cidr,
+    allow_all,
+    make_tables,
+)
 
 pytestmark = pytest.mark.kernel
 ALL = "255.255.255.255"
@@ -158,6 +169,32 @@ def test_mapped_addresses_are_dropped(open_pod: Kernel, source: str, destination
     """An IPv6 packet with a v4-mapped address would be judged as IPv4 and sent as something else."""
     frame = ethernet(IPV6, ipv6(source, destination, TCP, tcp(1, 2)))
     assert_dropped(open_pod.from_pod(frame), Reason.MAPPED_ADDRESS)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Super-packets over 64 KiB, whose length does not fit its field: RFC 2675, Documentation/networking of BIG TCP
+
+JUMBO = extension(TCP, b"\xc2\x04" + (70_000).to_bytes(4, "big"))
+SUPER_PACKETS = [
+    pytest.param(PEER4, ethernet(IPV4, ipv4(POD4, PEER4, TCP, tcp(1, 443), total=0)), id="IPv4"),
+    pytest.param(PEER4, ethernet(IPV4, ipv4(POD4, PEER4, TCP, tcp(1, 443), total=0, options=bytes(4))), id="options"),
+    pytest.param(PEER6, ethernet(IPV6, ipv6(POD6, PEER6, TCP, tcp(1, 443), total=0)), id="IPv6"),
+    pytest.param(PEER6, ethernet(IPV6, ipv6(POD6, PEER6, 0, JUMBO + tcp(1, 443), total=0)), id="jumbo option"),
+]
+
+
+@pytest.mark.parametrize(("peer", "frame"), SUPER_PACKETS)
+def test_a_length_of_zero_is_a_super_packets(kernel: Kernel, peer: str, frame: bytes) -> None:
+    """It reaches to the frame's end and is judged like any other; without segments it is malformed."""
+    tables = make_tables(egress={"isolated": True})
+    add_cidr(tables, f"{peer}/{128 if ':' in peer else 32}", 5, EGRESS, 1 << NETWORK_POLICY)
+    for world, reason in ((tables, Reason.RULE), (make_tables(egress={"isolated": True}), Reason.ISOLATED)):
+        kernel.fill(world)
+        kernel.forget()
+        result = kernel.from_pod(frame, gso_segs=50)
+        assert result.passed is (reason is Reason.RULE) and result.reason is reason
+        assert result.event is not None and (result.event.destination, result.event.destination_port) == (peer, 443)
+        assert_dropped(kernel.from_pod(frame), Reason.MALFORMED)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

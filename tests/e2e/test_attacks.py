@@ -10,14 +10,14 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import pytest
 
 from services.demo import objects, topology
-from services.demo.lab import HOST_VETH_MAC, run_command
+from services.demo.lab import HOST_VETH_MAC, UPLINK, run_command
 from services.demo.netns import open_socket
 from services.demo.topology import NODE_A, Pod
 from tests.bpf import packets
@@ -29,6 +29,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 ATTACKER, VICTIM, SERVER = make_pod(10), make_pod(11, "u"), make_pod(12, "u", role="server")
 ALLOWED6, DENIED6 = "2001:db8:1::10", "2001:db8:1::66"
 NODE_PORT, WEB_PORT, SERVICE = 30080, 8080, "10.100.0.80"
+BALANCER, EXTERNAL = "198.51.100.80", "198.51.100.81"
+"""The Service's address at a load balancer, which hands packets on as they are, and an external one."""
 _ETH_P_ALL = socket.htons(3)
 _UDP_SEGMENT = 103
 _IP_MTU, _IP_MTU_DISCOVER, _PMTU_DO = 14, 10, 2
@@ -47,14 +49,21 @@ spec: {podSelector: {matchLabels: {role: server}}, policyTypes: [Ingress], ingre
 
 
 def make_service() -> str:
-    """A NodePort Service in front of the server."""
+    """A Service in front of the server: node port, load balancer, external address."""
     port = {"name": "http", "protocol": "TCP", "port": 80, "targetPort": WEB_PORT, "nodePort": NODE_PORT}
     metadata = {"name": "server", "namespace": "u"}
     service = {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": metadata,
-        "spec": {"type": "NodePort", "clusterIP": SERVICE, "clusterIPs": [SERVICE], "ports": [port]},
+        "spec": {
+            "type": "LoadBalancer",
+            "clusterIP": SERVICE,
+            "clusterIPs": [SERVICE],
+            "externalIPs": [EXTERNAL],
+            "ports": [port],
+        },
+        "status": {"loadBalancer": {"ingress": [{"ip": BALANCER}]}},
     }
     target = {"kind": "Pod", "namespace": "u", "name": SERVER.name, "uid": SERVER.uid}
     endpoint = {"addresses": [SERVER.address], "nodeName": NODE_A.name, "conditions": {"ready": True}}
@@ -75,6 +84,7 @@ table ip kube-proxy {{
   chain output {{ type nat hook output priority -100; policy accept; jump services; }}
   chain services {{
     ip daddr {SERVICE} tcp dport 80 jump server
+    ip daddr {{ {BALANCER}, {EXTERNAL} }} tcp dport 80 meta mark set meta mark or 0x4000 jump server
     fib daddr type local tcp dport {NODE_PORT} meta mark set meta mark or 0x4000 jump server
   }}
   chain server {{
@@ -87,7 +97,8 @@ table ip kube-proxy {{
   }}
 }}
 """
-"""As kube-proxy writes them in nftables mode: services, node ports by ``fib``, hairpin and node ports masqueraded."""
+"""As kube-proxy writes them in nftables mode: services, node ports by ``fib``; masqueraded is hairpin, and what goes to
+a node port or comes from outside."""
 
 
 def checksummed(frame: bytes) -> bytes:
@@ -226,6 +237,46 @@ def attack(node: OneNode) -> set[str]:
     return {name for name in ATTACKS if marker(name) in heard}
 
 
+LONG = 5_000
+"""Bytes of a frame of which a raw socket lays no more than the Ethernet header into the linear part."""
+LONG_WAYS = {"long": (A4, ALLOWED), "long-denied": (A4, DENIED), "long6": (A6, ALLOWED6), "long6-denied": (A6, DENIED6)}
+
+
+@contextmanager
+def jumbo_links(node: OneNode) -> Iterator[None]:
+    """From the attacker's pod to the fabric with an MTU of 9000."""
+    links = [
+        (node.lab.pod_namespace(ATTACKER), "eth0"),
+        (node.namespace, ATTACKER.interface),
+        (node.namespace, UPLINK),
+        (node.lab.fabric, "node-a"),
+    ]
+    set_mtu(links, 9000)
+    yield
+    set_mtu(links, 1500)
+
+
+def set_mtu(links: Iterable[tuple[str, str]], mtu: int) -> None:
+    for namespace, link in links:
+        run_command(["ip", "-n", namespace, "link", "set", link, "mtu", str(mtu)])
+
+
+def send_long(node: OneNode) -> set[str]:
+    """Frames of 5,000 bytes out of the pod; those that got to the fabric."""
+    with (
+        jumbo_links(node),
+        closing(open_sniffers(node)) as sniffers,
+        closing(open_socket(node.lab.pod_namespace(ATTACKER), socket.AF_PACKET, socket.SOCK_RAW, _ETH_P_ALL)) as raw,
+    ):
+        raw.bind(("eth0", 3))
+        for _ in range(3):
+            for name, (source, destination) in LONG_WAYS.items():
+                body = udp(4000, PORT, marker(name).ljust(LONG, b"."))
+                raw.send(checksummed(packets.ip(source, destination, UDP, body)))
+        heard = sniffers.hear(1.0)
+    return {name for name in LONG_WAYS if marker(name) in heard}
+
+
 @pytest.fixture(scope="module")
 def open_before() -> dict[str, set[str]]:
     """Which attacks got through before there was an agent."""
@@ -242,10 +293,13 @@ def node(open_before: dict[str, set[str]]) -> Iterator[OneNode]:
         config = {"service-cidrs": "10.100.0.0/16", "pod-cidrs": ",".join(topology.POD_CIDRS)}
         made.build([ATTACKER, VICTIM, SERVER], config=config)
         made.in_node("nft", "-f", "-", given=KUBE_PROXY)
+        for address in (BALANCER, EXTERNAL):
+            run_command(["ip", "-n", made.lab.fabric, "route", "add", f"{address}/32", "via", NODE_A.address])
         made.in_node("sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/all/accept_source_route")
         made.in_node("sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/accept_source_route; do echo 1 >$f; done")
         open_before["attacks"] = attack(made)
-        open_before["ways in"] = {name for name, way in WAYS_IN.items() if way(made)}
+        open_before["long"] = send_long(made)
+        open_before["ways in"] = open_ways(made)
         made.start_agent()
         made.settle(0, seconds=60)
         yield made
@@ -272,21 +326,37 @@ def connects(node: OneNode, namespace: str, address: str, port: int) -> bool:
             return client.connect_ex((address, port)) == 0
 
 
-WAYS_IN: dict[str, Callable[[OneNode], bool]] = {
-    "pod to its own node's port": lambda n: connects(n, n.lab.pod_namespace(ATTACKER), NODE_A.address, NODE_PORT),
-    "pod to the Service": lambda n: connects(n, n.lab.pod_namespace(ATTACKER), SERVICE, 80),
-    "outside to the node's port": lambda n: connects(n, n.lab.fabric, NODE_A.address, NODE_PORT),
-    "free pod to the node's port": lambda n: connects(n, n.lab.pod_namespace(VICTIM), NODE_A.address, NODE_PORT),
+FRONTS = {
+    "the node's port": (NODE_A.address, NODE_PORT),
+    "the load balancer": (BALANCER, 80),
+    "the external address": (EXTERNAL, 80),
 }
 
 
+def in_fabric(node: OneNode) -> str:
+    return node.lab.fabric
+
+
+def in_pod(pod: Pod) -> Callable[[OneNode], str]:
+    return lambda node: node.lab.pod_namespace(pod)
+
+
+SENDERS = {"pod": in_pod(ATTACKER), "outside": in_fabric, "free pod": in_pod(VICTIM)}
+WAYS_IN = {f"{sender} to {front}": (sender, *at) for sender in SENDERS for front, at in FRONTS.items()}
+WAYS_IN["pod to the Service"] = ("pod", SERVICE, 80)
+
+
+def open_ways(node: OneNode) -> set[str]:
+    """The ways on which the server answers."""
+    return {name for name, (sender, *at) in WAYS_IN.items() if connects(node, SENDERS[sender](node), *at)}
+
+
 def test_no_translated_way_leads_around_policy(node: OneNode, open_before: dict[str, set[str]]) -> None:
-    """Node ports, masquerade, Service addresses: shut with the pod; once it is open, only who may send comes in."""
+    """Node ports, load balancers, external addresses: shut with the pod; once open, for those who may send."""
     assert open_before["ways in"] == WAYS_IN.keys()
-    assert {name for name, way in WAYS_IN.items() if way(node)} == set()
+    assert open_ways(node) == set()
     node.apply("14-open.yaml", OPEN_INGRESS)
-    opened = {name for name, way in WAYS_IN.items() if way(node)}
-    assert opened == {"outside to the node's port", "free pod to the node's port"}
+    assert open_ways(node) == {name for name, (sender, *_) in WAYS_IN.items() if sender != "pod"}
     node.remove("14-open.yaml")
 
 
@@ -378,6 +448,12 @@ def send_bulk(node: OneNode, size: int) -> int:
                 if readable:
                     received += len(server.recv(1_048_576))
             return received
+
+
+def test_headers_outside_the_linear_part_are_judged(node: OneNode, open_before: dict[str, set[str]]) -> None:
+    """Of a long frame the programs see no header where they look first: they judge by what is in its pages."""
+    assert open_before["long"] == LONG_WAYS.keys()
+    assert send_long(node) == {"long", "long6"}
 
 
 def test_path_mtu_discovery_works_through_a_policy_that_shuts_everything(node: OneNode) -> None:

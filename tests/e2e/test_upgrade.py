@@ -52,7 +52,7 @@ what is asked for is then what is offered. At the rates wanted it leaves them mo
 CONTROL_RATE, CONTROL_SECONDS = 25_000, 4.0
 """More than is wanted: what the machine makes without an upgrade."""
 LEAST_SHARE = 0.5
-"""Of the rate without an upgrade: compiler and verifier take one of two processors."""
+"""Of the rate without an upgrade, where that is less than wanted: compiler and verifier take one of two processors."""
 LIVE = 200
 
 
@@ -203,8 +203,9 @@ def list_programs(node: OneNode) -> set[str]:
 
 
 def test_replacing_the_agent_under_load_changes_no_verdict(node: OneNode, generator: Path, tmp_path: Path) -> None:
-    """Two builds, after SIGTERM and after SIGKILL, under 10,000 connections a second, or half of what the machine makes
-    without an upgrade: all allowed ones are made, no denied one is, and of numbered datagrams not one is lost."""
+    """Two builds, after SIGTERM and after SIGKILL, under 10,000 connections a second, or half of what a machine makes
+    that makes fewer without an upgrade: all allowed ones are made, no more of them late than without, no denied one is,
+    and of numbered datagrams not one is lost."""
     with Load(node, generator, CONTROL_RATE) as quiet:
         until(lambda: quiet.seconds() > CONTROL_SECONDS, 60, "the control run ends")
         control = quiet.stop()
@@ -225,7 +226,8 @@ def test_replacing_the_agent_under_load_changes_no_verdict(node: OneNode, genera
     assert (counted["failed"], counted["leaked"], control["leaked"]) == (0, 0, 0)
     assert (lost, leaked) == (0, 0) and sent > 1000
     assert counted["refused"] > 0
-    assert rates[1] >= min(WANTED_RATE * 0.95, rates[0] * LEAST_SHARE)
+    assert counted["late"] / counted["made"] <= (control["late"] + 1) / control["made"]  # none is fewer than one
+    assert rates[1] >= (0.95 * WANTED_RATE if rates[0] >= WANTED_RATE else rates[0] * LEAST_SHARE)
 
 
 @pytest.mark.parametrize("change", ["sizes", "structs"])
