@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from tests import builders as k8s
 from tests.strategies.dice import Dice, Obj, is_rare
 from tests.strategies.pools import (
@@ -166,9 +164,7 @@ def _make_services(dice: Dice) -> list[Obj]:
         objects.append(made)
     _open_outside(dice, objects[0])
     if dice.pick((False, True)):
-        objects += _make_sliced(dice)
-    if dice.pick((False, True)):
-        objects += _make_dns_slices(dice)
+        objects += _make_sliced(dice) + _make_dns_slices()
     if is_rare(dice, 10):
         objects += _make_crowd(MANY + dice.pick((0, 1)))
     return objects
@@ -190,14 +186,14 @@ def _open_outside(dice: Dice, service: Obj) -> None:
 
 def _make_sliced(dice: Dice) -> list[Obj]:
     """Backends by EndpointSlice: pods and addresses outside, ready, serving, neither."""
-    endpoints = [_make_endpoint(dice, (*POD_ADDRESSES[:4], *OUTSIDE[:2])) for _ in range(dice.pick((1, 2, 0, 4)))]
+    conditions: tuple[Obj, ...] = ({}, {"ready": False, "serving": True}, {"ready": False, "serving": False})
+    addresses = (*POD_ADDRESSES[:4], *OUTSIDE[:2])
+    endpoints = [
+        {"addresses": [dice.pick(addresses)], "conditions": dice.pick(conditions)}
+        for _ in range(dice.pick((1, 2, 0, 4)))
+    ]
     service = k8s.service("db/sliced", SLICED, {"port": 443, "targetPort": 8080})
     return [service, k8s.endpoint_slice("db/sliced", *endpoints, ports=[{"port": 8080, "protocol": "TCP"}])]
-
-
-def _make_endpoint(dice: Dice, addresses: Sequence[str]) -> Obj:
-    conditions: tuple[Obj, ...] = ({}, {"ready": False, "serving": True}, {"ready": False, "serving": False})
-    return {"addresses": [dice.pick(addresses)], "conditions": dice.pick(conditions)}
 
 
 def _make_crowd(count: int) -> list[Obj]:
@@ -207,11 +203,16 @@ def _make_crowd(count: int) -> list[Obj]:
     return [k8s.service("db/crowd", CROWD, {"port": 80}), k8s.endpoint_slice("db/crowd", *endpoints, ports=ports)]
 
 
-def _make_dns_slices(dice: Dice) -> list[Obj]:
-    """What answers DNS: pods and an address outside, at ports of their own, now and then at the Service's."""
-    objects = []
-    for name in ("a", "b")[: dice.pick((1, 2))]:
-        endpoints = [_make_endpoint(dice, DNS_BACKENDS) for _ in range(dice.pick((1, 0, 2)))]
-        ports = [{"port": dice.pick((53, *DNS_TARGETS)), "protocol": dice.pick(("UDP", "UDP", "TCP"))}]
-        objects.append(k8s.endpoint_slice("kube-system/kube-dns", *endpoints, ports=ports, name=f"kube-dns-{name}"))
-    return objects
+def _make_dns_slices() -> list[Obj]:
+    """What answers DNS, at ports of its own. Nothing is chosen: whose addresses these are differs from scene to scene,
+    and each choice more is one more that hypothesis has to undo."""
+    conditions: tuple[Obj, ...] = ({}, {"ready": False, "serving": True}, {"ready": False, "serving": False})
+    endpoints = [{"addresses": [DNS_BACKENDS[n]], "conditions": each} for n, each in enumerate(conditions)]
+    ports = [{"port": DNS_TARGETS[0], "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
+    other = {"addresses": [DNS_BACKENDS[-1]]}
+    return [
+        k8s.endpoint_slice("kube-system/kube-dns", *endpoints, ports=ports, name="kube-dns-a"),
+        k8s.endpoint_slice(
+            "kube-system/kube-dns", other, ports=[{"port": DNS_TARGETS[1], "protocol": "UDP"}], name="kube-dns-b"
+        ),
+    ]

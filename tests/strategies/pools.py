@@ -16,6 +16,12 @@ DNS_SERVICE = "10.100.0.10"
 OTHER_RESOLVER = "203.0.113.53"
 DNS_BACKENDS, DNS_TARGETS = (*POD_ADDRESSES[:3], OUTSIDE[0]), (5353, 8053)
 """What answers behind the DNS Service, and where it listens."""
+DNS_PLACES = (
+    (DNS_BACKENDS[0], 17, DNS_TARGETS[0]),
+    (DNS_BACKENDS[1], 6, DNS_TARGETS[0]),
+    (DNS_BACKENDS[2], 17, DNS_TARGETS[0]),
+    (DNS_BACKENDS[3], 17, DNS_TARGETS[1]),
+)
 EXTERNAL, BALANCER = "203.0.113.50", "203.0.113.51"
 SERVICES = {"10.100.0.1": "web", "10.100.0.2": "all", "10.100.0.3": "empty", DNS_SERVICE: "kube-dns"}
 SERVICES_6 = {"fd02::1": "web", "fd02::2": "all"}

@@ -7,9 +7,8 @@ from tests.strategies.dice import Dice, is_rare
 from tests.strategies.pools import (
     BALANCER,
     CROWD,
-    DNS_BACKENDS,
+    DNS_PLACES,
     DNS_SERVICE,
-    DNS_TARGETS,
     DOMAINS,
     EXTERNAL,
     HOST_PORT,
@@ -104,7 +103,7 @@ def _pick_face(dice: Dice) -> tuple[str, int, int]:
             (BALANCER, 6, 80),
             (EXTERNAL, 17, 53),
             (OTHER_RESOLVER, 17, dice.pick((53, 5353))),
-            (dice.pick(DNS_BACKENDS), dice.pick((17, 17, 6)), dice.pick((53, *DNS_TARGETS))),
+            *DNS_PLACES,
             (dice.pick(NODE_ADDRESSES), 6, NODE_PORT),
             (dice.pick(NODE_ADDRESSES), 6, HOST_PORT),
         )
