@@ -26,6 +26,8 @@ from tests.bpf.messages import answer, query
 from tests.bpf.prog_run import IFINDEX, Kernel, boot_seconds
 
 POD4, POD6, PEER4, PEER6, RESOLVER = "10.0.0.5", "fd00::5", "192.0.2.80", "2001:db8::80", "10.96.0.10"
+DENIED4 = "100.83.136.80"
+"""In the middle of the 10,000 prefixes, where the trie is deepest."""
 RULESETS, IDENTITIES, PREFIXES, CLASSES = 200, 5_000, 10_000, 50
 PLAIN, NAMED, INWARD = 1, 2, 3
 """Ruleset handles: without domain rules, with them, ingress."""
@@ -141,7 +143,7 @@ def prepare(kernel: Kernel, tables: Tables) -> dict[str, Callable[[], int]]:
     frames = {
         "v4": tcp_frame(POD4, PEER4, 80, packets.ACK),
         "v6": tcp_frame(POD6, PEER6, 80, packets.ACK),
-        "denied": tcp_frame(POD4, PEER4, 81, packets.SYN),
+        "denied": tcp_frame(POD4, DENIED4, 81, packets.SYN),
     }
     replies = {"v4": tcp_reply(PEER4, POD4), "v6": tcp_reply(PEER6, POD6)}
     for family, reply in replies.items():
@@ -157,7 +159,7 @@ def prepare(kernel: Kernel, tables: Tables) -> dict[str, Callable[[], int]]:
     )
     if not kernel.to_pod(told).passed or not kernel.names_of("198.51.100.4"):
         raise RuntimeError("the answer was not learned")
-    kernel.add_name(PEER4, 7, boot_seconds() + 3600)
+    kernel.add_name(DENIED4, 7, boot_seconds() + 3600)
     named = kernel.maps["endpoints"]
     slot = IFINDEX.to_bytes(4, "little")
     plain_endpoint = named.get(slot) or b""

@@ -63,9 +63,9 @@ static INLINE struct value *find_name(unsigned long long number)
     return names.lookup(&key);
 }
 
-static INLINE void *find_prefix(unsigned char first)
+static INLINE void *find_prefix(unsigned char first, unsigned char second, unsigned char third)
 {
-    struct prefix key = {.bits = 32, .byte = {first, 0, 2, 80}};
+    struct prefix key = {.bits = 32, .byte = {first, second, third, 80}};
     return prefixes.lookup(&key);
 }
 
@@ -103,8 +103,8 @@ int established(struct __sk_buff *skb)
 static INLINE int is_asked(void)
 {
     struct key16 address = {.word = {2}};
-    return is_begun() && !find_flow(2) && at(4) && !addresses.lookup(&address) && find_prefix(192) && at(5) && at(6) &&
-           at(7); // ruleset, row of the peers, class and row of the port
+    return is_begun() && !find_flow(2) && at(4) && !addresses.lookup(&address) && find_prefix(100, 83, 136) && at(5) &&
+           at(6) && at(7); // ruleset, row of the peers, class and row of the port
 }
 
 static INLINE int tell(struct __sk_buff *skb)
@@ -135,8 +135,8 @@ int denied_names(struct __sk_buff *skb)
 int answered(struct __sk_buff *skb)
 {
     // The resolver (a key as long as a name's), the question, the flow; the name's row, what was told, four addresses.
-    return is_begun() && find_name(5) && at(11) && find_flow(1) && at(3) && find_prefix(10) && at(12) && find_name(1) &&
-           find_name(2) && find_name(3) && find_name(4) ? -1 : 2;
+    return is_begun() && find_name(5) && at(11) && find_flow(1) && at(3) && find_prefix(10, 0, 2) && at(12) &&
+           find_name(1) && find_name(2) && find_name(3) && find_name(4) ? -1 : 2;
 }
 """
 

@@ -17,6 +17,7 @@ import pytest
 from services.dnsrecorder import event as resolution_events
 from services.nodeagent import events, mapcodec, numbers, occupancy, reached, rowmap
 from services.nodeagent.loader import find_sources
+from tests.bpf import test_fairness, test_races
 from tests.bpf.prog_run import Kernel
 
 pytestmark = pytest.mark.kernel
@@ -200,6 +201,8 @@ def test_quotas_and_places_are_read_where_they_are_written(structs: dict[str, An
     assert words == [occupancy._LEARNED, occupancy._LOST.start]
     assert ctypes.sizeof(key) == 4 * occupancy._WORDS_A_PLACE
     assert ctypes.sizeof(dict(key._fields_)["peer"]) == 4 * occupancy._IFINDEX
+    assert structs["flow"].place.offset == test_races.PLACE_OFFSET
+    assert quota.suppressed.offset == 4 * test_fairness.SUPPRESSED
 
 
 def test_a_row_is_its_key_and_its_mask(structs: dict[str, Any]) -> None:
