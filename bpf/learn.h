@@ -774,7 +774,7 @@ static INLINE void charge(struct endpoint *ep)
         __sync_fetch_and_add(&q->learned, 1);
 }
 
-enum written { NOT_WRITTEN = 0, WRITTEN = 1, IS_KNOWN = 2 };
+enum written { NOT_WRITTEN = 0, WRITTEN = 1, IS_KNOWN = 2, AGAIN = 3 }; // AGAIN: the slot became another CPU's
 
 // Into a page that exists: the row's own slot, else a free one, else one whose time is over.
 static INLINE int write_slot(struct scratch *s, struct endpoint *ep, struct names *page, __u64 slot, __u32 lifetime)
@@ -797,19 +797,20 @@ static INLINE int write_slot(struct scratch *s, struct endpoint *ep, struct name
     index = *own;
     if (index < NAME_SLOTS) {
         old = page->slot[index & (NAME_SLOTS - 1)];
+        if (old >> 32 != slot >> 32)
+            return AGAIN; // taken since its time was over
         if (is_fresh(old, s->dns.now, lifetime + s->dns.grace) || (__u32)old >= (__u32)slot)
             return IS_KNOWN;
-        __sync_val_compare_and_swap(&page->slot[index & (NAME_SLOTS - 1)], old, slot);
-        return WRITTEN;
+        return __sync_val_compare_and_swap(&page->slot[index & (NAME_SLOTS - 1)], old, slot) == old ? WRITTEN : AGAIN;
     }
     index = *free;
     if (index >= NAME_SLOTS || is_over_quota(&s->dns, ep))
         return NOT_WRITTEN;
     old = page->slot[index & (NAME_SLOTS - 1)];
     if (old && (__u32)old > s->dns.now)
-        return NOT_WRITTEN;
+        return AGAIN;
     if (__sync_val_compare_and_swap(&page->slot[index & (NAME_SLOTS - 1)], old, slot) != old)
-        return NOT_WRITTEN; // another CPU was first: the next page
+        return AGAIN;
     page->owner[index & (NAME_SLOTS - 1)] = ep->id;
     charge(ep);
     return WRITTEN;
@@ -957,8 +958,11 @@ static INLINE void place_address(struct scratch *s, struct endpoint *ep)
 {
     struct dns *d = &s->dns;
     __u32 pages = d->scope == SCOPE_LEARNED ? 2 * NAME_PAGES : NAME_PAGES;
+    int written = write_page(s, ep);
 
-    if (write_page(s, ep)) {
+    if (written == AGAIN) // the same page: there is another slot, or none
+        return;
+    if (written) {
         d->learned++;
         d->placing = 0;
         return;

@@ -18,7 +18,7 @@ from services.nodeagent.tables import ConfigEntry
 from tests.bpf import packets
 from tests.bpf.messages import address, answer, query
 from tests.bpf.packets import ACK, SYN, TCP, UDP, tcp, udp
-from tests.bpf.prog_run import IFINDEX, PASS, Kernel
+from tests.bpf.prog_run import IFINDEX, PASS, Kernel, boot_seconds
 from tests.bpf.worlds import NETWORK_POLICY, PEER4, POD4, POD_ID, RESOLVER, add_pattern, make_tables, with_dns
 
 pytestmark = pytest.mark.kernel
@@ -134,8 +134,8 @@ def teach(sender: Sender, side: int) -> Iterator[Step]:
             yield from ([one] for one in told)
 
 
-def test_two_answers_at_once_lose_no_name(kernel: Kernel) -> None:
-    """Two processors teach 32 names each to one address, over and over: all are there, and every slot is charged."""
+def test_two_answers_at_once_lose_and_double_no_name(kernel: Kernel) -> None:
+    """Two processors teach 32 names each to one address, over and over: all have one slot, charged once."""
     tables = with_dns(make_tables(egress={"isolated": True}, ingress={"isolated": True}))
     rows = range(FIRST_ROW, FIRST_ROW + SIDES * ROWS)
     for row in rows:
@@ -145,11 +145,48 @@ def test_two_answers_at_once_lose_no_name(kernel: Kernel) -> None:
     with open_sender(kernel) as sender:
         Race().run(lambda side: teach(sender, side))
     held = {number: Counter(held_slots(kernel, shared_address(number))) for number in range(ADDRESSES)}
+    doubled = {number: found - Counter(rows) for number, found in held.items() if found - Counter(rows)}
     missing = {number: set(rows) - found.keys() for number, found in held.items() if set(rows) - found.keys()}
     quota = kernel.maps["quotas"].get(mapcodec.encode_index(POD_ID))
     assert quota is not None
-    assert missing == {}
+    assert (missing, doubled) == ({}, {})
     assert occupancy.QUOTA.unpack(quota)[occupancy._LEARNED] == sum(found.total() for found in held.values())
+
+
+EXPIRED_ROW, OTHER_ROW, CONTESTED = 100, 200, 1_500
+"""Whose time is over in a page that is full of live names; who wants its slot; on how many addresses."""
+
+
+def contested_address(number: int) -> str:
+    return f"198.51.{100 + number // 250}.{number % 250 + 1}"
+
+
+def contest(sender: Sender, side: int) -> Iterator[Step]:
+    """Of each address: one side's name is told again as the other's takes the slot that it had."""
+    row, port = (EXPIRED_ROW, OTHER_ROW)[side], 40_000 + side
+    for number in range(CONTESTED):
+        question = query(f"n{row}.race.test", identifier=number)
+        message = answer(f"n{row}.race.test", contested_address(number), identifier=number)
+        yield [sender.prepare("from_pod", packets.ip(POD4, RESOLVER, UDP, udp(port, 53, question)))]
+        yield [sender.prepare("to_pod", packets.ip(RESOLVER, POD4, UDP, udp(53, port, message)))]
+
+
+def test_a_name_that_is_renewed_as_another_takes_its_slot_is_learned(kernel: Kernel) -> None:
+    """Its time was over, so the slot is anyone's: both names are there when their answers are released."""
+    tables = with_dns(make_tables(egress={"isolated": True}, ingress={"isolated": True}))
+    page = range(EXPIRED_ROW, EXPIRED_ROW + mapcodec.NAME_SLOTS)
+    for row in (*page, OTHER_ROW):
+        add_pattern(tables, f"n{row}.race.test", row, 1 << NETWORK_POLICY)
+    tables.config = ConfigEntry(names_per_endpoint=1 << 30)
+    kernel.fill(tables)
+    for number in range(CONTESTED):
+        for row in page:
+            kernel.add_name(contested_address(number), row, boot_seconds() + (3600 if row > EXPIRED_ROW else -5))
+    with open_sender(kernel) as sender:
+        Race().run(lambda side: contest(sender, side))
+    wanted = {EXPIRED_ROW, OTHER_ROW}
+    missing = {number: wanted - set(held_slots(kernel, contested_address(number))) for number in range(CONTESTED)}
+    assert {number: rows for number, rows in missing.items() if rows} == {}
 
 
 def flow_frames(number: int, side: int) -> tuple[bytes, bytes]:

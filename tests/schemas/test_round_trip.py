@@ -28,7 +28,7 @@ def test_what_is_encoded_is_decoded(seed: int) -> None:
 def test_random_clusters_make_every_kind_of_row() -> None:
     """Within a few seeds."""
     roll = random.Random(0)
-    met = {subject.split(".")[2] for _ in range(5) for subject in _rows_of(roll.randrange(1 << 32))}
+    met = {subject.split(".")[2] for _ in range(10) for subject in _rows_of(roll.randrange(1 << 32))}
     assert met >= set(NEEDED), set(NEEDED) - met
 
 
