@@ -1,13 +1,9 @@
-"""Acknowledged publishing of policy: atomic batches, one after the other.
+"""Acknowledged publishing to a stream that several servers hold: atomic batches, one after the other.
 
-A server that syncs before it acknowledges (``sync_interval: always``) does so once a batch, where a pipeline waits for
-the disk row by row: 2,000 rows took 3.3 s in a window, beyond whose deadline the last of 4,000 would be, and 0.2 s in
-batches. For a few rows one server has the pipeline all the same: a batch costs it 25 ms, whatever is in it.
-
-A stream that several servers hold takes one message at a time against one expectation: the next that names the same
-subject (our fence) is refused for as long as the first is not stored on most servers (error 10164). So nothing can be
-pipelined there, and row by row takes a round trip of the cluster each. A batch is one entry of its log, checked against
-the fence as a whole, and stored whole or not at all.
+Such a stream takes one message at a time against one expectation: the next that names the same subject (our fence) is
+refused for as long as the first is not stored on most servers (error 10164). So nothing can be pipelined there, and row
+by row takes a round trip of the cluster each. A batch is one entry of its log, checked against the fence as a whole,
+stored whole or not at all.
 
 Measured on three servers of one machine: 1,000 rows in 24 to 42 ms; one row in 2.6 ms, and 0.6 ms without a batch.
 Needs nats-server 2.12 and ``allow_atomic`` on the stream. Source: ADR-50 of nats-architecture-and-design.
@@ -28,21 +24,15 @@ BATCH_ROWS = 1_000
 """What a server takes in one batch."""
 BATCH_BYTES = 4 * 1024 * 1024
 """Bodies in one batch, so that a batch of peer sets is no larger than a server likes to replicate at once."""
-PIPELINED_ROWS = 16
-"""On one server: of no more than these each waits for the disk (0.3 to 4 ms) and all are stored before a batch is."""
 _ID, _SEQUENCE, _COMMIT = "Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit"
 
 _Message = tuple[str, bytes, Mapping[str, str]]
 
 
 class Batches:
-    """As ``Window``, for one task: ``publish`` gathers, ``drain`` returns when all of it is stored.
+    """As ``Window``, for one task: ``publish`` gathers, ``drain`` returns when all of it is stored."""
 
-    ``pipelined``: no more than so many messages are sent one behind the other; more than 1 is for one server alone.
-    """
-
-    def __init__(self, connection: Client, *, pipelined: int = 1, deadline_seconds: float = DEADLINE_SECONDS) -> None:
-        self._pipelined = pipelined
+    def __init__(self, connection: Client, *, deadline_seconds: float = DEADLINE_SECONDS) -> None:
         self._connection = connection
         self._window = Window(connection, deadline_seconds=deadline_seconds)
         self._gathered: list[_Message] = []
@@ -65,27 +55,21 @@ class Batches:
         self._bytes += len(body)
 
     async def drain(self) -> None:
-        """Return when everything is stored; raises WindowError, and then nothing of the last batch is; of a pipeline
-        what came before the refusal may be."""
+        """Return when everything is stored; raises WindowError, and then nothing of the last batch is."""
         if self._gathered:
             await self._store()
 
     async def _store(self) -> None:
         messages, self._gathered, self._bytes = self._gathered, [], 0
-        if len(messages) > self._pipelined:
+        if len(messages) > 1:
             messages = number_messages(messages, secrets.token_hex(8))
-            await self._send_unanswered(messages[:-1])
-            messages = messages[-1:]
-        for message in messages:
-            await self._window.publish(*message)
-        await self._window.drain()
-
-    async def _send_unanswered(self, messages: list[_Message]) -> None:
-        for subject, body, headers in messages:
+        for subject, body, headers in messages[:-1]:
             try:
                 await self._connection.publish(subject, body, headers=dict(headers))
             except (nats.errors.Error, OSError) as error:
                 raise WindowError(subject, f"could not be sent: {str(error) or type(error).__name__}") from error
+        await self._window.publish(*messages[-1])
+        await self._window.drain()
 
 
 def number_messages(messages: list[_Message], batch: str) -> list[_Message]:

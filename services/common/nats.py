@@ -25,8 +25,8 @@ from services.common.log import get_logger
 from services.common.settings import CommonSettings, NodeagentSettings, RecorderSettings, SettingsError
 
 NODE_PLACEHOLDER = "{node}"
-SERVER_LEAST = (2, 12)
-"""Per-message TTL (``Nats-TTL``) came with 2.11, atomic batches with 2.12."""
+SERVER_LEAST = (2, 11)
+"""Per-message TTL (``Nats-TTL``) came with 2.11."""
 CONNECT_SECONDS = 2
 ATTEMPT_SECONDS = 3 * CONNECT_SECONDS
 """One attempt, TLS included."""

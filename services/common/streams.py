@@ -25,7 +25,7 @@ class StreamError(Exception):
 def policy_stream(*, replicas: int = 1) -> Config:
     """One message a subject: replaying it is the snapshot, following it is the delta.
 
-    Rows come in batches (``services.common.batches``), which takes a server of 2.12.
+    On several servers rows come in batches (``services.common.batches``), which takes a server of 2.12.
     """
     return {
         "name": wire.STREAM_POLICY,
@@ -34,7 +34,7 @@ def policy_stream(*, replicas: int = 1) -> Config:
         "allow_msg_ttl": True,
         "max_age": 0,
         "max_bytes": -1,
-        "allow_atomic": True,
+        **({"allow_atomic": True} if replicas > 1 else {}),
         **_common(replicas),
     }
 

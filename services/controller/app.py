@@ -25,14 +25,14 @@ from schemas import wire
 from schemas.status import AgentStatus, ControllerStatus
 from schemas.terms import NodeName
 from services.common import streams, telemetry
-from services.common.batches import PIPELINED_ROWS, Batches
+from services.common.batches import Batches
 from services.common.cancellation import heeding_cancellation
 from services.common.jetstream import JetStream, JetStreamError
 from services.common.log import get_logger
 from services.common.metrics import Page
 from services.common.settings import ControllerSettings, default_controller_name
 from services.common.trust import read_signer
-from services.common.window import WindowError
+from services.common.window import Window, WindowError
 from services.controller.board import Board
 from services.controller.election import Election
 from services.controller.heap import freeze_heap, loading
@@ -268,6 +268,9 @@ class Controller:
             ),
         ]
 
+    def _open_window(self) -> Window | Batches:
+        return Batches(self._connection) if self._settings.stream_replicas > 1 else Window(self._connection)
+
     async def _learn_epoch(self) -> None:
         """Where the stream is new and we remember no epoch, ask the agents' statuses for the one they hold."""
         mark, _ = await read_mark(self._jetstream)
@@ -294,8 +297,7 @@ class Controller:
         freeze_heap()
         batches, self._batches = self._batches, []
         present = self._inventory.policies()
-        pipelined = PIPELINED_ROWS if self._settings.stream_replicas == 1 else 1
-        async with Batches(self._connection, pipelined=pipelined) as window:
+        async with self._open_window() as window:
             publisher = Publisher(window, term, ledger)
             self._board.begin_term(term.epoch, term.number, ledger.number)
             self._is_leading = True

@@ -31,8 +31,8 @@ from services.demo.netns import open_socket
 from services.demo.state import DemoError, Process, Run, is_alive
 
 NATS_PORT = 4222
-NATS_MINIMUM = (2, 12)
-"""Older servers ignore atomic batches, and before 2.11 per-message TTL, without an error."""
+NATS_MINIMUM = (2, 11)
+"""Older servers ignore per-message TTL without an error, and removals and names would never end."""
 READY_SECONDS = 10.0
 LOG_SHOWN = 4000
 """Characters of a log that a failure quotes."""

@@ -1,4 +1,4 @@
-"""The policy stream on three real servers, and on one: rows behind a fence, in batches."""
+"""The policy stream on three real servers: rows behind a fence, in batches."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import pytest
 from nats.aio.client import Client
 
 from schemas import wire
-from services.common.batches import BATCH_BYTES, BATCH_ROWS, PIPELINED_ROWS, Batches
+from services.common.batches import BATCH_BYTES, BATCH_ROWS, Batches
 from services.common.jetstream import JetStream
 from services.common.window import FencedError, Window, WindowError
-from tests.bus.harness import connected, run, stored
+from tests.bus.harness import run, stored
 from tests.nats_cluster import NatsCluster, joined, nats_cluster
-from tests.nats_server import NatsServer
 
 pytestmark = pytest.mark.nats
 
@@ -117,29 +116,5 @@ def test_one_row_that_the_stream_refuses_refuses_its_batch(cluster: NatsCluster)
             with pytest.raises(WindowError):
                 await batches.drain()
             assert row(7_000) not in before and row(7_000) not in await stored(client, jetstream)
-
-    run(scenario())
-
-
-@pytest.mark.parametrize(("count", "is_batch"), [(PIPELINED_ROWS, False), (PIPELINED_ROWS + 1, True)])
-def test_one_server_has_few_rows_in_a_pipeline_and_many_in_a_batch(
-    nats_server: NatsServer, count: int, is_batch: bool
-) -> None:
-    """Told by what is stored before a row that is refused: of a batch nothing. What is good is stored in its order."""
-
-    async def scenario() -> None:
-        async with connected(nats_server) as (client, jetstream):
-            fence = await write_mark(client)
-            async with Batches(client, pipelined=PIPELINED_ROWS) as batches:
-                for number in range(count):
-                    await batches.publish(row(number), b"{}", fence)
-                await batches.drain()
-                before = await stored(client, jetstream)
-                assert [before[row(number)].sequence for number in range(count)] == list(range(2, count + 2))
-                for number in range(count):
-                    await batches.publish(row(1_000 + number), b"x" * (500_000 if number == count - 1 else 1), fence)
-                with pytest.raises(WindowError):
-                    await batches.drain()
-            assert (row(1_000) in await stored(client, jetstream)) == (not is_batch)
 
     run(scenario())

@@ -298,7 +298,7 @@ def test_unusable_settings_end_it_with_status_2(
 
 
 def test_a_server_that_is_too_old_is_refused(manifests: Path, nats_server: NatsServer) -> None:
-    """It would ignore a TTL or a batch without a word: it is refused, with both versions named."""
+    """A server before 2.11 would ignore a message's TTL without a word: it is refused, with both versions named."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b'INFO {"server_id":"x","version":"2.9.10","headers":true,"max_payload":1048576}\r\n')
@@ -312,7 +312,7 @@ def test_a_server_that_is_too_old_is_refused(manifests: Path, nats_server: NatsS
         async with controller(nats_server, manifests, "one", YETT_NATS_URL=url) as one:
             assert await asyncio.wait_for(one.process.wait(), 10) == 2
             await one.reading
-            assert "2.9.10" in one.log[-1]["event"] and "2.12 or newer" in one.log[-1]["event"]
+            assert "2.9.10" in one.log[-1]["event"] and "2.11 or newer" in one.log[-1]["event"]
         old.close()
 
     run(scenario())

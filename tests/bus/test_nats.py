@@ -40,7 +40,7 @@ def test_closing_while_the_server_is_away_is_no_error(
 class Listening:
     """A server that only takes down what clients say, line by line."""
 
-    INFO = b'INFO {"server_id":"x","version":"2.12.0","proto":1,"headers":true,"max_payload":1048576}\r\n'
+    INFO = b'INFO {"server_id":"x","version":"2.11.0","proto":1,"headers":true,"max_payload":1048576}\r\n'
 
     def __init__(self) -> None:
         self.said: list[bytes] = []

@@ -58,7 +58,7 @@ def test_an_old_nats_server_is_refused_with_status_2(tmp_path: Path) -> None:
     server.chmod(0o755)
     done = run_yett("demo", "--manifests", str(tmp_path), "--nats-server", str(server))
     assert done.returncode == 2
-    assert "2.12 or newer" in done.stderr
+    assert "2.11 or newer" in done.stderr
 
 
 def test_a_selection_that_means_nothing_ends_with_status_2() -> None:

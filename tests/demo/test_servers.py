@@ -23,13 +23,13 @@ def make_server(folder: Path, says: str) -> Path:
 def test_a_nats_server_that_is_too_old_is_refused_and_named(tmp_path: Path) -> None:
     """Debian's own ignores per-message TTL without an error."""
     server = make_server(tmp_path, "nats-server: v2.9.10")
-    with pytest.raises(DemoError, match=r"v2\.9\.10; Yett needs 2\.12 or newer"):
+    with pytest.raises(DemoError, match=r"v2\.9\.10; Yett needs 2\.11 or newer"):
         check_nats_server(server)
 
 
-@pytest.mark.parametrize("version", ["v2.12.0", "v2.15.1", "v3.0.0"])
+@pytest.mark.parametrize("version", ["v2.11.0", "v2.15.1", "v3.0.0"])
 def test_a_new_enough_nats_server_is_taken(tmp_path: Path, version: str) -> None:
-    """2.12 is the first with atomic batches."""
+    """2.11 is the first with per-message TTL."""
     assert check_nats_server(make_server(tmp_path, f"nats-server: {version}")) == version
 
 

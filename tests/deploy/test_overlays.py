@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -194,12 +193,6 @@ def test_the_server_takes_its_configuration(keys: Folder, objects: list[Object],
     )
     assert done.returncode == 0, done.stderr
     assert "is valid" in done.stdout + done.stderr
-
-
-def test_the_server_has_on_disk_what_it_acknowledged(objects: list[Object]) -> None:
-    """The default is two minutes: a machine that lost its power would take back policies that agents enforce."""
-    (block,) = re.findall(r"jetstream {(.*?)}", find(objects, "ConfigMap", "yett-nats")["data"]["nats.conf"])
-    assert "sync_interval: always" in [each.strip() for each in block.split(",")]
 
 
 def test_what_opens_a_gate_is_behind_none(objects: list[Object]) -> None:

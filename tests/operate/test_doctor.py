@@ -42,7 +42,7 @@ def agents(**changes: object) -> dict[str, AgentStatus]:
     return {"a": agent("a"), "b": agent("b", **changes)}
 
 
-SOUND = Facts(here=HERE, version="2.12.0", kube=KUBE, controller=LEADER, config=CONFIG, patterns=1, agents=agents())
+SOUND = Facts(here=HERE, version="2.11.0", kube=KUBE, controller=LEADER, config=CONFIG, patterns=1, agents=agents())
 FOREIGN = EndpointStatus(pod="", interface="eni1", ifindex=3, state="foreign", foreign="bpf x at tc ingress")
 FAULT = Problem(object="NetworkPolicy a/b", path="spec", message="unknown field")
 DISTRUST = Problem(object="Config", path="resolvers", message="10.96.0.10 is claimed", severity="warning")
