@@ -25,8 +25,8 @@ RINGS = {
 }
 NO_TESTS_COLLECTED = 5
 LIMIT_SECONDS = 25 * 60.0
-WAITING, COMPUTING = "kube", ("pure", "kernel", "nats")
-"""What runs beside what, where there is a processor for either. Not ``e2e``: its deadlines are of real packets."""
+WAITING, COMPUTING = "kube", ("pure", "kernel")
+"""What runs beside what, where there is a processor for either. Not ``e2e`` and ``nats``: their figures are seconds."""
 
 Result = tuple[int, float]
 
