@@ -24,6 +24,7 @@ from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from schemas import wire
+from schemas.policy import Config
 from schemas.resolution import Observed
 from schemas.status import AgentStatus, EndpointStatus, LearnedName, Problem
 from schemas.terms import NodeName, RevisionNumber
@@ -175,6 +176,8 @@ class App:
         self._trace = ""
         self._connection: Client | None = None
         self._patterns: frozenset[str] = frozenset()
+        self._names_config = Config()
+        """The settings under which names are judged."""
         self._patterns_due = asyncio.Event()
         self._patterns_heard = asyncio.Event()
         self._counters: Counter[str] = Counter()
@@ -380,8 +383,8 @@ class App:
         """Names that new patterns already have are written before the flip that uses them."""
         self._names.set_tables(state.config, tables.domains, tables.guard, tables.ipcache)
         patterns = frozenset(tables.domains)
-        if patterns != self._patterns:
-            self._patterns = patterns
+        if (patterns, state.config) != (self._patterns, self._names_config):
+            self._patterns, self._names_config = patterns, state.config
             self._patterns_heard.clear()
             self._patterns_due.set()
         if self._connection is not None and self._connection.is_connected:
@@ -579,14 +582,16 @@ class App:
 
     async def _follow_patterns(self, connection: Client, name_bus: NameBus, forgetting: Forgetting) -> None:
         await wait_event(forgetting.caught_up, HISTORY_SECONDS)
-        reconnects = connection.stats["reconnects"]
+        reconnects, config = connection.stats["reconnects"], self._names_config
         while True:
-            patterns = self._patterns
-            await name_bus.set_patterns(patterns)
-            if connection.stats["reconnects"] != reconnects and connection.is_connected:
-                reconnects = connection.stats["reconnects"]
+            followed = (self._patterns, self._names_config)
+            await name_bus.set_patterns(self._patterns)
+            # What was refused under other settings may be of use now, and its teller may have known them before us.
+            is_new = connection.stats["reconnects"] != reconnects or followed[1] != config
+            if is_new and connection.is_connected:
+                reconnects, config = connection.stats["reconnects"], followed[1]
                 await name_bus.read_all_again()
-            if patterns == self._patterns:
+            if followed == (self._patterns, self._names_config):
                 self._patterns_heard.set()
                 await wait_event(self._patterns_due, STATUS_SECONDS)
                 self._patterns_due.clear()

@@ -11,8 +11,12 @@ import socket
 import time
 from collections.abc import Iterator
 
+import nats
 import pytest
 
+from schemas import wire
+from schemas.resolution import Resolution
+from schemas.terms import NodeName
 from services.demo import objects, topology
 from services.demo.convergence import START_SECONDS
 from services.demo.netns import open_socket
@@ -192,6 +196,28 @@ def test_share_node_keeps_names_on_their_node(running: Running) -> None:
     assert not is_open(running, FAR, address)
     configure(running, share="cluster")
     await_truth(lambda: is_open(running, FAR, address) and [True])
+
+
+def test_a_name_refused_under_other_settings_is_used_once_they_allow_it(running: Running) -> None:
+    """A recorder that hears of ``cluster`` first tells a name while the other agent still refuses it; once, and the
+    agent has it nevertheless."""
+    configure(running, share="node")
+    name, address = fresh_name(next(NUMBERS))
+    refused = counter(running, "names_not_shared", of_agent=True)
+    running.run(tell_once(running, name, address))
+    await_truth(lambda: counter(running, "names_not_shared", of_agent=True) > refused and [True])
+    assert not is_open(running, FAR, address)
+    configure(running, share="cluster")
+    assert is_open(running, FAR, address)
+
+
+async def tell_once(running: Running, name: str, address: str) -> None:
+    """As the recorder of node a tells it; the stream has it afterwards."""
+    told = Resolution(name=name, addresses=(address,), ttl_seconds=60, node=NodeName(NODE_A.name))
+    connection = await nats.connect(running.demo.run.state.nats_url)
+    headers = {**wire.headers_for(told), wire.HEADER_TTL: "120s"}
+    await connection.jetstream().publish(wire.subject_resolution(told.node, name), wire.encode(told), headers=headers)
+    await connection.close()
 
 
 def test_share_off_keeps_names_with_the_pod_that_asked(running: Running) -> None:
