@@ -180,7 +180,14 @@ static INLINE int insert_flow(struct scratch *s, struct endpoint *ep, __u32 tick
     return s->flow.place != NO_PLACE && !flows.update(&s->key, &s->flow);
 }
 
-// The first reply moves a flow where only flows that were answered compete.
+static INLINE int is_same_flow(const struct flow_key *a, const struct flow_key *b)
+{
+    return a->interface_ports == b->interface_ports && a->protocol_address == b->protocol_address &&
+           is_same_address(&a->peer, &b->peer);
+}
+
+// The first reply moves a flow where only flows that were answered compete. The place is let go while the flow still
+// names it: once it does not, another CPU may have given it away.
 static INLINE void promote(struct scratch *s, struct flow *flow, struct endpoint *ep, __u32 ticks)
 {
     __u32 before = flow->place, now = take_place(s, ep, 1, ticks);
@@ -188,9 +195,9 @@ static INLINE void promote(struct scratch *s, struct flow *flow, struct endpoint
 
     if (now == NO_PLACE)
         return;
-    flow->place = now;
-    if (old)
+    if (old && is_same_flow(&old->key, &s->key))
         old->key.ifindex = 0;
+    flow->place = now;
     flow->state = (flow->state | FLOW_ANSWERED) & ~FLOW_SYN_SENT;
     flow->expires = ticks + find_timeout(s->key.protocol, flow->state);
 }

@@ -152,6 +152,18 @@ def test_nine_extension_headers_are_too_many(open_pod: Kernel) -> None:
     assert_dropped(send6(open_pod, following, body), Reason.TOO_MANY_HEADERS)
 
 
+@pytest.mark.parametrize("behind", [b"", tcp(1, 443)], ids=["nothing behind it", "octets behind it"])
+@pytest.mark.parametrize("between", [False, True], ids=["at once", "after an extension header"])
+def test_no_next_header_is_a_protocol_without_ports(open_pod: Kernel, between: bool, behind: bytes) -> None:
+    """RFC 8200, 4.7: what follows header 59 is nobody's, a TCP header that lies there opens nothing."""
+    following, body = (60, extension(59) + behind) if between else (59, behind)
+    result = send6(open_pod, following, body)
+    assert result.passed and result.event is not None
+    assert (result.event.protocol, result.event.source_port, result.event.destination_port) == (59, 0, 0)
+    open_pod.fill(make_tables(egress={"isolated": True}, ingress={"isolated": True}))
+    assert not send6(open_pod, following, body).passed
+
+
 def test_authentication_header_is_measured_in_its_own_unit(open_pod: Kernel) -> None:
     """AH counts its length in four bytes less two."""
     result = send6(open_pod, 51, struct.pack("!BB", TCP, 4) + bytes(22) + tcp(1, 443))
