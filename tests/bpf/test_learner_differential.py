@@ -232,7 +232,7 @@ def test_the_kernel_learns_what_the_reference_learns(kernel: Kernel) -> None:
         if outcome.read is not Read.NO_ANSWER and (not outcome.learned or number % FOLLOWED == 0):
             followed[follow(name, message, outcome)] += 1
     assert taught > MESSAGES // 10 and followed[Followed.SAME] > MESSAGES // FOLLOWED // 20, (taught, followed)
-    assert followed[Followed.NOTHING] and followed[Followed.DECLINED] < MESSAGES // 1000, followed
+    assert followed[Followed.NOTHING] and followed[Followed.DECLINED] <= MESSAGES // 10_000 + 2, followed
     assert list(kernel.maps["resolutions"].items()) == []
 
 
