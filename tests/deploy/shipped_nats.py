@@ -7,6 +7,7 @@ where the manifest mounts them, and ``/etc/hosts`` stands for cluster DNS.
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shutil
 import socket
@@ -48,6 +49,11 @@ class ShippedServer(NatsServer):
 
     def controller_environment(self) -> dict[str, str]:
         return self._keys.environment("controller") | {"YETT_NATS_URL": self.url, "YETT_NATS_TLS_NAME": SERVICE_HOST}
+
+    def monitor(self, page: str) -> Any:
+        """What the server says of itself to who asks from its own network."""
+        asked = ["ip", "netns", "exec", self.namespace, "curl", "-sf", f"http://127.0.0.1:8222/{page}"]
+        return json.loads(subprocess.run(asked, check=True, capture_output=True, timeout=10).stdout)
 
     def plug_in(self) -> None:
         """A namespace with an address on the bridge."""

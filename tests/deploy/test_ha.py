@@ -20,7 +20,8 @@ ELECTED = "JetStream cluster new metadata leader"
 
 
 def test_the_servers_of_ha_are_one_cluster(tmp_path: Path) -> None:
-    """Over TLS to each other's names, with the README's keys: they elect, and a stream has its copies on all."""
+    """Over TLS to each other's names, with the README's keys: they elect, a stream has its copies on all, and what is
+    acknowledged is on disk."""
 
     async def scenario() -> None:
         with shipped_cluster(tmp_path) as cluster:
@@ -29,6 +30,7 @@ def test_the_servers_of_ha_are_one_cluster(tmp_path: Path) -> None:
                 copies = [info["cluster"]["leader"], *(each["name"] for each in info["cluster"]["replicas"])]
                 assert sorted(copies) == sorted(cluster.servers) and len(copies) == SIZE
                 assert any(server.said(ELECTED) for server in cluster.shipped)
+            assert all(server.monitor("varz")["jetstream"]["config"]["sync_always"] for server in cluster.shipped)
 
     run(scenario(), 120)
 
