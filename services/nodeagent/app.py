@@ -383,9 +383,12 @@ class App:
         """Names that new patterns already have are written before the flip that uses them."""
         self._names.set_tables(state.config, tables.domains, tables.guard, tables.ipcache)
         patterns = frozenset(tables.domains)
-        if (patterns, state.config) != (self._patterns, self._names_config):
-            self._patterns, self._names_config = patterns, state.config
+        if patterns != self._patterns:
+            self._patterns = patterns
             self._patterns_heard.clear()
+            self._patterns_due.set()
+        if state.config != self._names_config:
+            self._names_config = state.config
             self._patterns_due.set()
         if self._connection is not None and self._connection.is_connected:
             await wait_event(self._patterns_heard, HISTORY_SECONDS)
@@ -584,14 +587,14 @@ class App:
         await wait_event(forgetting.caught_up, HISTORY_SECONDS)
         reconnects, config = connection.stats["reconnects"], self._names_config
         while True:
-            followed = (self._patterns, self._names_config)
-            await name_bus.set_patterns(self._patterns)
+            patterns = self._patterns
             # What was refused under other settings may be of use now, and its teller may have known them before us.
-            is_new = connection.stats["reconnects"] != reconnects or followed[1] != config
-            if is_new and connection.is_connected:
-                reconnects, config = connection.stats["reconnects"], followed[1]
-                await name_bus.read_all_again()
-            if followed == (self._patterns, self._names_config):
+            known = (connection.stats["reconnects"], self._names_config)
+            is_missing = connection.is_connected and known != (reconnects, config)
+            if is_missing:
+                reconnects, config = known
+            await name_bus.set_patterns(patterns, again=is_missing)
+            if patterns == self._patterns:
                 self._patterns_heard.set()
                 await wait_event(self._patterns_due, STATUS_SECONDS)
                 self._patterns_due.clear()

@@ -76,18 +76,19 @@ class NameBus:
         self.counters: Counter[str] = Counter()
         self._said: set[str] = set()
 
-    async def set_patterns(self, patterns: Iterable[str]) -> None:
-        """Follow these patterns; returns once the history of the new ones has been heard, or cannot be had."""
+    async def set_patterns(self, patterns: Iterable[str], *, again: bool = False) -> None:
+        """Follow these patterns; returns once the history of the new ones, or of all ``again``, has been heard, or
+        cannot be had."""
         wanted = frozenset(patterns)
-        new = wanted - self._patterns
+        unheard = wanted if again else wanted - self._patterns
         filters = set(make_filters(wanted)) if wanted else set()
         for subject in filters - self._subscriptions.keys():
             self._subscriptions[subject] = await self._connection.subscribe(subject, cb=self._on_live)
         for subject in self._subscriptions.keys() - filters:
             await self._drop(subject)
         self._patterns = wanted
-        if new:
-            await self.read_history(new)
+        if unheard:
+            await self.read_history(unheard)
 
     async def read_history(self, patterns: Iterable[str]) -> None:
         """Hear what the stream holds for these patterns; gives up after ``HISTORY_SECONDS`` and says so."""
@@ -100,7 +101,7 @@ class NameBus:
             _log.warning("history of names not read", problem=str(error) or type(error).__name__)
 
     async def read_all_again(self) -> None:
-        """After the connection was away: what was published meanwhile."""
+        """What was heard once and is to be judged anew."""
         if self._patterns:
             await self.read_history(self._patterns)
 

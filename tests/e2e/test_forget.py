@@ -208,7 +208,7 @@ def test_a_name_refused_under_other_settings_is_used_once_they_allow_it(running:
     await_truth(lambda: counter(running, "names_not_shared", of_agent=True) > refused and [True])
     assert not is_open(running, FAR, address)
     configure(running, share="cluster")
-    assert is_open(running, FAR, address)
+    await_truth(lambda: is_open(running, FAR, address) and [True])
 
 
 async def tell_once(running: Running, name: str, address: str) -> None:

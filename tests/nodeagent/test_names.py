@@ -192,10 +192,14 @@ def test_history_and_live_names_are_heard_once_a_pattern_is_followed(nats_server
         async with asyncio.timeout(10):
             await arrived.wait()
         assert [name for name, _ in heard] == ["a.example.com", "b.example.com"]
+        await names.set_patterns(["*.example.com"])
+        assert len(heard) == 2
+        await names.set_patterns(["*.example.com"], again=True)
+        assert [name for name, _ in heard] == ["a.example.com", "b.example.com"] * 2
         await names.set_patterns([])
         await publish("c.example.com")
         await bus.flush(connection)
-        assert len(heard) == 2
+        assert len(heard) == 4
         await bus.close(connection)
 
     asyncio.run(scene())
