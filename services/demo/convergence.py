@@ -19,10 +19,17 @@ QUIET_SECONDS = 0.15
 ENFORCED = "enforced"
 
 
-async def read_revision(bus: Bus) -> int:
-    """The newest published revision; 0 if no controller answers."""
-    status = await bus.ask_controller()
-    return int(status.revision) if status else 0
+async def read_revision(bus: Bus, *, seconds: float = ENFORCED_SECONDS) -> int:
+    """The newest published revision, from the first controller that answers; DemoError if none does.
+
+    A busy one is not one at revision 0: who then waits for a newer revision waits for nothing.
+    """
+    deadline = time.monotonic() + seconds
+    while not (status := await bus.ask_controller()):
+        if time.monotonic() > deadline:
+            raise DemoError(f"no controller answers for {seconds:.0f} s")
+        await asyncio.sleep(POLL_SECONDS)
+    return int(status.revision)
 
 
 async def wait_enforced(
@@ -36,7 +43,8 @@ async def wait_enforced(
     deadline = time.monotonic() + seconds
     quiet_since, newest = time.monotonic(), -1
     while True:
-        revision = await read_revision(bus)
+        status = await bus.ask_controller()
+        revision = int(status.revision) if status else 0
         now = time.monotonic()
         if revision != newest:
             quiet_since, newest = now, revision

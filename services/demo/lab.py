@@ -108,7 +108,12 @@ class Lab:
         self.pods[pod.key] = pod
 
     def remove_pod(self, pod: Pod) -> None:
-        """The pod's namespace goes, and both ends of its link with it."""
+        """The pod's link and namespace are gone when it returns.
+
+        A namespace that is deleted takes its links along, but later, and until then their names and numbers are taken.
+        """
+        link = ["ip", "-n", self.node_namespace(pod.node), "link", "delete", pod.interface]
+        subprocess.run(link, check=False, capture_output=True)  # a test may have taken it away itself
         run_command(["ip", "netns", "delete", self.pod_namespace(pod)])
         del self.pods[pod.key]
 
