@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
-from schemas.status import Problem
+from schemas.status import STALE_SINCE, Problem
 from services.common.log import get_logger
 from services.controller.kube_api import Api
 from services.controller.kube_kinds import DEFINITIONS, Item, kinds_read
@@ -121,7 +121,7 @@ class Cluster:
             Problem(
                 object=f"Kubernetes API {watcher.kind.resource}",
                 path="",
-                message=f"stale since {_instant(watcher.heard_at)}, the last good state stays: {watcher.trouble}",
+                message=f"{STALE_SINCE} {_instant(watcher.heard_at)}, the last good state stays: {watcher.trouble}",
                 severity="warning",
             )
             for watcher in (self._defining, *self.watchers)
