@@ -21,13 +21,12 @@ from services.controller.policy.model import AWS_KINDS, ObjectKey, Packet, Polic
 from services.controller.policy.parse import MODE_ANNOTATION, identify
 from services.controller.policy.resolvers import Trusted, find_trusted
 from services.scenario import overlap
+from services.scenario.walk import NODE_CACHE
 from services.scenario.words import format_list, format_peer, format_source
 from services.scenario.world import Cluster, Placed
 
 METADATA = ("169.254.169.254", "fd00:ec2::254")
 POD_IDENTITY = ("169.254.170.23", "fd00:ec2::23")
-NODE_CACHE = "169.254.20.10"
-"""Where NodeLocal DNSCache listens unless it is told otherwise: an agent that finds it there trusts it by itself."""
 METADATA_RANGES = ("169.254.0.0/16", "fd00:ec2::/32")
 """A Deny that lies in these is about metadata services; a wider one is about the world."""
 BROAD_SUFFIXES = frozenset(
