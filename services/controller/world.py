@@ -84,6 +84,12 @@ class State:
         return self._settings[min(self._settings)] if self._settings else Settings()
 
     @property
+    def trusted(self) -> Trusted:
+        """Whose DNS answers count."""
+        self._write()
+        return self._trusted
+
+    @property
     def policies(self) -> list[Policy]:
         """The policies in force, last good versions and stand-ins of refused ones included; unordered."""
         return list(self._rulings.policies.values())
