@@ -49,7 +49,7 @@ from services.controller.rulings import Rulings
 from services.controller.sources import POLICY_KINDS, SETTINGS_KIND, Accepted, Sources
 
 LEFT_OUT, REFUSED_FOR_ALL = "left out of some pods' rules; they stay isolated", "refused for all pods"
-UNSEEN = "cannot be read, so that it may be another or gone by now: its last good version stays in force"
+UNSEEN = "cannot be read, and may have changed or gone since: its last good version stays in force"
 AUDITED = "; under audit: nothing is isolated or denied by it"
 
 
