@@ -8,6 +8,8 @@ from schemas.terms import Default, NodeName, RevisionNumber
 
 FOREIGN_ENFORCER = "ForeignEnforcer"
 """The condition that another policy program runs before ours: the reason of a Node's Event, the object of a problem."""
+STALE_SINCE = "stale since"
+"""How a problem of what a controller reads begins, before the instant at which that was last heard: UTC, RFC 3339."""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -33,6 +33,7 @@ from services.cli.output import (
     fail,
     print_problems,
 )
+from services.operate.examine import read_statuses
 from services.scenario import explain, files
 from services.scenario.live import LiveCluster, LiveError, read_live
 from services.scenario.model import PORT_PROTOCOLS, End, Probe
@@ -42,6 +43,7 @@ from services.scenario.walk import Facts
 from services.scenario.world import assemble_cluster
 
 DEFAULT_PORT = 443
+DNS_PORT = 53
 REFUSED_SECONDS = 3600.0
 """How far back refused names are looked for."""
 
@@ -105,19 +107,33 @@ def _explain_manifests(
     if cluster.problems:
         print_problems(Console(stderr=True, emoji=False), cluster.problems)
     facts = Facts(Rows.read(cluster.state.rows()), cluster.answers)
-    return explain.explain_flow(cluster, facts, _make_probe(cluster, start, end, protocol, port))
+    explanation = explain.explain_flow(cluster, facts, _make_probe(cluster, start, end, protocol, port))
+    for doubt in explain.doubt_caches(facts, explanation):
+        complain(doubt)
+    return explanation
 
 
 def _explain_live(
     server: Server, wait_seconds: float, source: str, destination: str, protocol: int
 ) -> explain.Explanation:
-    live = asyncio.run(_read_live(server, wait_seconds))
+    is_dns = _is_dns(destination, protocol)
+    live = asyncio.run(_read_live(server, wait_seconds, is_dns=is_dns))
     if not live.facts.rows.config.enforce:
         complain("the switch enforce is off: whatever is said here, everything passes now")
     start, _ = explain.parse_end(source)
     services = [key for key in live.world.services if key not in live.world.pods]
     end, port = explain.parse_end(destination, services)
-    return explain.explain_flow(live, live.facts, _make_probe(live, start, end, protocol, port))
+    explanation = explain.explain_flow(live, live.facts, _make_probe(live, start, end, protocol, port))
+    if is_dns:
+        for doubt in explain.doubt_caches(live.facts, explanation, live.facts.caches):
+            complain(doubt)
+    return explanation
+
+
+def _is_dns(destination: str, protocol: int) -> bool:
+    """Whether a resolver may be asked: of a node's own cache only its agent tells, which takes its time."""
+    end, port = explain.parse_end(destination)
+    return bool(end.address) and port == DNS_PORT and protocol in (Protocol.TCP, Protocol.UDP)
 
 
 async def _read_refused(server: Server, wait_seconds: float, source: str, destination: str) -> list[NameRefused]:
@@ -140,9 +156,10 @@ async def _read_refused(server: Server, wait_seconds: float, source: str, destin
     return list(newest.values())
 
 
-async def _read_live(server: Server, wait_seconds: float) -> LiveCluster:
+async def _read_live(server: Server, wait_seconds: float, *, is_dns: bool) -> LiveCluster:
     async with open_connection(server, "yett explain", wait_seconds) as client:
-        return await read_live(client)
+        live = await read_live(client)
+        return live.with_caches((await read_statuses(client))[1]) if is_dns else live
 
 
 def _make_probe(cluster: Reachable, source: End, destination: End, protocol: int, port: int) -> Probe:

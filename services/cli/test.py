@@ -125,6 +125,9 @@ def _judge(scenario: Scenario | ScenarioError, engine: Engine, output: Format, o
     except files.UnusableInput as error:
         _note_unusable(ScenarioError(scenario.name, [str(error)], file=scenario.file), output, outcome)
         return
+    for each in found.probes:
+        if each.note:
+            complain(f"{scenario.name}: probe {each.probe.id}: {each.note}")
     outcome.scenarios += 1
     outcome.probes += len(found.probes)
     outcome.failed += not found.is_ok

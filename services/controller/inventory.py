@@ -5,7 +5,7 @@ Pure. A standby keeps it hot, so that taking over needs no reading of files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 from schemas.policy import Labels
@@ -16,7 +16,7 @@ from services.controller.manifests import ManifestEvent
 from services.controller.policy.model import PolicyKey
 from services.controller.policy.parse import identify
 from services.controller.policy_status import Standing
-from services.controller.sources import POLICY_KINDS
+from services.controller.sources import KINDS, POLICY_KINDS
 
 
 class State(Protocol):
@@ -28,16 +28,17 @@ class State(Protocol):
     def changes(self) -> Sequence[RowChange]: ...
     def problems(self) -> list[Problem]: ...
     def restore(self, rows: Rows) -> None: ...
-    def adopt_unseen(self) -> list[PolicyKey]: ...
+    def adopt_unseen(self, kinds: Collection[str]) -> list[PolicyKey]: ...
     def standings(self, keys: Iterable[PolicyKey]) -> dict[PolicyKey, Standing]: ...
 
 
 class Inventory:
-    """Every object's present version, with its file, and what is wrong with whole files."""
+    """Every object's present version, with its file, what is wrong with whole files, and which kinds are unread."""
 
     def __init__(self) -> None:
         self._objects: dict[PolicyKey, ManifestEvent] = {}
         self._file_problems: dict[str, tuple[Problem, ...]] = {}
+        self._unread: dict[str, frozenset[str]] = {}
         self._adopted: list[PolicyKey] = []
 
     def take(self, events: Iterable[ManifestEvent]) -> None:
@@ -45,6 +46,8 @@ class Inventory:
         for event in events:
             if event.problems is not None:
                 self._file_problems[event.file] = event.problems
+            elif event.unread is not None:
+                self._unread[event.file] = event.unread
             elif event.gone is not None:
                 self._objects.pop(event.gone, None)
             elif (key := identify(event.obj)) is not None:
@@ -81,17 +84,19 @@ class Inventory:
         return labels if isinstance(labels, dict) else {}
 
     @property
-    def is_partial(self) -> bool:
-        """Whether a file cannot be read: what it held is not known to be gone."""
-        return any(problem.severity == "error" for problem in self.problems)
+    def doubted(self) -> frozenset[str]:
+        """The kinds of which what is not here is not known to be gone: all while a file cannot be read."""
+        if any(problem.severity == "error" for problem in self.problems):
+            return KINDS
+        return frozenset().union(*self._unread.values())
 
     def fill(self, state: State, remembered: Rows) -> None:
         """Bring a fresh state to the present: what the stream remembers, then every object."""
         state.restore(remembered)
         self._adopted = []
         self.follow(state, self._objects.values())
-        if self.is_partial:
-            self._adopted = state.adopt_unseen()
+        if doubted := self.doubted:
+            self._adopted = state.adopt_unseen(doubted)
 
     def follow(self, state: State, events: Iterable[ManifestEvent]) -> None:
         """Tell the state of objects that came, changed or went; ``take`` had them before."""
@@ -100,12 +105,16 @@ class Inventory:
                 state.delete(*event.gone)
             elif event.obj is not None:
                 state.upsert(event.obj, event.file)
-        if self._adopted and not self.is_partial:
-            # Every file can be read now: what none of them holds is gone.
-            for key in self._adopted:
-                if key not in self._objects:
-                    state.delete(*key)
-            self._adopted = []
+        if self._adopted:
+            self._settle(state)
+
+    def _settle(self, state: State) -> None:
+        """Of what was adopted is gone what could be read now and is not here."""
+        doubted = self.doubted
+        for key in self._adopted:
+            if key[0] not in doubted and key not in self._objects:
+                state.delete(*key)
+        self._adopted = [key for key in self._adopted if key[0] in doubted]
 
 
 def _read_metadata(obj: dict[str, Any]) -> dict[str, Any]:

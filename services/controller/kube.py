@@ -4,7 +4,8 @@ Nothing is said before every kind has been listed once: half a cluster compiled 
 shuts, and shut what a namespace not yet read opens. From then on changes are told as they come. Where the server cannot
 be heard, what was known stays, and a problem says since when it may be out of date.
 
-A cluster's own reading is never partial: what a complete list lacks is gone.
+What a complete list lacks is gone; of a kind that the server has and that cannot be read nothing is known to be gone,
+and it is said which kinds those are, with the very events that make it so.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
-from schemas.status import Problem
+from schemas.status import STALE_SINCE, Problem
 from services.common.log import get_logger
 from services.controller.kube_api import Api
 from services.controller.kube_kinds import DEFINITIONS, Item, kinds_read
@@ -47,6 +48,7 @@ class Cluster:
         self._events: list[ManifestEvent] = []
         self._happened = asyncio.Event()
         self._problems: tuple[Problem, ...] = ()
+        self._unread: frozenset[str] = frozenset()
 
     async def watch(self) -> AsyncIterator[list[ManifestEvent]]:
         """First everything, once it is known whole; then every change. Never ends by itself."""
@@ -74,6 +76,10 @@ class Cluster:
     def _tell(self, changed: list[Item], gone: list[PolicyKey]) -> None:
         self._events += [ManifestEvent(SOURCE, obj=item.obj) for item in changed]
         self._events += [ManifestEvent(SOURCE, gone=key) for key in gone]
+        unread = frozenset(watcher.kind.key_kind for watcher in self.watchers if watcher.is_unread)
+        if unread != self._unread:
+            self._unread = unread
+            self._events.append(ManifestEvent(SOURCE, unread=unread))
         self._happened.set()
 
     async def _until_complete(self, failed: Ended) -> None:
@@ -115,7 +121,7 @@ class Cluster:
             Problem(
                 object=f"Kubernetes API {watcher.kind.resource}",
                 path="",
-                message=f"stale since {_instant(watcher.heard_at)}, the last good state stays: {watcher.trouble}",
+                message=f"{STALE_SINCE} {_instant(watcher.heard_at)}, the last good state stays: {watcher.trouble}",
                 severity="warning",
             )
             for watcher in (self._defining, *self.watchers)

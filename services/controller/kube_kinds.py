@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from services.controller.policy.model import PolicyKey
-from services.controller.policy.parse import MODE_ANNOTATION, identify
+from services.controller.policy.parse import MODE_ANNOTATION, POLICY_KINDS, identify
 from services.controller.policy.parse_facts import DEFAULT_ANNOTATION
 from services.controller.policy.parse_settings import SETTINGS_NAME
 
@@ -230,6 +230,12 @@ class Kind:
     def resource(self) -> str:
         """``plural.group``, as people and CustomResourceDefinitions name it."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
+
+    @property
+    def key_kind(self) -> str:
+        """The first part of its objects' keys, as in ``parse.identify``."""
+        found = POLICY_KINDS.get((self.api_version(self.versions[0]), self.kind))
+        return found.value if found is not None else self.kind
 
     def path(self, version: str) -> str:
         """The collection on the API server."""

@@ -99,6 +99,7 @@ class Watcher:
     """One kind. ``tell`` is called with what changed and what went; ``is_complete`` once there has been a whole list.
 
     ``trouble``: what is wrong, empty while the watch stands. ``heard_at``: when the server last spoke, Unix seconds.
+    ``is_unread``: there is a definition, and what it serves cannot be read; until there has been a whole list again.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Watcher:
     ) -> None:
         self.kind = kind
         self.is_complete = False
+        self.is_unread = False
         self.trouble = ""
         self.heard_at = time.time()
         self.lists = 0
@@ -163,7 +165,8 @@ class Watcher:
         """Complete: without a definition empty, else with what was known."""
         assert self._definitions is not None
         gone: list[PolicyKey] = []
-        if self._definitions.served(self.kind) is None:
+        self.is_unread = self._definitions.served(self.kind) is not None
+        if not self.is_unread:
             self._memory.begin_list()
             gone = self._memory.end_list()
         self._told_whole([], gone)
@@ -203,6 +206,7 @@ class Watcher:
                 break
             query = query | {"continue": page.metadata.continue_}
         self.lists += 1
+        self.is_unread = False
         self._told_whole(changed, self._memory.end_list())
         return page.metadata.resource_version
 

@@ -51,13 +51,15 @@ class _Loader(BaseLoader):  # type: ignore[misc]  # the C loader where PyYAML ha
 
 @dataclass(frozen=True, slots=True)
 class ManifestEvent:
-    """One change, exactly one of three: an object's present version (``obj``), an object that is gone (``gone``), or
-    what is wrong with the whole file (``problems``, which replace its former ones; empty: none any more)."""
+    """One change, exactly one of four: an object's present version (``obj``), an object that is gone (``gone``), what
+    is wrong with the whole file (``problems``, which replace its former ones; empty: none any more), or which kinds, as
+    in ``parse.identify``, cannot be read, so that none of their objects is known to be gone (``unread``, likewise)."""
 
     file: str
     obj: dict[str, Any] | None = None
     gone: PolicyKey | None = None
     problems: tuple[Problem, ...] | None = None
+    unread: frozenset[str] | None = None
 
 
 @dataclass

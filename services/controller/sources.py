@@ -5,6 +5,7 @@ An object whose present version is bad stays as it was when it was good, across 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -18,6 +19,8 @@ from services.controller.rows import RowStore
 
 SETTINGS_KIND = "ConfigMap"
 POLICY_KINDS = frozenset(kind.value for kind in PolicyKind)
+KINDS = POLICY_KINDS | {SETTINGS_KIND}
+"""What is remembered across a restart."""
 Accepted = Policy | Settings
 
 
@@ -34,9 +37,9 @@ class Sources:
         """Some version of it is present, good or bad."""
         self._seen.add(key)
 
-    def unseen(self) -> list[PolicyKey]:
-        """What a former controller had accepted and nothing present has replaced, in order."""
-        return sorted(self._restored.keys() - self._seen)
+    def unseen(self, kinds: Collection[str]) -> list[PolicyKey]:
+        """What a former controller had accepted of these kinds and nothing present has replaced, in order."""
+        return sorted(key for key in self._restored.keys() - self._seen if key[0] in kinds)
 
     def is_accepted(self, key: PolicyKey) -> bool:
         """Whether a good version of it was seen by this controller."""
@@ -68,7 +71,7 @@ class Sources:
 
     def restore(self, row: SourceRow) -> None:
         """What a former controller had accepted."""
-        if row.kind in POLICY_KINDS or row.kind == SETTINGS_KIND:
+        if row.kind in KINDS:
             self._restored[row.kind, row.namespace, row.name] = row
 
     def revive(self, key: PolicyKey) -> tuple[Accepted, Any] | None:
@@ -81,7 +84,7 @@ class Sources:
 
 def read_source(row: SourceRow) -> tuple[Accepted, Any] | None:
     """(what a row remembers, its spec); None if it is not good any more, or of no kind of ours."""
-    if row.kind != SETTINGS_KIND and row.kind not in POLICY_KINDS:
+    if row.kind not in KINDS:
         return None
     metadata: dict[str, Any] = {"name": row.name, "namespace": row.namespace or None, "uid": row.uid}
     metadata |= {"generation": row.generation, "creationTimestamp": row.created}

@@ -10,7 +10,7 @@ Deliberately absent: Leader, NodeRow and Revision rows (the publisher's), NATS, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from schemas import wire
@@ -49,6 +49,7 @@ from services.controller.rulings import Rulings
 from services.controller.sources import POLICY_KINDS, SETTINGS_KIND, Accepted, Sources
 
 LEFT_OUT, REFUSED_FOR_ALL = "left out of some pods' rules; they stay isolated", "refused for all pods"
+UNSEEN = "cannot be read, and may have changed or gone since: its last good version stays in force"
 AUDITED = "; under audit: nothing is isolated or denied by it"
 
 
@@ -81,6 +82,12 @@ class State:
     def settings(self) -> Settings:
         """The settings in force: those of the first ConfigMap by namespace."""
         return self._settings[min(self._settings)] if self._settings else Settings()
+
+    @property
+    def trusted(self) -> Trusted:
+        """Whose DNS answers count."""
+        self._write()
+        return self._trusted
 
     @property
     def policies(self) -> list[Policy]:
@@ -174,12 +181,16 @@ class State:
         self._facts.name_labels(self._keys.told)
         self._are_names_stale = True
 
-    def adopt_unseen(self) -> list[PolicyKey]:
-        """Put the restored last good policies in force that no object has replaced; -> their keys.
+    def adopt_unseen(self, kinds: Collection[str]) -> list[PolicyKey]:
+        """Put the restored last good versions in force, of these kinds, that no object has replaced; -> their keys.
 
-        For a start at which some source could not be read whole: what is unreadable is not gone.
+        For a start at which some source could not be read whole: what is unreadable is not gone. Each is a problem
+        until its object is seen, or known to be gone.
         """
-        return [key for key in self._sources.unseen() if self._revive(key)]
+        adopted = [key for key in self._sources.unseen(kinds) if self._revive(key)]
+        for key in adopted:
+            self._complaints.add(key, "", UNSEEN, severity="warning")
+        return adopted
 
     # -- policies and settings ----------------------------------------------------------------------------------------
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from schemas.policy import Config
-from schemas.status import FOREIGN_ENFORCER, AgentStatus, ControllerStatus
+from schemas.status import FOREIGN_ENFORCER, STALE_SINCE, AgentStatus, ControllerStatus
 from schemas.terms import Default
 
 NAMED = 5
 """Nodes and objects that a finding lists."""
 KUBECTL_AGENTS = "kubectl get pods -n yett-system -l app.kubernetes.io/component=agent -o wide"
+LOGS_CONTROLLER = "kubectl logs -n yett-system deployment/yett-controller"
 
 
 class State(StrEnum):
@@ -146,13 +147,26 @@ def check_controller(facts: Facts) -> Finding:
     if facts.bus:
         return _unknown("controller", "no NATS")
     if facts.controller is None:
-        command = "kubectl logs -n yett-system deployment/yett-controller"
-        return _wrong("controller", "no controller answers as the leader", command)
+        return _wrong("controller", "no controller answers as the leader", LOGS_CONTROLLER)
     errors = [one for one in facts.controller.problems if one.severity == "error"]
     if errors:
         names = _list(one.object for one in errors)
         return _wrong("controller", f"refused: {names}", "yett status")
     return _fine("controller", f"{facts.controller.holder} leads, revision {facts.controller.revision}")
+
+
+def check_source(facts: Facts) -> Finding:
+    """What the leader reads is the present."""
+    if facts.controller is None:
+        return _unknown("source", "no controller answers as the leader")
+    stale = [one for one in facts.controller.problems if one.message.startswith(STALE_SINCE)]
+    if not stale:
+        return _fine("source", "the leader hears all that it reads")
+    first = min(stale, key=lambda one: one.message)  # that begins with the instant
+    # Whoever asked the API server, and had an answer, looks for the fault on the controller's side.
+    is_answering = facts.kube is not None and not facts.kube.problem
+    command = LOGS_CONTROLLER if is_answering else "kubectl get --raw '/readyz?verbose'"
+    return _wrong("source", f"{first.message} ({_list(one.object for one in stale)})", command)
 
 
 def check_switch(facts: Facts) -> Finding:
@@ -267,6 +281,7 @@ CHECKS: tuple[Callable[[Facts], Finding], ...] = (
     check_kube,
     check_definitions,
     check_controller,
+    check_source,
     check_switch,
     check_dns,
     check_agents,

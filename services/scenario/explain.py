@@ -6,16 +6,26 @@ Pure. Deliberately absent: where the state comes from.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.terms import Default, Direction, Tier, Verdict
-from services.controller.policy.model import ObjectKey
+from schemas.terms import Default, Direction, NodeName, Tier, Verdict
+from services.controller.policy.model import Finding, ObjectKey
 from services.scenario.model import End, Probe
 from services.scenario.result import conclude_probe, describe_finding, finding_to_json
 from services.scenario.route import Reachable, find_route
-from services.scenario.walk import CrossingWalk, Facts, Outcome, RuleStep, TierStep, Walk, walk_crossing
+from services.scenario.walk import (
+    NODE_CACHE,
+    CrossingWalk,
+    Facts,
+    Outcome,
+    RuleStep,
+    TierStep,
+    Walk,
+    suppose_cache,
+    walk_crossing,
+)
 from services.scenario.words import format_address, format_protocol, format_rule, format_source
 
 MARKS = {
@@ -89,6 +99,33 @@ def explain_flow(cluster: Reachable, facts: Facts, probe: Probe) -> Explanation:
     ingress = [each.finding for each in walks if each.direction is Direction.INGRESS]
     verdict = conclude_probe(probe, egress, ingress).verdict
     return Explanation(probe, verdict if verdict is not None else Verdict.DENY, tuple(walks))
+
+
+def doubt_caches(facts: Facts, explanation: Explanation, heard: Collection[NodeName] | None = None) -> Iterator[str]:
+    """Where a verdict hangs on whether a node has a DNS cache of its own at the address, and nobody told.
+
+    ``heard``: the nodes whose agents did. None: of manifests, which do not say so of any: the usual address is doubted.
+    """
+    for each in explanation.crossings:
+        node, address = each.endpoint.node, each.packet.destination
+        is_untold = node not in heard if heard is not None else address == NODE_CACHE
+        if is_untold and each.direction is Direction.EGRESS:
+            found = suppose_cache(facts, each.endpoint, each.packet)
+            if found is not None:
+                yield describe_cache(address, found) if heard is None else describe_silence(node, address, found)
+
+
+def describe_cache(address: str, supposed: Finding) -> str:
+    """What manifests do not tell, and how to."""
+    return (
+        f"NodeLocal DNSCache listens at {address}, and no manifest says on which nodes: where an agent finds it this is"
+        f" {describe_finding(supposed)}; with {address} in the setting resolvers it is asked so here"
+    )
+
+
+def describe_silence(node: str, address: str, supposed: Finding) -> str:
+    """What the node's agent would have told."""
+    return f"no agent is heard on {node}: if {address} is its own DNS cache, this is {describe_finding(supposed)}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -16,18 +16,15 @@ from typing import Any
 from schemas.policy import CidrPeer, DomainPeer, PodPeer
 from schemas.selectors import parse_address, parse_network
 from schemas.terms import Action, Direction, PolicyKind, Protocol, Tier, Verdict
-from services.controller.policy.frontends import selects
 from services.controller.policy.model import AWS_KINDS, ObjectKey, Packet, Policy, PolicyKey, Rule, World
 from services.controller.policy.parse import MODE_ANNOTATION, identify
-from services.controller.policy.resolvers import Trusted, find_trusted
 from services.scenario import overlap
+from services.scenario.walk import NODE_CACHE
 from services.scenario.words import format_list, format_peer, format_source
 from services.scenario.world import Cluster, Placed
 
 METADATA = ("169.254.169.254", "fd00:ec2::254")
 POD_IDENTITY = ("169.254.170.23", "fd00:ec2::23")
-NODE_CACHE = "169.254.20.10"
-"""Where NodeLocal DNSCache listens unless it is told otherwise: an agent that finds it there trusts it by itself."""
 METADATA_RANGES = ("169.254.0.0/16", "fd00:ec2::/32")
 """A Deny that lies in these is about metadata services; a wider one is about the world."""
 BROAD_SUFFIXES = frozenset(
@@ -163,7 +160,7 @@ def find_all(case: Case) -> list[LintFinding]:
 
 def find_blind_pods(case: Case) -> Iterator[LintFinding]:
     """A domain rule whose pods cannot ask the resolver, so that no name is ever learned."""
-    resolvers = [(each.address, each.port) for each in _find_trusted(case).named]
+    resolvers = [(each.address, each.port) for each in case.cluster.state.trusted.named]
     for policy, rule in _domain_policies(case):
         for key in sorted(case.governed[policy.key])[:1] if resolvers else ():
             denials = [_ask_dns(case, key, address, port) for address, port in resolvers]
@@ -187,7 +184,7 @@ def _ask_dns(case: Case, key: ObjectKey, address: str, port: int) -> str:
 
 def find_own_resolvers(case: Case) -> Iterator[LintFinding]:
     """A domain rule whose pods ask a resolver that is not trusted, so that its answers teach nothing."""
-    trusted = {NODE_CACHE, *(each.address for each in _find_trusted(case).resolvers)}
+    trusted = {NODE_CACHE, *(each.address for each in case.cluster.state.trusted.resolvers)}
     for policy, rule in _domain_policies(case):
         for key in sorted(case.governed[policy.key]):
             _, obj = case.objects.get(("Pod", *key), ("", None))
@@ -246,14 +243,6 @@ def _domain_policies(case: Case) -> Iterator[tuple[Policy, Placement]]:
 def _patterns(case: Case) -> Iterator[tuple[Placement, str]]:
     for rule in case.rules:
         yield from ((rule, peer.pattern) for peer in rule.rule.peers if isinstance(peer, DomainPeer))
-
-
-def _find_trusted(case: Case) -> Trusted:
-    settings, world = case.world.settings, case.world
-    service = world.services.get(settings.dns_service)
-    slices = [each for each in world.slices.values() if (each.namespace, each.service) == settings.dns_service]
-    pods = [pod for pod in world.pods.values() if service is not None and selects(service, pod)]
-    return find_trusted(settings, service, slices, pods)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ The clock of resolutions is the server's; their age is told by this machine's.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from nats.aio.client import Client
@@ -15,7 +15,8 @@ from nats.aio.client import Client
 from schemas import wire
 from schemas.policy import Backend, FrontendRow, SourceRow
 from schemas.resolution import Resolution
-from schemas.terms import AddressKind, FrontendKind
+from schemas.status import AgentStatus
+from schemas.terms import AddressKind, FrontendKind, NodeName
 from services.common.follow import Follower
 from services.common.jetstream import JetStreamError
 from services.common.messages import CaughtUp, Message, Reset
@@ -40,6 +41,11 @@ class LiveCluster:
 
     facts: Facts
     world: World
+
+    def with_caches(self, agents: Mapping[str, AgentStatus]) -> LiveCluster:
+        """With what agents say of their nodes' own DNS caches."""
+        caches = {NodeName(node): frozenset(status.resolvers) for node, status in agents.items()}
+        return replace(self, facts=replace(self.facts, caches=caches))
 
     def owner_of(self, address: str) -> Pod | Node | None:
         """Whose address it is."""

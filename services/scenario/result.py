@@ -24,13 +24,15 @@ SEVERITY = {Verdict.DENY: 2, Verdict.AUDIT: 1, Verdict.ALLOW: 0}
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """``egress`` and ``ingress``: what decided there, None where no pod is. ``error``: why no packet could be made."""
+    """``egress`` and ``ingress``: what decided there, None where no pod is. ``error``: why no packet could be made.
+    ``note``: what the verdict hangs on and nobody told."""
 
     probe: Probe
     verdict: Verdict | None
     egress: Finding | None = None
     ingress: Finding | None = None
     error: str = ""
+    note: str = ""
 
     @property
     def is_ok(self) -> bool:
@@ -139,7 +141,7 @@ def _probe_to_json(result: ProbeResult) -> dict[str, Any]:
         "expect": expected.name.lower() if expected is not None else None,
         "ok": result.is_ok,
     }
-    return told | ({"error": result.error} if result.error else {})
+    return told | ({"error": result.error} if result.error else {}) | ({"note": result.note} if result.note else {})
 
 
 def describe_finding(finding: Finding | None) -> str:

@@ -6,13 +6,15 @@ lacked.
 
 Where policies under audit govern the pod, what the enforced rules accept is walked again with theirs.
 
+A node's own DNS cache is no row: agents find it, and say so in their status. Where nobody told, a walk can suppose one.
+
 Pure. Deliberately absent: where rows come from, how a flow finds its pods (``explain``), tables for people.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import msgspec
@@ -25,11 +27,12 @@ from schemas.policy import (
     FrontendRow,
     IdentityRow,
     Peer,
+    Resolver,
     Ruleset,
     RulesetRule,
 )
 from schemas.selectors import pattern_covers, peer_covers_address, peer_selects_identity
-from schemas.terms import ANY_PROTOCOL, Action, AddressKind, Direction, Protocol, Reason, Tier, Verdict
+from schemas.terms import ANY_PROTOCOL, Action, AddressKind, Direction, NodeName, Protocol, Reason, Tier, Verdict
 from services.controller.policy import names
 from services.controller.policy.model import ANY_PORT, Answer, Finding, Packet
 from services.scenario.rows import Rows
@@ -37,6 +40,8 @@ from services.scenario.rows import Rows
 BACKENDS_MAX = 64
 """As the agent's: more are not judged together."""
 TIERS = (Tier.ADMIN, Tier.NETWORK_POLICY, Tier.BASELINE)
+NODE_CACHE = "169.254.20.10"
+"""Where NodeLocal DNSCache listens unless it is told otherwise: an agent that finds it there trusts it by itself."""
 _AFTER_ALL_RULES = 1 << 30
 
 
@@ -114,15 +119,33 @@ class CrossingWalk:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a walk reads. ``at``: seconds on the answers' clock."""
+    """What a walk reads. ``at``: seconds on the answers' clock. ``caches``: node -> the addresses of its own DNS cache
+    that its agent trusts."""
 
     rows: Rows
     answers: Sequence[Answer] = ()
     at: float = 0.0
+    caches: Mapping[NodeName, frozenset[str]] = field(default_factory=dict)
+
+    def on_node(self, node: NodeName) -> Facts:
+        """As this node's agent has them: its own cache is a resolver there, as if the settings named it."""
+        own = tuple(Resolver(address=address) for address in sorted(self.caches.get(node, ())))
+        if not own:
+            return self
+        config = msgspec.structs.replace(self.rows.config, resolvers=(*self.rows.config.resolvers, *own))
+        return replace(self, rows=replace(self.rows, config=config))
+
+
+def suppose_cache(facts: Facts, endpoint: EndpointRow, packet: Packet) -> Finding | None:
+    """On what a pod sends, if its destination were the DNS cache of the pod's node; None if the verdict is the same."""
+    supposed = replace(facts, caches={endpoint.node: frozenset({packet.destination})})
+    finding, other = (walk_crossing(each, endpoint, Direction.EGRESS, packet).finding for each in (facts, supposed))
+    return other if other.verdict is not finding.verdict else None
 
 
 def walk_crossing(facts: Facts, endpoint: EndpointRow, direction: Direction, packet: Packet) -> CrossingWalk:
     """The verdict on a new flow at one interface, with its story."""
+    facts = facts.on_node(endpoint.node)
     rows = facts.rows
     crossing = _walk_ruleset(facts, endpoint, direction, packet, rows.ruleset_of(endpoint, direction))
     if crossing.finding.verdict is Verdict.DENY or not rows.has_shadow(endpoint, direction):
@@ -171,6 +194,8 @@ def _walk_address(facts: Facts, endpoint: EndpointRow, direction: Direction, pac
     view = View(packet.port, identity, other, live, told - live)
     walk = _walk_tiers(rows, packet, ruleset, (view,))
     seen = tuple(_describe_other(facts, other, is_own=is_own, live=live, expired=told - live))
+    if direction is Direction.EGRESS and other in facts.caches.get(endpoint.node, ()):
+        seen += ("the DNS cache of its node",)
     return replace(walk, finding=_refine(rows, packet, ruleset, view, walk.finding, is_own=is_own), seen_as=seen)
 
 

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
+from nats.aio.client import Client
+from typer.testing import CliRunner, Result
 
+from schemas import wire
+from schemas.status import AgentStatus
+from schemas.terms import NodeName
+from services.cli.__main__ import app
+from services.scenario.walk import NODE_CACHE as CACHE
+from tests.bus.harness import connected, run
 from tests.cli.golden import compare, yett
+from tests.nats_server import NatsServer, nats_server
+from tests.scenario.test_live import fill
+
+__all__ = ["nats_server"]
 
 OLD = ("--manifests", "cluster.yaml", "--manifests", "old")
 NEW = ("--manifests", "cluster.yaml", "--manifests", "new")
@@ -67,3 +82,65 @@ def test_a_port_that_was_not_given_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     assert "8080 is asked about" in yett(monkeypatch, "explain", *CASES["explain-default"]).stderr
     asked = ("explain", "--from", "shop/web-1", "--to", "example.org", *OLD)
     assert "443 is asked about" in yett(monkeypatch, *asked).stderr
+
+
+DNS = ("--from", "shop/web-1", "--protocol", "UDP")
+CACHE_SAID = "NodeLocal DNSCache listens at 169.254.20.10, and no manifest says on which nodes"
+
+
+def test_manifests_cannot_tell_where_a_node_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an agent would do that finds it is said, where the verdict hangs on it: for that address and DNS alone."""
+    asked = yett(monkeypatch, "explain", *DNS, "--to", "169.254.20.10:53", *OLD)
+    assert asked.stdout.splitlines()[0].endswith(": DENY")
+    assert CACHE_SAID in asked.stderr and "allow for DNS_IMPLICIT" in asked.stderr
+    for other in ("169.254.20.10:80", "10.96.0.10:53", "192.0.2.1:53"):
+        assert "NodeLocal" not in yett(monkeypatch, "explain", *DNS, "--to", other, *OLD).stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A live cluster
+
+
+def explain(server: NatsServer, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["explain", "--nats", server.url, "--wait", "5", *arguments])
+
+
+@asynccontextmanager
+async def agent(client: Client, node: str, *resolvers: str) -> AsyncIterator[None]:
+    """Speaks as an agent whose node has a DNS cache at these addresses."""
+    status = AgentStatus(node=NodeName(node), resolvers=resolvers)
+
+    async def speak() -> None:
+        while True:
+            await client.publish(wire.subject_status(status.node), wire.encode(status))
+            await asyncio.sleep(0.05)
+
+    speaking = asyncio.create_task(speak())
+    try:
+        yield
+    finally:
+        speaking.cancel()
+
+
+@pytest.mark.nats
+def test_a_nodes_agent_tells_whether_it_has_a_cache_of_its_own(nats_server: NatsServer) -> None:
+    """The verdict follows its status; of a node whose agent is silent it is not known, and said so."""
+    asked = ("--from", "app/web", "--protocol", "UDP", "--to")
+
+    async def scenario() -> None:
+        async with connected(nats_server, with_streams=False) as (client, jetstream):
+            await fill(jetstream, client)
+            async with agent(client, "node-a", CACHE):
+                found = await asyncio.to_thread(explain, nats_server, *asked, f"{CACHE}:53")
+                assert found.stdout.splitlines()[0].endswith(": ALLOW") and not found.stderr
+                assert "the other side: the DNS cache of its node" in found.stdout
+            async with agent(client, "node-a"):
+                found = await asyncio.to_thread(explain, nats_server, *asked, f"{CACHE}:53")
+                assert found.stdout.splitlines()[0].endswith(": DENY") and not found.stderr
+            async with agent(client, "node-b", CACHE):
+                found = await asyncio.to_thread(explain, nats_server, *asked, f"{CACHE}:53")
+                assert found.stdout.splitlines()[0].endswith(": DENY")
+                said = f"no agent is heard on node-a: if {CACHE} is its own DNS cache, this is allow for DNS_IMPLICIT"
+                assert said in found.stderr.replace("\n", " ")
+
+    run(scenario())

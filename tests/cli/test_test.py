@@ -81,6 +81,24 @@ def test_the_table_says_what_is_wrong(tmp_path: Path) -> None:
     ]
 
 
+def test_what_hangs_on_a_nodes_own_cache_is_noted(tmp_path: Path) -> None:
+    """No engine knows where NodeLocal DNSCache is: what an agent would do that finds it stands beside the verdict, in
+    every form; in the settings it is judged."""
+    named = {"policyTypes": ["Egress"], "egress": [{"to": [{"domainNames": ["x.com"]}]}]}
+    objects = [*CLUSTER, k8s.application_policy("named", named)]
+    to = {"address": "169.254.20.10"}
+    probes = [probe(pod("app/web"), to, port, id=f"at-{port}", protocol="UDP", expect="deny") for port in (53, 80)]
+    cached = {**GOOD, "name": "cached", "objects": objects, "probes": probes}
+    found = yett(tmp_path, cached, arguments=("-o", "json"))
+    first, second = json.loads(found.stdout)["probes"]
+    assert "allow for DNS_IMPLICIT" in first["note"] and "note" not in second and found.exit_code == 0
+    assert "cached: probe at-53: NodeLocal DNSCache listens at" in yett(tmp_path, cached).stderr
+    settled = {**cached, "config": {"resolvers": "169.254.20.10"}}
+    found = yett(tmp_path, settled, arguments=("-o", "json"))
+    assert [each["verdict"] for each in json.loads(found.stdout)["probes"]] == ["allow", "deny"]
+    assert "note" not in found.stdout and not found.stderr
+
+
 def test_on_a_terminal_a_bar_tells_how_far_it_is(tmp_path: Path) -> None:
     """On stderr, with what is done and how much there is; where stderr is no terminal there is nothing of it."""
     path = tmp_path / "s.jsonl"

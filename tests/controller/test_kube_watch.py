@@ -228,6 +228,57 @@ def test_the_source_says_which_kinds_it_cannot_read(monkeypatch: pytest.MonkeyPa
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("is_established", [True, False])
+def test_a_kind_is_unread_until_it_has_been_listed_whole(is_established: bool) -> None:
+    """From the first look at a definition that serves nothing that is read, be it none yet, to the end of a list; a
+    list that fails ends nothing. A kind without a definition is not unread, but empty."""
+
+    async def scenario() -> None:
+        api, definitions = ScriptedApi({}), Definitions()
+        definitions.take([defined(UPSTREAM, "v1", is_established=is_established)], [])
+        async with watching(api, UPSTREAM, definitions) as (watcher, told):
+            await api.until(lambda: told.times == 1)
+            assert watcher.is_complete and watcher.is_unread
+            definitions.take([defined(UPSTREAM, "v1beta1")], [])
+            await api.until(lambda: api.asked)
+            assert watcher.is_unread and not watcher.unread
+            api.answers |= EVERYWHERE
+            await api.until(lambda: told.standing)
+            assert not watcher.is_unread
+            definitions.take([defined(UPSTREAM, "v1")], [])
+            api.end_watch()
+            await api.until(lambda: watcher.is_unread)
+            definitions.take([], gone(UPSTREAM))
+            await api.until(lambda: not told.standing)
+            assert not watcher.is_unread
+
+    asyncio.run(scenario())
+
+
+def test_the_first_that_a_source_says_tells_of_unread_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever compiles it must not take what such a kind lacks for gone; when the kind is read, the same batch brings
+    its objects."""
+    monkeypatch.setattr(kube, "LOOK_SECONDS", 60.0)  # no batch of problems in between
+
+    async def scenario() -> None:
+        definition = defined(UPSTREAM, "v1").obj
+        answers: dict[str, Obj] = {kind.path(kind.versions[0]): listed() for kind in KINDS.values()}
+        answers["/apis/discovery.k8s.io"] = {"versions": [{"version": "v1"}]}
+        answers[DEFINITIONS.path("v1")] = listed({key: definition[key] for key in ("metadata", "spec", "status")})
+        api = ScriptedApi(answers | {POLICY_PATHS["v1beta1"]: listed(POLICY)})
+        cluster = kube.Cluster(api, "yett-system", Pace())
+        batches = cluster.watch()
+        async with asyncio.timeout(20):
+            [unread] = [event.unread for event in await anext(batches) if event.unread is not None]
+            assert unread == {"ClusterNetworkPolicy.policy.networking.k8s.io"}
+            cluster._definitions.take([defined(UPSTREAM, "v1beta1")], [])
+            first, last = await anext(batches)
+            assert first.obj is not None and last.unread == frozenset()
+        await batches.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(scenario())
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Bookmarks
 

@@ -28,7 +28,7 @@ from schemas.terms import (
 from services.controller.policy.diff import apply, diff
 from services.controller.policy.ground import read_ground
 from services.controller.policy.parse import identify
-from services.controller.sources import POLICY_KINDS
+from services.controller.sources import KINDS, POLICY_KINDS
 from services.controller.world import State
 from tests import builders as k8s
 from tests.strategies import RandomDice, make_cluster_policy, make_pod, seeded_scene
@@ -698,14 +698,16 @@ def test_a_new_refused_policy_isolates_its_pods() -> None:
 
 
 def test_what_a_broken_source_gave_can_be_kept_across_a_restart() -> None:
-    """``adopt_unseen`` keeps policies that the stream remembers and that nobody could show; otherwise they are gone."""
+    """``adopt_unseen`` keeps policies of these kinds that the stream remembers and that nobody could show; otherwise
+    they are gone."""
     rows = state_of(*BASE, k8s.network_policy("p", ALLOW_ALL)).rows()
     state = State()
     state.restore(rows)
     for obj in BASE:
         state.upsert(obj)
     assert wire.subject_source("NetworkPolicy", "app", "p") not in state.rows()
-    assert state.adopt_unseen() == [("NetworkPolicy", "app", "p")]
+    assert state.adopt_unseen(KINDS - {"NetworkPolicy"}) == []
+    assert state.adopt_unseen(KINDS) == [("NetworkPolicy", "app", "p")]
     assert diff(rows, state.rows()) == []
 
 

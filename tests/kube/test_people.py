@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Iterator
@@ -18,11 +19,14 @@ import yaml
 from services.access.folder import Folder
 from services.access.kubernetes import MOUNTED, NAMESPACE, PERSON, SERVICE_HOST, make_objects
 from tests.bus.controllers import SHOP, controller
-from tests.bus.harness import run
+from tests.bus.harness import connected, run
 from tests.bus.secured import OPERATOR, SecuredServer
 from tests.kube.definitions import definition
 from tests.kube.kubelet import forwarding_kubelet
 from tests.kube.servers import ADMIN_TOKEN, KUBECTL, READER_TOKEN, KubeServer
+from tests.kube.test_inpod import until_troubles
+from tests.kube.test_lease import reading
+from tests.nats_server import NatsServer
 
 pytestmark = pytest.mark.kube
 
@@ -153,6 +157,29 @@ def test_doctor_asks_the_api_server(kube: KubeServer, secured: SecuredServer, tm
             code, found, following = doctor(await yett(kube, READER_TOKEN, *asked))
             assert code == 1 and found["api-server"][0] == "wrong" and "403" in found["api-server"][1]
             assert following == "kubectl auth can-i list nodes"
+
+    run(scenario(), 240)
+
+
+def test_doctor_says_since_when_what_is_known_is_stale(nats_server: NatsServer, kube: KubeServer) -> None:
+    """The API server is killed: as soon as the leader's status says so doctor does, and when it is back no more."""
+    asked = ("doctor", "--output", "json", "--nats", nats_server.url)
+
+    async def scenario() -> None:
+        kube.admin.create_namespace("yett-system")
+        async with connected(nats_server) as (client, _), reading(nats_server, kube, "one") as one:
+            await one.until_said("leading")
+            _, found, _ = doctor(await yett(kube, ADMIN_TOKEN, *asked))
+            assert found["controller"][0] == found["source"][0] == "fine"
+            kube.apiserver.stop(signal.SIGKILL)
+            await until_troubles(client, lambda told: len(told) >= 8)
+            code, found, following = doctor(await yett(kube, ADMIN_TOKEN, *asked))
+            assert code == 1 and found["source"][0] == "wrong" and found["source"][1].startswith("stale since 20")
+            assert following == "kubectl get --raw '/readyz?verbose'" and found["controller"][0] == "fine"
+            await asyncio.to_thread(kube.start_apiserver)
+            await until_troubles(client, lambda told: not told)
+            _, found, _ = doctor(await yett(kube, ADMIN_TOKEN, *asked))
+            assert found["source"][0] == "fine"
 
     run(scenario(), 240)
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from typing import Any
 
 import pytest
+from nats.aio.client import Client
 
-from tests.bus.harness import eventually, run
+from services.common.jetstream import JetStream
+from tests.bus.controllers import ask
+from tests.bus.harness import connected, eventually, run, stored
 from tests.kube.definitions import definition
 from tests.kube.proxy import wire_to
 from tests.kube.seen import QUICK, seeing
 from tests.kube.servers import ADMIN_TOKEN, READER_TOKEN, KubeServer
+from tests.kube.test_lease import reading
+from tests.nats_server import NatsServer
 
 pytestmark = pytest.mark.kube
 
@@ -242,3 +248,63 @@ def test_a_token_that_is_rotated_is_taken_up(kube: KubeServer) -> None:
             await seen.until(lambda: not seen.names("NetworkPolicy", "shop") and not seen.problems, 40)
 
     run(scenario(), 150)
+
+
+def test_what_cannot_be_read_any_more_outlives_a_restart_and_what_is_gone_does_not(
+    nats_server: NatsServer, kube: KubeServer
+) -> None:
+    """While no controller runs a definition goes over to a version that nobody reads, and a NetworkPolicy is deleted:
+    the next controller keeps the remembered policies of the kind, names them, and drops the NetworkPolicy. Once the
+    kind is read again it keeps those that are there, and no other."""
+    place = f"{DEFINITIONS}/clusternetworkpolicies.networking.k8s.aws"
+    foreign = "/apis/networking.k8s.aws/v9/clusternetworkpolicies"
+
+    def serve(*served: str) -> None:
+        """Both are defined, and stored as the one that is read."""
+        one = kube.admin.call("GET", place)
+        [known] = [each for each in one["spec"]["versions"] if each["name"] == "v1alpha1"]
+        one["spec"]["versions"] = [
+            {**known, "name": name, "served": name in served, "storage": name == "v1alpha1"}
+            for name in ("v1alpha1", "v9")
+        ]
+        kube.admin.call("PUT", place, one)
+
+    async def remembered(client: Client, jetstream: JetStream) -> set[str]:
+        """The policies of which the stream has the specs."""
+        rows = {subject: row.body for subject, row in (await stored(client, jetstream)).items()}
+        return {subject.rpartition(".")[2] for subject, body in rows.items() if body and ".source." in subject}
+
+    async def until(client: Client, jetstream: JetStream, names: set[str], complaints: set[str]) -> None:
+        """These are remembered, and the leader's problems are of these objects."""
+        async with asyncio.timeout(30):
+            while (  # noqa: ASYNC110  another process's deeds
+                await remembered(client, jetstream) != names
+                or {each.object for each in (await ask(client)).problems} != complaints
+            ):
+                await asyncio.sleep(0.05)
+
+    async def scenario() -> None:
+        for name in ("yett-system", "shop"):
+            kube.admin.create_namespace(name)
+        kube.admin.create(POLICIES, CLOSED)
+        kube.admin.create(DEFINITIONS, definition("ClusterNetworkPolicy"))
+        kube.until(lambda: kube.admin.request("GET", CLUSTER_POLICIES)[0] == 200, 20)
+        for name in ("stays", "goes"):
+            kube.admin.create(CLUSTER_POLICIES, cluster_policy(name))
+        async with connected(nats_server) as (client, jetstream):
+            async with reading(nats_server, kube, "one") as one:
+                await one.until_said("published")
+                await until(client, jetstream, {"closed", "stays", "goes"}, set())
+            serve("v9")
+            kube.until(lambda: kube.admin.request("GET", foreign)[0] == 200, 20)
+            kube.admin.call("DELETE", f"{POLICIES}/closed")
+            kube.admin.call("DELETE", f"{foreign}/goes")
+            async with reading(nats_server, kube, "two") as two:
+                await two.until_said("leading")
+                kept = {f"ClusterNetworkPolicy.networking.k8s.aws {name}" for name in ("stays", "goes")}
+                source = "Kubernetes API clusternetworkpolicies.networking.k8s.aws"
+                await until(client, jetstream, {"stays", "goes"}, kept | {source})
+                serve("v1alpha1", "v9")
+                await until(client, jetstream, {"stays"}, set())
+
+    run(scenario())

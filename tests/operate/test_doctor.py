@@ -13,10 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from schemas.policy import Config, Resolver
-from schemas.status import FOREIGN_ENFORCER, AgentStatus, ControllerStatus, EndpointStatus, Problem
+from schemas.status import FOREIGN_ENFORCER, STALE_SINCE, AgentStatus, ControllerStatus, EndpointStatus, Problem
 from schemas.terms import NodeName, RevisionNumber
 from services.cli.__main__ import app
-from services.operate.doctor import CHECKS, Facts, Here, Kube, State, diagnose, find_next
+from services.operate.doctor import CHECKS, Facts, Finding, Here, Kube, State, diagnose, find_next
 from services.operate.examine import look_here
 from tests.bus.controllers import SHOP, controller
 from tests.bus.harness import run
@@ -47,6 +47,16 @@ FOREIGN = EndpointStatus(pod="", interface="eni1", ifindex=3, state="foreign", f
 FAULT = Problem(object="NetworkPolicy a/b", path="spec", message="unknown field")
 DISTRUST = Problem(object="Config", path="resolvers", message="10.96.0.10 is claimed", severity="warning")
 
+
+def stale(kind: str, since: str) -> Problem:
+    message = f"{STALE_SINCE} {since}, the last good state stays: connection refused"
+    return Problem(object=f"Kubernetes API {kind}", path="", message=message, severity="warning")
+
+
+STALE = msgspec.structs.replace(
+    LEADER, problems=(stale("pods", "2026-11-30T09:00:09Z"), stale("nodes", "2026-11-30T09:00:07Z"))
+)
+
 ELSEWHERE = {"YETT_PIN_ROOT": "/sys/fs/bpf/yett-none"}
 """Whatever agents this machine has."""
 
@@ -61,6 +71,7 @@ FAULTS = {
     "api-server": [{"kube": Kube("403")}],
     "definitions": [{"kube": replace(KUBE, definitions={"ClusterNetworkPolicy": ""})}],
     "controller": [{"controller": None}, {"controller": msgspec.structs.replace(LEADER, problems=(FAULT,))}],
+    "source": [{"controller": STALE}, {"controller": STALE, "kube": None}],
     "switch": [{"config": msgspec.structs.replace(CONFIG, enforce=False)}, {"agents": agents(enforcing=False)}],
     "dns": [
         {"config": Config()},
@@ -101,6 +112,22 @@ def test_each_fault_is_found_by_its_check_first(check: str, fault: dict[str, obj
     found = find_next(diagnose(replace(SOUND, **fault)))  # type: ignore[arg-type]
     assert found is not None and found.check == check
     assert found.message and found.command
+
+
+def test_a_stale_source_is_told_with_since_when_and_where_to_look() -> None:
+    """Since the earliest instant; at the API server, or at the controller where somebody had an answer from the other.
+    A warning of any other kind is no trouble of the source."""
+
+    def find(controller: ControllerStatus, kube: Kube | None) -> Finding:
+        found = diagnose(replace(SOUND, controller=controller, kube=kube))
+        return next(one for one in found if one.check == "source")
+
+    found = find(STALE, None)
+    told = "stale since 2026-11-30T09:00:07Z, the last good state stays: connection refused"
+    assert found.message == f"{told} (Kubernetes API pods, Kubernetes API nodes)"
+    assert found.command == "kubectl get --raw '/readyz?verbose'" == find(STALE, Kube("refused")).command
+    assert find(STALE, KUBE).command == "kubectl logs -n yett-system deployment/yett-controller"
+    assert find(msgspec.structs.replace(LEADER, problems=(DISTRUST,)), KUBE).state is State.FINE
 
 
 def test_a_cache_on_every_node_is_a_resolver_and_is_told_of() -> None:
