@@ -22,12 +22,22 @@ from services.demo.netns import open_socket
 from services.demo.topology import NODE_A, Pod
 from tests.bpf import packets
 from tests.bpf.packets import TCP, UDP, extension, fragment6, icmp, ipv4, tcp, udp
-from tests.e2e.onenode import ALLOWED, DENIED, PORT, OneNode, allow_egress, make_pod, one_node, until
+from tests.e2e.onenode import (
+    ALLOWED,
+    ALLOWED6,
+    DENIED,
+    DENIED6,
+    PORT,
+    OneNode,
+    allow_egress,
+    make_pod,
+    one_node,
+    until,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 ATTACKER, VICTIM, SERVER = make_pod(10), make_pod(11, "u"), make_pod(12, "u", role="server")
-ALLOWED6, DENIED6 = "2001:db8:1::10", "2001:db8:1::66"
 NODE_PORT, WEB_PORT, SERVICE = 30080, 8080, "10.100.0.80"
 BALANCER, EXTERNAL = "198.51.100.80", "198.51.100.81"
 """The Service's address at a load balancer, which hands packets on as they are, and an external one."""
