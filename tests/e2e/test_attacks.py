@@ -211,11 +211,10 @@ class Sniffers:
     sockets: tuple[socket.socket, ...]
 
     def hear(self, seconds: float) -> bytes:
-        """All frames that came within the time."""
+        """All frames that came within the time, read then or later."""
         heard, until_time = [], time.monotonic() + seconds
-        while (left := until_time - time.monotonic()) > 0:
-            for ready in select.select(self.sockets, [], [], left)[0]:
-                heard.append(ready.recv(65536))
+        while found := select.select(self.sockets, [], [], max(until_time - time.monotonic(), 0))[0]:
+            heard += [ready.recv(65536) for ready in found]
         return b"".join(heard)
 
     def close(self) -> None:
