@@ -88,13 +88,17 @@ class Lab:
         self._make_namespace(namespace)
         self._write_resolver_configuration(namespace, pod)
 
-    def link_pod(self, pod: Pod, *, ifindex: int = 0) -> None:
-        """The pod's link and routes. ``ifindex``: the number of the host's side, 0: the kernel's choice."""
+    def link_pod(self, pod: Pod, *, ifindex: int = 0, knows_gateway6: bool = False) -> None:
+        """The pod's link and routes. ``ifindex``: the number of the host's side, 0: the kernel's choice.
+
+        ``knows_gateway6``: the pod need not ask for its gateway over IPv6 either.
+        """
         namespace, node = self.pod_namespace(pod), self.node_namespace(pod.node)
         number = f"index {ifindex} " if ifindex else ""
         link = f"link add {pod.interface} {number}address {HOST_VETH_MAC} type veth"
         _batch(node, f"{link} peer name eth0 netns {namespace}")
-        _batch(namespace, *_pod_commands(pod))
+        known = [_know_gateway(topology.POD_GATEWAY6)] if knows_gateway6 else []
+        _batch(namespace, *known, *_pod_commands(pod))
         _batch(
             node,
             f"addr add {topology.POD_GATEWAY6}/64 dev {pod.interface} nodad",
@@ -218,8 +222,12 @@ def _pod_commands(pod: Pod) -> list[str]:
         f"route add ::/0 via {topology.POD_GATEWAY6} dev eth0",
     ]
     if not pod.node.answers_arp_for_gateway:
-        commands.append(f"neigh replace {gateway} lladdr {HOST_VETH_MAC} dev eth0 nud permanent")
+        commands.append(_know_gateway(gateway))
     return commands
+
+
+def _know_gateway(address: str) -> str:
+    return f"neigh replace {address} lladdr {HOST_VETH_MAC} dev eth0 nud permanent"
 
 
 def render_kube_proxy(services: Iterable[Service]) -> str:

@@ -9,6 +9,9 @@ Rules of this module:
 * Where there are host routes an answer counts only if they lead to all of its addresses: one that a former pod of the
   same interface left behind does not.
 * A binding is frozen: an interface that was one pod's is never another's. Its addresses follow the host's routes.
+* A binding by address alone is a guess: a pod's object outlives its sandbox, and the next pod, whose row may come after
+  its interface, has the address. So a guess gives way to a name, and a pod that was found by name, and whose interface
+  is gone, is found by no address any more.
 * An address that two interfaces claim is denied on both.
 
 Deliberately absent: netlink, rows' arrival, the kernel.
@@ -17,8 +20,8 @@ Deliberately absent: netlink, rows' arrival, the kernel.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import sha1
 
 from schemas.policy import AddressRow, EndpointRow
@@ -49,11 +52,25 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """One interface and its pod; ``uid`` is empty while no row is known for it."""
+    """One interface and its pod; ``uid`` is empty while no row is known for it.
+
+    ``is_guess``: found by address alone. ``is_named``: its name or the plugin's answer says so now.
+    """
 
     link: Link
     uid: str = ""
     claimed_twice: bool = False
+    is_guess: bool = False
+    is_named: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What earlier bindings were: life -> uid, the lives of which that was a guess, and the pods found by name."""
+
+    uids: Mapping[str, str] = field(default_factory=dict)
+    guesses: Collection[str] = ()
+    named: Collection[str] = ()
 
 
 def compute_suffix(namespace: str, pod: str) -> str:
@@ -75,20 +92,42 @@ def bind_links(
     links: Iterable[Link],
     endpoints: Iterable[EndpointRow],
     addresses: Mapping[str, AddressRow],
-    frozen: Mapping[str, str],
+    bound: Bound,
 ) -> dict[int, Binding]:
-    """ifindex -> binding. ``frozen``: life -> uid of earlier bindings."""
+    """ifindex -> binding."""
     known = tuple(links)
     local = {row.uid: row for row in endpoints}
     by_pod = {f"{row.namespace}/{row.pod}": row.uid for row in local.values()}
     by_suffix = {compute_suffix(row.namespace, row.pod): row.uid for row in local.values()}
     by_address = _index_addresses(local.values(), addresses)
     claims = Counter(address for link in known for address in link.addresses)
+    named = {link.ifindex: _find_by_name(link, by_suffix, by_pod) for link in known}
+    guesses = frozenset(bound.guesses)
+    sure = {
+        link.ifindex: (bound.uids.get(link.life) if link.life not in guesses else "") or named[link.ifindex]
+        for link in known
+    }
+    gone = frozenset(bound.named).difference(sure.values())
     found = {}
     for link in known:
-        uid = frozen.get(link.life) or _find_pod(link, by_suffix, by_address, by_pod)
-        found[link.ifindex] = Binding(link, uid, any(claims[one] > 1 for one in link.addresses))
+        uid = sure[link.ifindex]
+        guess = "" if uid else bound.uids.get(link.life) or _find_by_address(link, by_address)
+        is_guess = bool(guess) and guess not in gone
+        claimed = any(claims[one] > 1 for one in link.addresses)
+        is_named = bool(uid) and uid == named[link.ifindex]
+        found[link.ifindex] = Binding(link, guess if is_guess else uid, claimed, is_guess, is_named)
     return found
+
+
+def remember_bindings(bindings: Iterable[Binding], bound: Bound, present: Collection[str]) -> Bound:
+    """What the next round is to know. ``present``: uids of the node's pods; what was a pod's is forgotten with it."""
+    kept = [one for one in bindings if one.uid and one.link.life]
+    named = {one.uid for one in kept if one.is_named}
+    return Bound(
+        {one.link.life: one.uid for one in kept},
+        frozenset(one.link.life for one in kept if one.is_guess),
+        frozenset(named.union(bound.named).intersection(present)),
+    )
 
 
 def _index_addresses(endpoints: Iterable[EndpointRow], addresses: Mapping[str, AddressRow]) -> dict[str, str]:
@@ -105,12 +144,12 @@ def _index_addresses(endpoints: Iterable[EndpointRow], addresses: Mapping[str, A
     return index
 
 
-def _find_pod(
-    link: Link, by_suffix: Mapping[str, str], by_address: Mapping[str, str], by_pod: Mapping[str, str]
-) -> str:
+def _find_by_name(link: Link, by_suffix: Mapping[str, str], by_pod: Mapping[str, str]) -> str:
     suffix = link.name[-_HASH_DIGITS:]
     if len(link.name) > _HASH_DIGITS and suffix in by_suffix:
         return by_suffix[suffix]
-    if link.pod in by_pod:
-        return by_pod[link.pod]
+    return by_pod.get(link.pod, "")
+
+
+def _find_by_address(link: Link, by_address: Mapping[str, str]) -> str:
     return next((by_address[address] for address in link.addresses if address in by_address), "")

@@ -18,7 +18,7 @@ from schemas.policy import EndpointRow
 from schemas.status import FOREIGN_ENFORCER, EndpointStatus, Problem
 from schemas.terms import NodeName, RulesetHash
 from services.common.log import get_logger
-from services.nodeagent.binding import Binding, bind_links
+from services.nodeagent.binding import Binding, Bound, bind_links, remember_bindings
 from services.nodeagent.datapath import Datapath, DatapathError
 from services.nodeagent.links import Snapshot
 from services.nodeagent.memory import MemoryFile, keep_present, recall, take_over
@@ -130,8 +130,11 @@ class Enforcer:
 
     def _bind(self, state: PolicyState, snapshot: Snapshot) -> dict[int, Binding]:
         links = [one.link for one in snapshot.links]
-        bindings = bind_links(links, state.endpoints.values(), state.addresses, self._memory.bindings)
-        self._memory.bindings = {one.link.life: one.uid for one in bindings.values() if one.uid and one.link.life}
+        memory, rows = self._memory, state.endpoints.values()
+        bound = Bound(memory.bindings, memory.guesses, memory.named)
+        bindings = bind_links(links, rows, state.addresses, bound)
+        bound = remember_bindings(bindings.values(), bound, frozenset(row.uid for row in rows))
+        memory.bindings, memory.guesses, memory.named = dict(bound.uids), sorted(bound.guesses), sorted(bound.named)
         return bindings
 
     def _remember(self, state: PolicyState, bindings: Mapping[int, Binding]) -> None:

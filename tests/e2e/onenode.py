@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import select
 import selectors
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -34,9 +36,13 @@ from services.demo.state import Process, Run, is_alive
 from services.demo.topology import NODE_A, Pod
 
 ALLOWED, DENIED = "203.0.113.10", "203.0.113.66"
-"""Two addresses of the fabric, as most tests judge them."""
+ALLOWED6, DENIED6 = "2001:db8:1::10", "2001:db8:1::66"
+"""Two addresses of the fabric in each family, as most tests judge them."""
 PORT = 9000
-_IP_PKTINFO = 8
+_SO_RCVBUFFORCE = 33
+_SOL_PACKET, _PACKET_STATISTICS = 263, 6
+_ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
+_SYN, _SYN_ACK = 0x02, 0x12
 
 
 def make_pod(host: int, namespace: str = "t", **labels: str) -> Pod:
@@ -215,8 +221,8 @@ class OneNode:
         return open_socket(self.lab.pod_namespace(pod), family, kind)
 
     def listen(self, port: int = PORT) -> Listener:
-        """A UDP socket of the fabric on every address."""
-        return Listener(open_socket(self.lab.fabric, socket.AF_INET, socket.SOCK_DGRAM), port)
+        """A UDP socket of the fabric on every address of both families."""
+        return Listener(open_socket(self.lab.fabric, socket.AF_INET6, socket.SOCK_DGRAM), port)
 
     def reaches(self, pod: Pod, address: str, port: int, seconds: float = 1.0) -> bool:
         """Whether a TCP connection out of the pod comes about."""
@@ -229,13 +235,14 @@ N = TypeVar("N", bound=OneNode)
 
 
 class Listener:
-    """What arrives at one port of the fabric, by destination address and content."""
+    """What arrives at one port, over IPv4 and IPv6, by destination address and content. ``opened``: of AF_INET6."""
 
     def __init__(self, opened: socket.socket, port: int) -> None:
         self.socket = opened
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * 1024 * 1024)
-        opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        opened.bind(("0.0.0.0", port))
+        opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 * 1024 * 1024)
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        opened.bind(("::", port))
         opened.setblocking(False)
 
     def close(self) -> None:
@@ -254,12 +261,51 @@ class Listener:
                 data, control, _, _ = self.socket.recvmsg(2048, 64)
             except BlockingIOError:
                 return
-            (information,) = (value for level, kind, value in control if (level, kind) == (0, _IP_PKTINFO))
-            yield socket.inet_ntoa(information[8:12]), data
+            (information,) = (value for *kind, value in control if kind == [socket.IPPROTO_IPV6, socket.IPV6_PKTINFO])
+            found = ipaddress.IPv6Address(information[:16])
+            yield str(found.ipv4_mapped or found), data
 
     def wait(self, seconds: float) -> bool:
         """Whether something waits, within the time."""
         return bool(select.select([self.socket], [], [], seconds)[0])
+
+
+class Openings:
+    """TCP connections that are asked for at one port, by whom and of whom: what comes in at an interface, answered or
+    not. IPv4 without options, IPv6 without extension headers."""
+
+    def __init__(self, namespace: str, interface: str, port: int) -> None:
+        self._port = port.to_bytes(2, "big")
+        self._sockets = {
+            kind: open_socket(namespace, socket.AF_PACKET, socket.SOCK_DGRAM) for kind in (_ETH_P_IP, _ETH_P_IPV6)
+        }
+        for kind, opened in self._sockets.items():
+            opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 * 1024 * 1024)
+            opened.bind((interface, kind))
+            opened.setblocking(False)
+
+    def __enter__(self) -> Openings:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for opened in self._sockets.values():
+            opened.close()
+
+    def receive(self) -> Iterator[tuple[str, str]]:
+        """(source, destination) of each SYN that waits; fails if one was lost here."""
+        for kind, opened in self._sockets.items():
+            protocol, source, size = (9, 12, 4) if kind == _ETH_P_IP else (6, 8, 16)
+            segment = source + 2 * size
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    packet = opened.recv(64)
+                    if packet[protocol] != socket.IPPROTO_TCP or packet[segment + 2 : segment + 4] != self._port:
+                        continue
+                    if packet[segment + 13] & _SYN_ACK == _SYN:
+                        ends = packet[source : source + size], packet[source + size : segment]
+                        yield str(ipaddress.ip_address(ends[0])), str(ipaddress.ip_address(ends[1]))
+            _, dropped = struct.unpack("II", opened.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
+            assert not dropped, f"{dropped} packets found no room"
 
 
 @contextlib.contextmanager
@@ -345,8 +391,9 @@ def count_live(connections: Iterable[socket.socket], seconds: float) -> int:
                 connection.sendall(b"x\n")
                 selector.register(connection, selectors.EVENT_READ)
         deadline = time.monotonic() + seconds
-        while selector.get_map() and time.monotonic() < deadline:
-            for key, _ in selector.select(max(deadline - time.monotonic(), 0)):
+        # What waits when the time is over came in time: who gets no processor reads it late.
+        while selector.get_map() and (found := selector.select(max(deadline - time.monotonic(), 0))):
+            for key, _ in found:
                 assert isinstance(key.fileobj, socket.socket)
                 selector.unregister(key.fileobj)
                 with contextlib.suppress(OSError):

@@ -16,24 +16,37 @@ from dataclasses import dataclass
 
 import pytest
 
+from schemas.terms import Direction, Reason
+from services.common.bpf import BpfMap
 from services.demo import objects, topology
 from services.demo.lab import HOST_VETH_MAC, UPLINK, run_command
 from services.demo.netns import open_socket
 from services.demo.topology import NODE_A, Pod
+from services.nodeagent.datapath import REASONS
 from tests.bpf import packets
 from tests.bpf.packets import TCP, UDP, extension, fragment6, icmp, ipv4, tcp, udp
-from tests.e2e.onenode import ALLOWED, DENIED, PORT, OneNode, allow_egress, make_pod, one_node, until
+from tests.e2e.onenode import (
+    ALLOWED,
+    ALLOWED6,
+    DENIED,
+    DENIED6,
+    PORT,
+    OneNode,
+    allow_egress,
+    make_pod,
+    one_node,
+    until,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 ATTACKER, VICTIM, SERVER = make_pod(10), make_pod(11, "u"), make_pod(12, "u", role="server")
-ALLOWED6, DENIED6 = "2001:db8:1::10", "2001:db8:1::66"
 NODE_PORT, WEB_PORT, SERVICE = 30080, 8080, "10.100.0.80"
 BALANCER, EXTERNAL = "198.51.100.80", "198.51.100.81"
 """The Service's address at a load balancer, which hands packets on as they are, and an external one."""
 _ETH_P_ALL = socket.htons(3)
 _UDP_SEGMENT = 103
-_IP_MTU, _IP_MTU_DISCOVER, _PMTU_DO = 14, 10, 2
+_PMTU_DO = 2
 SHUT_INGRESS = """\
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -198,11 +211,10 @@ class Sniffers:
     sockets: tuple[socket.socket, ...]
 
     def hear(self, seconds: float) -> bytes:
-        """All frames that came within the time."""
+        """All frames that came within the time, read then or later."""
         heard, until_time = [], time.monotonic() + seconds
-        while (left := until_time - time.monotonic()) > 0:
-            for ready in select.select(self.sockets, [], [], left)[0]:
-                heard.append(ready.recv(65536))
+        while found := select.select(self.sockets, [], [], max(until_time - time.monotonic(), 0))[0]:
+            heard += [ready.recv(65536) for ready in found]
         return b"".join(heard)
 
     def close(self) -> None:
@@ -426,16 +438,17 @@ def test_super_packets_are_judged_as_their_parts(node: OneNode) -> None:
     assert send_bulk(node, 4_000_000) == 4_000_000
 
 
-def send_bulk(node: OneNode, size: int) -> int:
+def send_bulk(node: OneNode, size: int, address: str = ALLOWED) -> int:
     """Bytes of one TCP connection out of the attacker's pod that arrived at the allowed address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with (
-        closing(open_socket(node.lab.fabric, socket.AF_INET, socket.SOCK_STREAM)) as listener,
-        closing(node.open(ATTACKER, socket.SOCK_STREAM)) as pod,
+        closing(open_socket(node.lab.fabric, family, socket.SOCK_STREAM)) as listener,
+        closing(node.open(ATTACKER, socket.SOCK_STREAM, family)) as pod,
     ):
-        listener.bind((ALLOWED, 0))
+        listener.bind(("", 0))
         listener.listen(1)
         pod.settimeout(5)
-        pod.connect(listener.getsockname())
+        pod.connect((address, listener.getsockname()[1]))
         with closing(listener.accept()[0]) as server:
             server.settimeout(5)
             pod.setblocking(False)
@@ -456,20 +469,52 @@ def test_headers_outside_the_linear_part_are_judged(node: OneNode, open_before: 
     assert send_long(node) == {"long", "long6"}
 
 
-def test_path_mtu_discovery_works_through_a_policy_that_shuts_everything(node: OneNode) -> None:
+@dataclass(frozen=True)
+class NarrowPath:
+    """A way to the allowed address over a link of ``mtu`` bytes. ``level``, ``known``, ``discover``: of socket options:
+    the path's MTU, and whether it is found out."""
+
+    family: int
+    address: str
+    gateway: str
+    mtu: int
+    level: int
+    known: int
+    discover: int
+
+
+NARROW = {
+    "ipv4": NarrowPath(socket.AF_INET, ALLOWED, NODE_A.gateway, 700, socket.IPPROTO_IP, 14, 10),
+    "ipv6": NarrowPath(socket.AF_INET6, ALLOWED6, NODE_A.gateway6, 1290, socket.IPPROTO_IPV6, 24, 23),
+}
+
+
+@pytest.mark.parametrize("family", list(NARROW))
+def test_path_mtu_discovery_works_through_a_policy_that_shuts_everything(node: OneNode, family: str) -> None:
     """A narrow link behind the node: its error reaches the pod, whose next datagrams are small enough."""
+    path = NARROW[family]
     run_command(["ip", "-n", node.lab.fabric, "link", "set", "node-a", "mtu", "1500"])
-    node.in_node("ip", "route", "add", f"{ALLOWED}/32", "via", NODE_A.gateway, "mtu", "lock", "700")
+    route = f"{path.address}/{128 if family == 'ipv6' else 32}"
+    node.in_node("ip", "route", "add", route, "via", path.gateway, "mtu", "lock", str(path.mtu))
+    counted = count_related(node)
     try:
-        with closing(node.open(ATTACKER)) as pod:
-            pod.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTU_DO)
-            pod.connect((ALLOWED, PORT))
-            send_quietly(pod, 1200)
-            until(lambda: pod.getsockopt(socket.IPPROTO_IP, _IP_MTU) == 700, 5, "the pod learns the path's MTU")
-        assert send_bulk(node, 200_000) == 200_000
-        node.await_status(lambda one: one.counters.get("ingress.RELATED", 0) > 0, "counted as related")
+        with closing(node.open(ATTACKER, family=path.family)) as pod:
+            pod.setsockopt(path.level, path.discover, _PMTU_DO)
+            pod.connect((path.address, PORT))
+            send_quietly(pod, 1400)
+            until(lambda: pod.getsockopt(path.level, path.known) == path.mtu, 5, "the pod learns the path's MTU")
+        assert send_bulk(node, 200_000, path.address) == 200_000
+        until(lambda: count_related(node) > counted, 5, "counted as related")
     finally:
-        node.in_node("ip", "route", "del", f"{ALLOWED}/32")
+        node.in_node("ip", "route", "del", route)
+
+
+def count_related(node: OneNode) -> int:
+    """Errors about live flows that were let into pods, by the kernel's count now: a status is up to a second old."""
+    (pin,) = (node.run.pins / NODE_A.key).glob("*/reasons")
+    with BpfMap(pin) as reasons:
+        found = reasons.get((Direction.INGRESS * REASONS + Reason.RELATED).to_bytes(4, "little"))
+    return int.from_bytes((found or b"")[:8], "little")
 
 
 def send_quietly(opened: socket.socket, size: int) -> None:

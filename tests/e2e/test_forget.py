@@ -103,8 +103,8 @@ def forget(running: Running, *what: str) -> dict[str, object]:
 
 def counter(running: Running, name: str, *, of_agent: bool = False) -> int:
     """Of node a's recorder, or of node b's agent, as it last said."""
-    found = running.demo.bus.agents.get(NODE_B.name) if of_agent else running.demo.bus.recorders.get(NODE_A.name)
     running.run(asyncio.sleep(0.05))  # statuses are heard while the loop runs
+    found = running.demo.bus.agents.get(NODE_B.name) if of_agent else running.demo.bus.recorders.get(NODE_A.name)
     return found.counters.get(name, 0) if found else 0
 
 

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
+import itertools
 import socket
+import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from schemas.status import AgentStatus
+from services.demo import topology
 from services.demo.netns import open_socket
 from services.demo.topology import Pod
 from services.nodeagent.gate import GROUP
-from tests.e2e.onenode import ALLOWED, DENIED, PORT, Listener, OneNode, allow_egress, make_pod, one_node, until
+from tests.e2e.onenode import (
+    ALLOWED,
+    ALLOWED6,
+    DENIED,
+    DENIED6,
+    PORT,
+    Listener,
+    OneNode,
+    Openings,
+    allow_egress,
+    make_pod,
+    one_node,
+    until,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -25,89 +45,178 @@ PODS_AWAKE, PODS_ASLEEP = 100, 100
 """Pods that start while the agent runs, and while it was killed."""
 PAUSE_SECONDS = 0.004
 QUIET_SECONDS = 0.5
+NODE_LINK = f"node-{topology.NODE_A.key}"
+"""The fabric's side of the node's link."""
+_SIOCGIFINDEX = 0x8933
+_libc = ctypes.CDLL(None)
 
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[OneNode]:
-    """Strict, default deny; pods of namespace t may send to one address."""
+    """Strict, default deny; pods of namespace t may send to one address of each family."""
     with one_node(mode="strict") as made:
-        made.folder.write("10-allow.yaml", allow_egress("only", f"{ALLOWED}/32"))
+        made.folder.write("10-allow.yaml", allow_egress("only", f"{ALLOWED}/32", f"{ALLOWED6}/128"))
         made.start([make_pod(250)])
         yield made
 
 
-class Senders:
-    """Every pod of a wave sends to both addresses from before its link is up, until ``stop``."""
+Counted = Counter[tuple[str, str, str]]
+"""How many, by kind ("udp", "tcp"), destination and name of the pod."""
+LINK_LOCAL = ("udp", topology.POD_GATEWAY6)
+"""To the node, from an address that the link gives itself and that is nobody's: denied."""
+TURNS = (
+    (("udp", DENIED), ("udp", ALLOWED)),
+    (("tcp", DENIED), ("tcp", ALLOWED)),
+    (("udp", DENIED6), ("udp", ALLOWED6), LINK_LOCAL),
+    (("tcp", DENIED6), ("tcp", ALLOWED6)),
+)
+"""What is sent in one go; all at once would take the processor from the agent."""
+WAYS = [way for turn in TURNS for way in turn]
+ALLOWED_WAYS = [way for way in WAYS if way[1] in (ALLOWED, ALLOWED6)]
 
-    def __init__(self, node: OneNode) -> None:
-        self._node = node
-        self._sockets: dict[str, socket.socket] = {}
+
+@dataclass
+class Sender:
+    """One pod's sockets, none of them bound: whatever source there is will do."""
+
+    pod: Pod
+    sockets: dict[tuple[str, bool], socket.socket]
+    """By kind, and whether of IPv6."""
+    index: int = 0
+    """Of the pod's interface; 0: there is none yet."""
+
+    def send(self, kind: str, address: str) -> bool:
+        """One packet; False: no interface, no route, no carrier yet."""
+        opened = self.sockets[kind, ":" in address]
+        if kind == "tcp":  # a SYN from a port of its own: what was asked before is given up
+            _libc.connect(opened.fileno(), bytes(16), 16)  # AF_UNSPEC
+            return opened.connect_ex((address, PORT)) == errno.EINPROGRESS
+        to: tuple[Any, ...] = (address, PORT)
+        if address == LINK_LOCAL[1]:
+            self.index = self.index or find_index(opened)
+            to = (address, PORT, 0, self.index)
+        try:
+            return opened.sendto(self.pod.name.encode(), to) > 0
+        except OSError:
+            return False
+
+
+def find_index(opened: socket.socket) -> int:
+    """Number of ``eth0`` where the socket lives; 0: there is none."""
+    try:
+        (index,) = struct.unpack("16xi", fcntl.ioctl(opened, _SIOCGIFINDEX, struct.pack("16si", b"eth0", 0)))
+    except OSError:
+        return 0
+    return int(index)
+
+
+class Senders:
+    """Every pod of a wave sends every way in turn from before its link is up, until ``stop``."""
+
+    def __init__(self) -> None:
+        self._senders: list[Sender] = []
         self._stop = threading.Event()
-        self.sent: Counter[str] = Counter()
+        self.sent: Counted = Counter()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def add(self, pod: Pod, namespace: str) -> None:
         """From now on, whether there is an interface or not."""
-        opened = open_socket(namespace, socket.AF_INET, socket.SOCK_DGRAM)
-        opened.setblocking(False)
-        self._sockets[pod.name] = opened
+        sender = Sender(pod, {})
+        for kind, number in (("udp", socket.SOCK_DGRAM), ("tcp", socket.SOCK_STREAM)):
+            for family in (socket.AF_INET, socket.AF_INET6):
+                opened = open_socket(namespace, family, number)
+                opened.setblocking(False)
+                sender.sockets[kind, family == socket.AF_INET6] = opened
+        self._senders.append(sender)
+
+    def has_sent(self, times: int) -> bool:
+        """Whether every pod sent that often every way."""
+        return all(self.sent[*way, one.pod.name] >= times for one in self._senders for way in WAYS)
 
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
-        for one in self._sockets.values():
-            one.close()
+        for one in self._senders:
+            for opened in one.sockets.values():
+                opened.close()
 
     def _work(self) -> None:
+        turns = itertools.cycle(TURNS)
         while not self._stop.wait(PAUSE_SECONDS):
-            for name, opened in list(self._sockets.items()):
-                for address in (DENIED, ALLOWED):
-                    try:
-                        opened.sendto(name.encode(), (address, PORT))
-                    except OSError:  # no interface, no route, no carrier yet
-                        continue
-                    self.sent[name] += 1
+            ways = next(turns)
+            for one in list(self._senders):
+                for way in ways:
+                    self.sent[*way, one.pod.name] += one.send(*way)
+
+
+class Ears:
+    """What arrives of it: datagrams and SYNs in the fabric, and at the node what comes from link-local addresses."""
+
+    def __init__(self, node: OneNode) -> None:
+        self._names = {address: pod.name for pod in map(make_pod, range(2, 255)) for address in pod.addresses}
+        self._stack = ExitStack()
+        self._datagrams = self._stack.enter_context(node.listen())
+        self._openings = self._stack.enter_context(Openings(node.lab.fabric, NODE_LINK, PORT))
+        self._node = self._stack.enter_context(closing(open_in_node(node, socket.AF_INET6)))
+        self._node.bind(("::", PORT))
+        self._node.setblocking(False)
+        self.arrived: Counted = Counter()
+
+    def __enter__(self) -> Ears:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def drain(self) -> None:
+        """What waits is counted."""
+        self.arrived.update(("udp", address, data.decode()) for address, data in self._datagrams.receive())
+        self.arrived.update(("tcp", address, self._names[source]) for source, address in self._openings.receive())
+        with suppress(BlockingIOError):
+            while True:
+                data, (source, *_) = self._node.recvfrom(64)
+                if source.startswith("fe80:"):
+                    self.arrived[*LINK_LOCAL, data.decode()] += 1
+
+    def await_all(self, pods: list[Pod]) -> None:
+        """Until every pod was heard every allowed way: the senders did send, and the ears hear."""
+
+        def all_heard() -> bool:
+            self.drain()
+            return all(self.arrived[*way, pod.name] for pod in pods for way in ALLOWED_WAYS)
+
+        until(all_heard, 60, "every pod's allowed packets arrive")
+
+    def ways_heard(self, pods: Iterable[Pod]) -> set[tuple[str, str]]:
+        """The ways on which anything of these pods arrived."""
+        names = {pod.name for pod in pods}
+        return {(kind, address) for kind, address, name in self.arrived if name in names}
+
+    def leaked(self) -> dict[tuple[str, str], int]:
+        """What policy denies and arrived, by way."""
+        found: Counter[tuple[str, str]] = Counter()
+        for (kind, address, _), count in self.arrived.items():
+            found[kind, address] += count
+        return {way: count for way, count in found.items() if way not in ALLOWED_WAYS}
 
 
 def start_wave(node: OneNode, hosts: range) -> tuple[list[Pod], Senders]:
     """Pods whose senders were there first; announced to the cluster before they run, as the scheduler binds them."""
     pods = [make_pod(host) for host in hosts]
     node.announce([*node.lab.pods.values(), *pods])
-    senders = Senders(node)
+    senders = Senders()
     for pod in pods:
         node.lab.add_sandbox(pod)
         senders.add(pod, node.lab.pod_namespace(pod))
-        node.lab.link_pod(pod)
+        # Behind a shut gate nobody answers what it would ask, and its packets would wait inside the pod.
+        node.lab.link_pod(pod, knows_gateway6=True)
     return pods, senders
-
-
-def drain(listener: Listener, arrived: Counter[tuple[str, str]]) -> None:
-    arrived.update((address, data.decode()) for address, data in listener.receive())
-
-
-def await_arrivals(listener: Listener, arrived: Counter[tuple[str, str]], pods: list[Pod]) -> None:
-    """Until every pod was heard at the allowed address: the senders did send, and the listener listens."""
-
-    def all_heard() -> bool:
-        drain(listener, arrived)
-        return all(arrived[(ALLOWED, pod.name)] for pod in pods)
-
-    until(all_heard, 60, "every pod's allowed datagrams arrive")
-
-
-def names_heard(arrived: Counter[tuple[str, str]]) -> set[str]:
-    """The pods of which anything arrived."""
-    return {name for _, name in arrived}
-
-
-def leaked(arrived: Counter[tuple[str, str]]) -> int:
-    return sum(count for (address, _), count in arrived.items() if address == DENIED)
 
 
 def test_a_pod_that_is_said_to_be_enforced_is_not_shut_any_more(node: OneNode) -> None:
     """The status follows the gate: the first packet after it, sent once, passes; of twenty pods every one's."""
-    arrived: Counter[tuple[str, str]] = Counter()
+    arrived: set[tuple[str, bytes]] = set()
     hosts = range(210, 230)
     with node.listen() as listener:
         for host in hosts:
@@ -118,8 +227,8 @@ def test_a_pod_that_is_said_to_be_enforced_is_not_shut_any_more(node: OneNode) -
             with closing(node.open(pod)) as opened:
                 opened.sendto(pod.name.encode(), (ALLOWED, PORT))
             listener.wait(QUIET_SECONDS)
-            drain(listener, arrived)
-    assert [host for host in hosts if not arrived[(ALLOWED, f"p{host}")]] == []
+            arrived.update(listener.receive())
+    assert [host for host in hosts if (ALLOWED, f"p{host}".encode()) not in arrived] == []
 
 
 def is_enforced(status: AgentStatus, pod: Pod) -> bool:
@@ -127,35 +236,34 @@ def is_enforced(status: AgentStatus, pod: Pod) -> bool:
 
 
 def test_200_pods_that_send_from_before_their_link_is_up_leak_nothing(node: OneNode) -> None:
-    """Half of them while the agent runs, half after kill -9: none of their datagrams reaches what policy denies."""
-    arrived: Counter[tuple[str, str]] = Counter()
-    sent = 0
-    with node.listen() as listener:
+    """Half of them while the agent runs, half after kill -9, over IPv4 and IPv6, datagrams and SYNs: none of it reaches
+    what policy denies."""
+    sent: Counted = Counter()
+    with Ears(node) as ears:
         for first in range(2, 2 + PODS_AWAKE, WAVE):
             pods, senders = start_wave(node, range(first, first + WAVE))
-            await_arrivals(listener, arrived, pods)
+            ears.await_all(pods)
+            until(lambda senders=senders: senders.has_sent(1), 30, "all send every way")
             senders.stop()
-            assert all(senders.sent[pod.name] for pod in pods)
-            sent += sum(senders.sent.values())
+            sent += senders.sent
         node.end_agent()
         asleep, waves = [], []
         for first in range(2 + PODS_AWAKE, 2 + PODS_AWAKE + PODS_ASLEEP, WAVE):
             pods, senders = start_wave(node, range(first, first + WAVE))
-            until(lambda pods=pods, senders=senders: all(senders.sent[one.name] > 40 for one in pods), 30, "all send")
+            until(lambda senders=senders: senders.has_sent(10), 30, "all send every way")
             asleep += pods
             waves.append(senders)
             if len(waves) > 1:
                 senders.stop()
-        drain(listener, arrived)
-        assert names_heard(arrived).isdisjoint(one.name for one in asleep), "with the agent dead no new pod is heard"
+        ears.drain()
+        assert ears.ways_heard(asleep) == set(), "with the agent dead no new pod is heard"
         node.start_agent()
-        awake = asleep[:WAVE]
-        await_arrivals(listener, arrived, awake)
+        ears.await_all(asleep[:WAVE])
         waves[0].stop()
-        sent += sum(sum(one.sent.values()) for one in waves)
-        drain(listener, arrived)
-    print(f"{sent} datagrams from 200 pods, {sum(arrived.values())} arrived, {leaked(arrived)} where policy denies")
-    assert leaked(arrived) == 0
+        ears.drain()
+    sent += sum((one.sent for one in waves), Counter())
+    print(f"{sent.total()} packets from 200 pods, {ears.arrived.total()} arrived, where policy denies: {ears.leaked()}")
+    assert ears.leaked() == {}
 
 
 @dataclass(frozen=True)
@@ -208,8 +316,8 @@ def read_index(node: OneNode, pod: Pod) -> int:
     return int(node.in_node("ip", "-o", "link", "show", pod.interface).split(":")[0])
 
 
-def open_in_node(node: OneNode) -> socket.socket:
-    return open_socket(node.namespace, socket.AF_INET, socket.SOCK_DGRAM)
+def open_in_node(node: OneNode, family: int = socket.AF_INET) -> socket.socket:
+    return open_socket(node.namespace, family, socket.SOCK_DGRAM)
 
 
 def passes_out(pod: socket.socket, listener: Listener, address: str = ALLOWED) -> bool:

@@ -111,8 +111,9 @@ class Watch:
                 sender.sendto(struct.pack("!Q", number), (route.address, SINK_PORT))
 
     def _receive(self, until: float) -> None:
-        while (left := until - time.monotonic()) > 0:
-            self._sink.settimeout(left)
+        """What comes until then, and all that waits then: who gets no processor comes late to what was in time."""
+        while True:
+            self._sink.settimeout(max(until - time.monotonic(), 0))
             try:
                 self._arrived.add(struct.unpack("!Q", self._sink.recv(64))[0])
             except (TimeoutError, BlockingIOError):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from msgspec import structs
+
 from schemas.policy import AddressRow, EndpointRow
 from schemas.terms import IdentityId, NodeName, RulesetHash
-from services.nodeagent.binding import Link, bind_links, compute_suffix, take_answer
+from services.nodeagent.binding import Bound, Link, bind_links, compute_suffix, remember_bindings, take_answer
 from services.nodeagent.cniresult import CniResult
 
 
@@ -33,53 +37,113 @@ def test_the_suffix_is_that_of_the_cnis() -> None:
 def test_found_by_name_before_any_address_is_known() -> None:
     """A pod that was bound to the node a moment ago is found by its interface's computed name."""
     link = Link(5, "cali" + compute_suffix("ns", "web"))
-    assert bind_links([link], [row("web")], {}, {})[5].uid == "uid-web"
+    assert bind_links([link], [row("web")], {}, Bound())[5].uid == "uid-web"
 
 
 def test_found_by_address() -> None:
     """An interface of any name is found by the address that the host routes to it."""
-    bindings = bind_links([Link(5, "veth1", ("10.0.0.7",))], [row("web")], owned("10.0.0.7", "web"), {})
+    bindings = bind_links([Link(5, "veth1", ("10.0.0.7",))], [row("web")], owned("10.0.0.7", "web"), Bound())
     assert bindings[5].uid == "uid-web"
 
 
 def test_an_address_row_wins_over_an_endpoints_own_list() -> None:
     """An address that belongs to a newer pod by its row does not bind to the older one that still lists it."""
     endpoints = [row("old", "10.0.0.7"), row("new")]
-    bindings = bind_links([Link(5, "veth1", ("10.0.0.7",))], endpoints, owned("10.0.0.7", "new"), {})
+    bindings = bind_links([Link(5, "veth1", ("10.0.0.7",))], endpoints, owned("10.0.0.7", "new"), Bound())
     assert bindings[5].uid == "uid-new"
 
 
 def test_a_binding_is_frozen() -> None:
     """An interface that was one pod's stays that pod's, whoever gets its address."""
     link = Link(5, "veth1", ("10.0.0.7",), life="one")
-    bindings = bind_links([link], [row("old"), row("new")], owned("10.0.0.7", "new"), {"one": "uid-old"})
+    bindings = bind_links([link], [row("old"), row("new")], owned("10.0.0.7", "new"), Bound({"one": "uid-old"}))
     assert bindings[5].uid == "uid-old"
 
 
 def test_a_binding_ends_with_its_interface() -> None:
     """Another interface of the same number, name and address is whose the host says now."""
     link = Link(5, "veth1", ("10.0.0.7",), life="two")
-    bindings = bind_links([link], [row("old"), row("new")], owned("10.0.0.7", "new"), {"one": "uid-old"})
+    bindings = bind_links([link], [row("old"), row("new")], owned("10.0.0.7", "new"), Bound({"one": "uid-old"}))
     assert bindings[5].uid == "uid-new"
+
+
+OLD, NEW = row("old", "10.0.0.7"), row("new", "10.0.0.7")
+FORMER = Link(4, "eni" + compute_suffix("ns", "old"), ("10.0.0.7",), life="former")
+EARLY = Link(5, "eni" + compute_suffix("ns", "new"), ("10.0.0.7",), life="early")
+
+
+def bind_on(bound: Bound, links: list[Link], rows: list[EndpointRow]) -> tuple[dict[int, str], Bound]:
+    """One round; the address is the old pod's."""
+    bindings = bind_links(links, rows, owned("10.0.0.7", "old"), bound)
+    told = remember_bindings(bindings.values(), bound, {one.uid for one in rows})
+    return {index: one.uid for index, one in bindings.items()}, told
+
+
+def test_a_guess_by_address_gives_way_to_a_name() -> None:
+    """An interface that was taken for the pod that had its address is its own pod's when that one's row comes, also if
+    the former pod's is gone by then."""
+    for rows in ([OLD, NEW], [NEW]):
+        found, bound = bind_on(Bound(), [EARLY], [OLD])
+        assert found == {5: "uid-old"}
+        assert bind_on(bound, [EARLY], rows)[0] == {5: "uid-new"}
+
+
+def test_a_guess_gives_way_to_no_other_address() -> None:
+    """Whoever gets the address of an interface that nothing names, it stays whose it was."""
+    link = Link(5, "veth1", ("10.0.0.7",), life="one")
+    _, bound = bind_on(Bound(), [link], [OLD])
+    bindings = bind_links([link], [OLD, NEW], owned("10.0.0.7", "new"), bound)
+    assert bindings[5].uid == "uid-old"
+
+
+def test_a_name_gives_way_to_nothing() -> None:
+    """An interface that was found by its name is not that of the next pod of this name, as a StatefulSet makes them."""
+    _, bound = bind_on(Bound(), [FORMER], [OLD])
+    heir = structs.replace(OLD, uid="uid-heir")
+    assert bind_on(bound, [FORMER], [heir])[0] == {4: "uid-old"}
+
+
+def test_a_pod_that_was_found_by_name_is_found_by_no_address() -> None:
+    """Its interface is gone, its object is not: the next one with its address is nobody's until its pod is known."""
+    _, bound = bind_on(Bound(), [FORMER], [OLD])
+    found, bound = bind_on(bound, [EARLY], [OLD])
+    assert found == {5: ""}
+    assert bind_on(bound, [EARLY], [OLD, NEW])[0] == {5: "uid-new"}
+
+
+def test_a_pod_has_a_second_interface_by_address_while_its_first_is_there() -> None:
+    """As long as the interface with its name is there, another with an address of it is its own, too."""
+    second = Link(6, "veth1", ("10.0.0.7",), life="second")
+    first = replace(FORMER, addresses=("10.0.0.6",))
+    _, bound = bind_on(Bound(), [first], [OLD])
+    assert bind_on(bound, [first, second], [OLD])[0] == {4: "uid-old", 6: "uid-old"}
+
+
+def test_what_a_memory_without_guesses_knew_is_no_name() -> None:
+    """An earlier build's bindings are frozen as they were; by address the pod is found again if its sandbox is new."""
+    link, heir = Link(5, "veth1", ("10.0.0.7",), life="one"), Link(6, "veth2", ("10.0.0.7",), life="two")
+    found, bound = bind_on(Bound({"one": "uid-old"}), [link], [OLD])
+    assert found == {5: "uid-old"}
+    assert bind_on(bound, [heir], [OLD])[0] == {6: "uid-old"}
 
 
 def test_unknown_is_nobodys() -> None:
     """An interface that nothing proves belongs to no pod."""
-    assert bind_links([Link(5, "veth1", ("10.0.0.8",))], [row("web", "10.0.0.7")], {}, {})[5].uid == ""
+    assert bind_links([Link(5, "veth1", ("10.0.0.8",))], [row("web", "10.0.0.7")], {}, Bound())[5].uid == ""
 
 
 def test_two_that_claim_one_address_are_both_marked() -> None:
     """Neither of two interfaces with one address is believed; a third is unharmed."""
     links = [Link(5, "a", ("10.0.0.7",)), Link(6, "b", ("10.0.0.7", "10.0.0.8")), Link(7, "c", ("10.0.0.9",))]
-    bindings = bind_links(links, [], {}, {})
+    bindings = bind_links(links, [], {}, Bound())
     assert [bindings[index].claimed_twice for index in (5, 6, 7)] == [True, True, False]
 
 
 def test_found_by_the_plugins_answer_before_any_address_is_known() -> None:
     """A bridge's port is its pod's as soon as the pod is bound to the node, whoever else lists the address."""
     link = Link(5, "veth1", ("10.0.0.7",), pod="ns/web", is_bridged=True)
-    assert bind_links([link], [row("web"), row("other", "10.0.0.7")], {}, {})[5].uid == "uid-web"
-    assert bind_links([link], [row("other", "10.0.0.7")], {}, {})[5].uid == "uid-other"
+    assert bind_links([link], [row("web"), row("other", "10.0.0.7")], {}, Bound())[5].uid == "uid-web"
+    assert bind_links([link], [row("other", "10.0.0.7")], {}, Bound())[5].uid == "uid-other"
 
 
 def answer(pod: str, *addresses: str) -> CniResult:
@@ -90,7 +154,7 @@ def test_a_routed_interface_is_whose_its_answer_says() -> None:
     """Before any address is known, where routes lead to all that the answer names; routes may lead to more."""
     link = take_answer(Link(5, "veth1", ("10.0.0.7", "fd00::7")), answer("web", "10.0.0.7"))
     assert link == Link(5, "veth1", ("10.0.0.7", "fd00::7"), pod="ns/web")
-    assert bind_links([link], [row("web"), row("other")], {}, {})[5].uid == "uid-web"
+    assert bind_links([link], [row("web"), row("other")], {}, Bound())[5].uid == "uid-web"
 
 
 def test_routes_win_over_an_answer() -> None:
@@ -98,8 +162,8 @@ def test_routes_win_over_an_answer() -> None:
     as without an answer, and the addresses are those of the routes; one that is the same does not save the answer."""
     link = take_answer(Link(5, "veth1", ("10.0.0.8",)), answer("old", "10.0.0.7", "10.0.0.8"))
     assert link == Link(5, "veth1", ("10.0.0.8",), disputed=("10.0.0.7",))
-    assert bind_links([link], [row("old", "10.0.0.7"), row("new")], {}, {})[5].uid == ""
-    assert bind_links([link], [row("old", "10.0.0.7"), row("new", "10.0.0.8")], {}, {})[5].uid == "uid-new"
+    assert bind_links([link], [row("old", "10.0.0.7"), row("new")], {}, Bound())[5].uid == ""
+    assert bind_links([link], [row("old", "10.0.0.7"), row("new", "10.0.0.8")], {}, Bound())[5].uid == "uid-new"
 
 
 def test_a_bridges_port_has_its_answers_addresses() -> None:

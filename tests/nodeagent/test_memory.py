@@ -11,7 +11,7 @@ from services.nodeagent.numbers import make_spaces
 
 
 def make_memory(layout: str) -> Memory:
-    return Memory(layout=layout, scene="here", spaces=make_spaces(), bindings={"life-7": "uid-7"})
+    return Memory(layout=layout, scene="here", spaces=make_spaces(), bindings={"life-7": "uid-7"}, guesses=["life-7"])
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
