@@ -267,7 +267,7 @@ class Listener:
 
     def wait(self, seconds: float) -> bool:
         """Whether something waits, within the time."""
-        return bool(select.select([self.socket], [], [], seconds)[0])
+        return bool(select.select([self.socket], [], [], max(0.0, seconds))[0])
 
 
 class Openings:

@@ -9,6 +9,7 @@ import itertools
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
@@ -45,6 +46,8 @@ PODS_AWAKE, PODS_ASLEEP = 100, 100
 """Pods that start while the agent runs, and while it was killed."""
 PAUSE_SECONDS = 0.004
 QUIET_SECONDS = 0.5
+ARRIVAL_SECONDS = 5.0
+"""A datagram that was sent once may wait for the first answer to its neighbours' questions."""
 NODE_LINK = f"node-{topology.NODE_A.key}"
 """The fabric's side of the node's link."""
 _SIOCGIFINDEX = 0x8933
@@ -226,13 +229,16 @@ def test_a_pod_that_is_said_to_be_enforced_is_not_shut_any_more(node: OneNode) -
             node.await_status(lambda status, pod=pod: is_enforced(status, pod), f"{pod.key} is enforced")  # type: ignore[misc]
             with closing(node.open(pod)) as opened:
                 opened.sendto(pod.name.encode(), (ALLOWED, PORT))
-            listener.wait(QUIET_SECONDS)
-            arrived.update(listener.receive())
+            deadline = time.monotonic() + ARRIVAL_SECONDS
+            while (ALLOWED, pod.name.encode()) not in arrived and listener.wait(deadline - time.monotonic()):
+                arrived.update(listener.receive())
     assert [host for host in hosts if (ALLOWED, f"p{host}".encode()) not in arrived] == []
 
 
 def is_enforced(status: AgentStatus, pod: Pod) -> bool:
-    return any(each.pod == pod.key and each.state == "enforced" for each in status.endpoints)
+    """At the address that is sent from: the host's routes are read family by family, while they come into being."""
+    found = (each for each in status.endpoints if each.pod == pod.key and each.state == "enforced")
+    return any(pod.address in each.addresses for each in found)
 
 
 def test_200_pods_that_send_from_before_their_link_is_up_leak_nothing(node: OneNode) -> None:
