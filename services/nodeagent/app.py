@@ -24,7 +24,6 @@ from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from schemas import wire
-from schemas.policy import Config
 from schemas.resolution import Observed
 from schemas.status import AgentStatus, EndpointStatus, LearnedName, Problem
 from schemas.terms import NodeName, RevisionNumber
@@ -176,8 +175,8 @@ class App:
         self._trace = ""
         self._connection: Client | None = None
         self._patterns: frozenset[str] = frozenset()
-        self._names_config = Config()
-        """The settings under which names are judged."""
+        self._criteria_due = asyncio.Event()
+        """The settings by which names are judged may be other ones."""
         self._patterns_due = asyncio.Event()
         self._patterns_heard = asyncio.Event()
         self._counters: Counter[str] = Counter()
@@ -387,9 +386,7 @@ class App:
             self._patterns = patterns
             self._patterns_heard.clear()
             self._patterns_due.set()
-        if state.config != self._names_config:
-            self._names_config = state.config
-            self._patterns_due.set()
+        self._criteria_due.set()
         if self._connection is not None and self._connection.is_connected:
             await wait_event(self._patterns_heard, HISTORY_SECONDS)
 
@@ -558,6 +555,7 @@ class App:
         async with asyncio.TaskGroup() as group:
             group.create_task(forgetting.run())
             group.create_task(self._follow_patterns(connection, name_bus, forgetting))
+            group.create_task(self._hear_again(connection, name_bus))
 
     def _make_forgetting(self, connection: Client, name_bus: NameBus) -> Forgetting:
         async def carry_out(asked: Asked) -> None:
@@ -585,19 +583,26 @@ class App:
 
     async def _follow_patterns(self, connection: Client, name_bus: NameBus, forgetting: Forgetting) -> None:
         await wait_event(forgetting.caught_up, HISTORY_SECONDS)
-        reconnects, config = connection.stats["reconnects"], self._names_config
         while True:
             patterns = self._patterns
-            # What was refused under other settings may be of use now, and its teller may have known them before us.
-            known = (connection.stats["reconnects"], self._names_config)
-            is_missing = connection.is_connected and known != (reconnects, config)
-            if is_missing:
-                reconnects, config = known
-            await name_bus.set_patterns(patterns, again=is_missing)
+            await name_bus.set_patterns(patterns)
             if patterns == self._patterns:
                 self._patterns_heard.set()
                 await wait_event(self._patterns_due, STATUS_SECONDS)
                 self._patterns_due.clear()
+
+    async def _hear_again(self, connection: Client, name_bus: NameBus) -> None:
+        """What was said while the connection was away, or was refused by other criteria: its tellers say it once."""
+        heard: tuple[object, ...] | None = None
+        while True:
+            wanted = (connection.stats["reconnects"], *self._names.criteria)
+            if not self._patterns or heard is None:
+                heard = wanted if self._patterns else None  # the first patterns' own reading is by these
+            if wanted != heard and self._patterns and connection.is_connected and await name_bus.read_all_again():
+                heard = wanted
+            else:
+                await wait_event(self._criteria_due, STATUS_SECONDS)
+                self._criteria_due.clear()
 
     async def _speak(self, connection: Client) -> None:
         """At every change and every second."""

@@ -76,34 +76,34 @@ class NameBus:
         self.counters: Counter[str] = Counter()
         self._said: set[str] = set()
 
-    async def set_patterns(self, patterns: Iterable[str], *, again: bool = False) -> None:
-        """Follow these patterns; returns once the history of the new ones, or of all ``again``, has been heard, or
-        cannot be had."""
+    async def set_patterns(self, patterns: Iterable[str]) -> None:
+        """Follow these patterns; returns once the history of the new ones has been heard, or cannot be had."""
         wanted = frozenset(patterns)
-        unheard = wanted if again else wanted - self._patterns
+        new = wanted - self._patterns
         filters = set(make_filters(wanted)) if wanted else set()
         for subject in filters - self._subscriptions.keys():
             self._subscriptions[subject] = await self._connection.subscribe(subject, cb=self._on_live)
         for subject in self._subscriptions.keys() - filters:
             await self._drop(subject)
         self._patterns = wanted
-        if unheard:
-            await self.read_history(unheard)
+        if new:
+            await self.read_history(new)
 
-    async def read_history(self, patterns: Iterable[str]) -> None:
+    async def read_history(self, patterns: Iterable[str]) -> bool:
         """Hear what the stream holds for these patterns; gives up after ``HISTORY_SECONDS`` and says so."""
         if not self._connection.is_connected:
-            return
+            return False
         try:
             async with asyncio.timeout(HISTORY_SECONDS):
                 await self._read_history(make_filters(patterns))
         except (TimeoutError, JetStreamError, nats.errors.Error) as error:
             _log.warning("history of names not read", problem=str(error) or type(error).__name__)
+            return False
+        return True
 
-    async def read_all_again(self) -> None:
-        """What was heard once and is to be judged anew."""
-        if self._patterns:
-            await self.read_history(self._patterns)
+    async def read_all_again(self) -> bool:
+        """What was missed, and what was heard once and is to be judged anew; whether all of it was."""
+        return not self._patterns or await self.read_history(self._patterns)
 
     async def _read_history(self, filters: list[str]) -> None:
         ahead = await self._measure_clock()

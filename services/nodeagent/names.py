@@ -124,6 +124,19 @@ class BusNames:
         self._guard = Guard(guard)
         self._owned = owned
 
+    @property
+    def criteria(self) -> tuple[object, ...]:
+        """The settings that ``hear`` goes by: what was refused under other ones may be of use."""
+        config = self._config
+        zone = config.zones.get(self._node) if config.share == "zone" else None
+        return (
+            config.share,
+            frozenset(node for node, one in config.zones.items() if zone is not None and one == zone),
+            config.addresses_per_name,
+            (config.ttl_min_seconds, config.ttl_max_seconds, config.grace_seconds),
+            (config.service_cidrs, config.never_learn_cidrs, config.learn_anyway_cidrs),
+        )
+
     def hear(
         self, subject: str, resolution: Resolution, *, age_seconds: float, now: float, sequence: int = 0
     ) -> list[Lesson]:

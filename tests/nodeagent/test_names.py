@@ -6,11 +6,12 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from schemas import wire
 from schemas.policy import Config
 from schemas.resolution import Observed, Resolution
-from schemas.terms import NodeName
+from schemas.terms import Default, NodeName
 from services.common import nats as bus
 from services.common.jetstream import JetStream
 from services.common.settings import RecorderSettings
@@ -194,7 +195,7 @@ def test_history_and_live_names_are_heard_once_a_pattern_is_followed(nats_server
         assert [name for name, _ in heard] == ["a.example.com", "b.example.com"]
         await names.set_patterns(["*.example.com"])
         assert len(heard) == 2
-        await names.set_patterns(["*.example.com"], again=True)
+        assert await names.read_all_again()
         assert [name for name, _ in heard] == ["a.example.com", "b.example.com"] * 2
         await names.set_patterns([])
         await publish("c.example.com")
@@ -225,8 +226,30 @@ def test_a_message_that_does_not_decode_is_counted_and_skipped(nats_server: Nats
         assert heard == ["a.example.com"]
         assert names.counters["undecodable_Resolution"] == 1
         await bus.close(connection)
+        assert not await names.read_all_again(), "what could not be read is still to be read"
 
     asyncio.run(scene())
+
+
+def test_criteria_are_what_names_are_judged_by() -> None:
+    """Other settings for names are other criteria; a node that joins another zone, or any other setting, is not."""
+    zones = {NodeName(""): "one", NodeName("node-b"): "one", NodeName("node-c"): "two"}
+    base = replace(CONFIG, share="zone", zones=zones)
+    criteria = make_names(base).criteria
+    others = (
+        replace(base, share="cluster"),
+        replace(base, zones=zones | {NodeName("node-d"): "one"}),
+        replace(base, addresses_per_name=7),
+        replace(base, ttl_max_seconds=CONFIG.ttl_max_seconds + 1),
+        replace(base, learn_anyway_cidrs=("169.254.1.1/32",)),
+    )
+    assert all(make_names(one).criteria != criteria for one in others)
+    same = (
+        replace(base, zones=zones | {NodeName("node-d"): "two"}),
+        replace(base, node_defaults={NodeName("node-b"): Default.DENY}),
+        replace(base, default=Default.DENY),
+    )
+    assert all(make_names(one).criteria == criteria for one in same)
 
 
 def told(names: BusNames, one: Resolution, *, sequence: int = 0) -> bool:
