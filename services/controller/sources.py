@@ -75,6 +75,10 @@ class Sources:
         if row.kind in KINDS:
             self._restored[row.kind, row.namespace, row.name] = row
 
+    def forget_restored(self) -> None:
+        """What a former controller had accepted and nobody has asked for is gone."""
+        self._restored.clear()
+
     def revive(self, key: PolicyKey) -> tuple[Accepted, Any] | None:
         """(a restored version, its spec); None if there is none, or it is not good any more."""
         row = self._restored.get(key)

@@ -194,6 +194,13 @@ class State:
             self._complaints.add(key, "", UNSEEN, severity="warning")
         return adopted
 
+    def forget_unseen(self) -> None:
+        """Every present object has been told, and what is doubted is adopted: what else was restored is gone.
+
+        A later object of its name is another one, whose pods no former spec may open.
+        """
+        self._sources.forget_restored()
+
     # -- what is remembered -------------------------------------------------------------------------------------------
 
     def _accept(self, key: PolicyKey, parsed: Accepted, spec: Any) -> None:

@@ -112,6 +112,58 @@ def test_while_a_file_cannot_be_read_nothing_is_known_to_be_gone() -> None:
     assert in_force(state) == {AWS}
 
 
+REFUSED = k8s.network_policy("p", {"policyTypes": ["Egress"], "egress": [{"to": [{"ipBlock": {"cidr": "nonsense"}}]}]})
+OPEN = k8s.network_policy("p", {"policyTypes": ["Egress"], "egress": [{}]})
+
+
+def restart_after_open(*events: ManifestEvent) -> tuple[Inventory, State]:
+    """A controller after one that had accepted an open policy."""
+    former, inventory, state = State(), Inventory(), State()
+    for obj in (*BASE, OPEN):
+        former.upsert(obj)
+    inventory.take([*say(*BASE), *events])
+    inventory.fill(state, former.rows())
+    return inventory, state
+
+
+def rules_in_force(state: State) -> list[int]:
+    return [len(policy.egress) for policy in state.policies]
+
+
+def test_what_was_deleted_while_nobody_looked_does_not_come_back() -> None:
+    """A later object of its name that is refused isolates its pods, as one that was never known does; the deleted
+    one's row leaves the stream with the first publication."""
+    inventory, state = restart_after_open()
+    assert rules_in_force(state) == [] and wire.subject_source("NetworkPolicy", "app", "p") not in state.rows()
+    follow(inventory, state, *say(REFUSED))
+    fresh = State()
+    for obj in (*BASE, REFUSED):
+        fresh.upsert(obj, FILE)
+    assert rules_in_force(state) == [0] and state.policies == fresh.policies
+    assert state.problems() == fresh.problems() and len(state.problems()) == 2
+    follow(inventory, state, *say(OPEN))
+    assert rules_in_force(state) == [1] and state.problems() == []
+
+
+def test_what_was_kept_and_then_was_not_there_does_not_come_back() -> None:
+    """Adopted while it was doubted, gone with the list that ended the doubt."""
+    inventory, state = restart_after_open(unread("NetworkPolicy"))
+    assert rules_in_force(state) == [1]
+    follow(inventory, state, unread())
+    follow(inventory, state, *say(REFUSED))
+    assert rules_in_force(state) == [0]
+
+
+def test_the_present_refused_version_of_what_is_known_or_doubted_opens_and_shuts_nothing() -> None:
+    """Refused at the start, or in doubt and refused later: it was not seen to be gone, so the last good one stays."""
+    _, state = restart_after_open(*say(REFUSED))
+    assert rules_in_force(state) == [1]
+    inventory, state = restart_after_open(unread("NetworkPolicy"))
+    follow(inventory, state, *say(REFUSED))
+    follow(inventory, state, unread())
+    assert rules_in_force(state) == [1]
+
+
 def test_every_kind_that_a_definition_may_take_away_is_remembered() -> None:
     """Of a custom kind the server may stop to serve the versions that are read, whatever it says."""
     assert {kind.key_kind for kind in kinds_read("yett-system") if kind.is_custom} <= KINDS
