@@ -337,9 +337,9 @@ class DomainRow(Row, frozen=True, kw_only=True):
 
 
 class SourceRow(Row, frozen=True, kw_only=True):
-    """``source.<kind>.<ns>.<name>``: the last accepted spec of an object, and the problem of its present one.
+    """``source.<kind>.<ns>.<name>``: the last accepted spec of a policy, of the settings or of a NodeClass.
 
-    Read at start, so that a restart keeps the last good state of an object whose present version is bad.
+    Read at start, so that a restart keeps the last good state of an object whose present version is bad or unread.
     Not part of any digest: agents do not follow it.
     """
 

@@ -1,4 +1,5 @@
-"""The last accepted version of every policy and setting, as rows, and what a former controller had accepted.
+"""The last accepted version of every policy, setting and node class, as rows, and what a former controller had
+accepted.
 
 An object whose present version is bad stays as it was when it was good, across a restart as well.
 """
@@ -13,19 +14,19 @@ import msgspec
 from schemas import wire
 from schemas.policy import SourceRow
 from schemas.terms import PolicyKind
-from services.controller.policy.model import Policy, PolicyKey, Settings
+from services.controller.policy.model import NodeClass, Policy, PolicyKey, Settings
 from services.controller.policy.parse import API_OF, MODE_ANNOTATION, MODE_AUDIT, parse_object
 from services.controller.rows import RowStore
 
-SETTINGS_KIND = "ConfigMap"
+SETTINGS_KIND, NODE_CLASS_KIND = "ConfigMap", "NodeClass"
 POLICY_KINDS = frozenset(kind.value for kind in PolicyKind)
-KINDS = POLICY_KINDS | {SETTINGS_KIND}
-"""What is remembered across a restart."""
-Accepted = Policy | Settings
+KINDS = POLICY_KINDS | {SETTINGS_KIND, NODE_CLASS_KIND}
+"""What is remembered across a restart: what says what may pass, and is not of a kind that every server has."""
+Accepted = Policy | Settings | NodeClass
 
 
 class Sources:
-    """Policies and settings by key, with the specs that they were read from."""
+    """Policies, settings and node classes by key, with the specs that they were read from."""
 
     def __init__(self, rows: RowStore) -> None:
         self._rows = rows
@@ -74,6 +75,10 @@ class Sources:
         if row.kind in KINDS:
             self._restored[row.kind, row.namespace, row.name] = row
 
+    def forget_restored(self) -> None:
+        """What a former controller had accepted and nobody has asked for is gone."""
+        self._restored.clear()
+
     def revive(self, key: PolicyKey) -> tuple[Accepted, Any] | None:
         """(a restored version, its spec); None if there is none, or it is not good any more."""
         row = self._restored.get(key)
@@ -90,10 +95,10 @@ def read_source(row: SourceRow) -> tuple[Accepted, Any] | None:
     metadata |= {"generation": row.generation, "creationTimestamp": row.created}
     metadata |= {"annotations": {MODE_ANNOTATION: MODE_AUDIT} if row.is_audited else None}
     spec = msgspec.json.decode(row.spec)
-    version, kind = ("v1", SETTINGS_KIND) if row.kind == SETTINGS_KIND else API_OF[PolicyKind(row.kind)]
+    version, kind = _APIS[row.kind]
     field = "data" if row.kind == SETTINGS_KIND else "spec"
     parsed, _ = parse_object({"apiVersion": version, "kind": kind, "metadata": metadata, field: spec})
-    return (parsed, spec) if isinstance(parsed, Policy | Settings) else None
+    return (parsed, spec) if isinstance(parsed, Accepted) else None
 
 
 def _plain(value: Any) -> Any:
@@ -103,3 +108,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(each) for each in value]
     return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
+
+
+_APIS = {kind.value: API_OF[kind] for kind in PolicyKind} | {
+    SETTINGS_KIND: ("v1", SETTINGS_KIND),
+    NODE_CLASS_KIND: ("eks.amazonaws.com/v1", NODE_CLASS_KIND),
+}

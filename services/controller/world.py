@@ -144,6 +144,8 @@ class State:
             self._accept(key, parsed, obj["spec"])
         elif isinstance(parsed, Settings):
             self._accept(key, parsed, obj.get("data") or {})
+        elif isinstance(parsed, NodeClass):
+            self._accept(key, parsed, obj.get("spec"))
         elif parsed is not None:
             self._put_fact(parsed)
         elif any(problem.severity == "error" for problem in problems):
@@ -192,13 +194,22 @@ class State:
             self._complaints.add(key, "", UNSEEN, severity="warning")
         return adopted
 
-    # -- policies and settings ----------------------------------------------------------------------------------------
+    def forget_unseen(self) -> None:
+        """Every present object has been told, and what is doubted is adopted: what else was restored is gone.
+
+        A later object of its name is another one, whose pods no former spec may open.
+        """
+        self._sources.forget_restored()
+
+    # -- what is remembered -------------------------------------------------------------------------------------------
 
     def _accept(self, key: PolicyKey, parsed: Accepted, spec: Any) -> None:
         if isinstance(parsed, Policy):
             self._put_policy(parsed)
-        else:
+        elif isinstance(parsed, Settings):
             self._put_settings(key, parsed)
+        else:
+            self._put_fact(parsed)
         try:
             self._sources.accept(key, parsed, spec)
         except wire.WireError as error:

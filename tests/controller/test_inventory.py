@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from schemas import wire
+from schemas.policy import Config
 from schemas.status import Problem
+from schemas.terms import Default
 from services.controller.inventory import Inventory
+from services.controller.kube_kinds import kinds_read
 from services.controller.manifests import ManifestEvent
 from services.controller.policy.parse import identify
+from services.controller.sources import KINDS
 from services.controller.world import UNSEEN, State
 from tests import builders as k8s
 
@@ -106,3 +110,110 @@ def test_while_a_file_cannot_be_read_nothing_is_known_to_be_gone() -> None:
     assert len(state.problems()) == len(REMEMBERED)
     follow(inventory, state, ManifestEvent("x.yaml", problems=()), unread(AWS))
     assert in_force(state) == {AWS}
+
+
+REFUSED = k8s.network_policy("p", {"policyTypes": ["Egress"], "egress": [{"to": [{"ipBlock": {"cidr": "nonsense"}}]}]})
+OPEN = k8s.network_policy("p", {"policyTypes": ["Egress"], "egress": [{}]})
+
+
+def restart_after_open(*events: ManifestEvent) -> tuple[Inventory, State]:
+    """A controller after one that had accepted an open policy."""
+    former, inventory, state = State(), Inventory(), State()
+    for obj in (*BASE, OPEN):
+        former.upsert(obj)
+    inventory.take([*say(*BASE), *events])
+    inventory.fill(state, former.rows())
+    return inventory, state
+
+
+def rules_in_force(state: State) -> list[int]:
+    return [len(policy.egress) for policy in state.policies]
+
+
+def test_what_was_deleted_while_nobody_looked_does_not_come_back() -> None:
+    """A later object of its name that is refused isolates its pods, as one that was never known does; the deleted
+    one's row leaves the stream with the first publication."""
+    inventory, state = restart_after_open()
+    assert rules_in_force(state) == [] and wire.subject_source("NetworkPolicy", "app", "p") not in state.rows()
+    follow(inventory, state, *say(REFUSED))
+    fresh = State()
+    for obj in (*BASE, REFUSED):
+        fresh.upsert(obj, FILE)
+    assert rules_in_force(state) == [0] and state.policies == fresh.policies
+    assert state.problems() == fresh.problems() and len(state.problems()) == 2
+    follow(inventory, state, *say(OPEN))
+    assert rules_in_force(state) == [1] and state.problems() == []
+
+
+def test_what_was_kept_and_then_was_not_there_does_not_come_back() -> None:
+    """Adopted while it was doubted, gone with the list that ended the doubt."""
+    inventory, state = restart_after_open(unread("NetworkPolicy"))
+    assert rules_in_force(state) == [1]
+    follow(inventory, state, unread())
+    follow(inventory, state, *say(REFUSED))
+    assert rules_in_force(state) == [0]
+
+
+def test_the_present_refused_version_of_what_is_known_or_doubted_opens_and_shuts_nothing() -> None:
+    """Refused at the start, or in doubt and refused later: it was not seen to be gone, so the last good one stays."""
+    _, state = restart_after_open(*say(REFUSED))
+    assert rules_in_force(state) == [1]
+    inventory, state = restart_after_open(unread("NetworkPolicy"))
+    follow(inventory, state, *say(REFUSED))
+    follow(inventory, state, unread())
+    assert rules_in_force(state) == [1]
+
+
+def test_every_kind_that_a_definition_may_take_away_is_remembered() -> None:
+    """Of a custom kind the server may stop to serve the versions that are read, whatever it says."""
+    assert {kind.key_kind for kind in kinds_read("yett-system") if kind.is_custom} <= KINDS
+
+
+# -- node classes -----------------------------------------------------------------------------------------------------
+
+ON_STRICT = (k8s.node("node-a", "192.168.0.1", **{"eks.amazonaws.com/nodeclass": "strict"}), *BASE[::2])
+STRICT = k8s.policy("eks.amazonaws.com/v1", "NodeClass", "strict", {"networkPolicy": "DefaultDeny"})
+
+
+def restart_on_strict(*events: ManifestEvent) -> tuple[Inventory, State]:
+    """A controller after one that knew a node's class."""
+    former, inventory, state = State(), Inventory(), State()
+    for obj in (*ON_STRICT, STRICT):
+        former.upsert(obj)
+    assert node_defaults(former) == {"node-a": Default.DENY}
+    inventory.take([*say(*ON_STRICT), *events])
+    inventory.fill(state, former.rows())
+    if events:
+        assert state.rows() == former.rows()
+    return inventory, state
+
+
+def node_defaults(state: State) -> dict[str, Default]:
+    config = wire.decode(wire.SUBJECT_CONFIG, state.rows()[wire.SUBJECT_CONFIG])
+    assert isinstance(config, Config)
+    return config.node_defaults
+
+
+def test_the_default_of_an_unread_node_class_stays_and_its_name_is_said() -> None:
+    """Every row, the pods' rulesets among them, is as it was; read again without the class, the default goes."""
+    inventory, state = restart_on_strict(unread("NodeClass"))
+    assert [(each.object, each.message) for each in state.problems()] == [("NodeClass strict", UNSEEN)]
+    follow(inventory, state, unread())
+    assert node_defaults(state) == {} and state.problems() == []
+    assert wire.subject_source("NodeClass", "", "strict") not in state.rows()
+
+
+def test_an_unread_node_class_that_is_read_again_counts_as_it_is_then() -> None:
+    """Its present version, in the batch that ends the doubt."""
+    inventory, state = restart_on_strict(unread("NodeClass"))
+    lax = k8s.policy("eks.amazonaws.com/v1", "NodeClass", "strict", {"networkPolicy": "DefaultAllow"})
+    follow(inventory, state, *say(lax), unread())
+    assert node_defaults(state) == {"node-a": Default.ALLOW} and state.problems() == []
+
+
+def test_a_node_class_in_a_file_that_cannot_be_read_stays() -> None:
+    """It may be there; where every file is read it is gone."""
+    _, state = restart_on_strict(ManifestEvent("x.yaml", problems=(UNREADABLE,)))
+    assert node_defaults(state) == {"node-a": Default.DENY}
+    _, state = restart_on_strict()
+    assert node_defaults(state) == {} and state.problems() == []

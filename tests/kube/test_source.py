@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
+from schemas import wire
+from schemas.policy import Config
+from schemas.terms import Default
 from services.common.jetstream import JetStream
 from tests.bus.controllers import ask
 from tests.bus.harness import connected, eventually, run, stored
-from tests.kube.definitions import definition
+from tests.kube.definitions import definition, open_definition
 from tests.kube.proxy import wire_to
 from tests.kube.seen import QUICK, seeing
 from tests.kube.servers import ADMIN_TOKEN, READER_TOKEN, KubeServer
@@ -253,21 +256,23 @@ def test_a_token_that_is_rotated_is_taken_up(kube: KubeServer) -> None:
 def test_what_cannot_be_read_any_more_outlives_a_restart_and_what_is_gone_does_not(
     nats_server: NatsServer, kube: KubeServer
 ) -> None:
-    """While no controller runs a definition goes over to a version that nobody reads, and a NetworkPolicy is deleted:
-    the next controller keeps the remembered policies of the kind, names them, and drops the NetworkPolicy. Once the
-    kind is read again it keeps those that are there, and no other."""
-    place = f"{DEFINITIONS}/clusternetworkpolicies.networking.k8s.aws"
+    """While no controller runs definitions go over to a version that nobody reads, and a NetworkPolicy is deleted: the
+    next controller keeps the remembered policies of the kind and the NodeClass's default, names them, and drops the
+    NetworkPolicy. Once the kinds are read again it keeps what is there, and nothing else."""
+    read = {"clusternetworkpolicies.networking.k8s.aws": "v1alpha1", "nodeclasses.eks.amazonaws.com": "v1"}
     foreign = "/apis/networking.k8s.aws/v9/clusternetworkpolicies"
+    classes = "/apis/eks.amazonaws.com/v1/nodeclasses"
 
-    def serve(*served: str) -> None:
-        """Both are defined, and stored as the one that is read."""
-        one = kube.admin.call("GET", place)
-        [known] = [each for each in one["spec"]["versions"] if each["name"] == "v1alpha1"]
-        one["spec"]["versions"] = [
-            {**known, "name": name, "served": name in served, "storage": name == "v1alpha1"}
-            for name in ("v1alpha1", "v9")
-        ]
-        kube.admin.call("PUT", place, one)
+    def serve(*, is_read: bool) -> None:
+        """Both versions are defined, and stored as the one that is read."""
+        for resource, version in read.items():
+            one = kube.admin.call("GET", f"{DEFINITIONS}/{resource}")
+            [known] = [each for each in one["spec"]["versions"] if each["name"] == version]
+            one["spec"]["versions"] = [
+                {**known, "served": is_read},
+                {**known, "name": "v9", "served": True, "storage": False},
+            ]
+            kube.admin.call("PUT", f"{DEFINITIONS}/{resource}", one)
 
     async def remembered(client: Client, jetstream: JetStream) -> set[str]:
         """The policies of which the stream has the specs."""
@@ -275,36 +280,46 @@ def test_what_cannot_be_read_any_more_outlives_a_restart_and_what_is_gone_does_n
         return {subject.rpartition(".")[2] for subject, body in rows.items() if body and ".source." in subject}
 
     async def until(client: Client, jetstream: JetStream, names: set[str], complaints: set[str]) -> None:
-        """These are remembered, and the leader's problems are of these objects."""
+        """These are remembered, the leader's problems are of these objects, and the node's default is its class's."""
         async with asyncio.timeout(30):
             while (  # noqa: ASYNC110  another process's deeds
                 await remembered(client, jetstream) != names
                 or {each.object for each in (await ask(client)).problems} != complaints
             ):
                 await asyncio.sleep(0.05)
+        config = (await stored(client, jetstream))[wire.SUBJECT_CONFIG]
+        row = wire.decode(wire.SUBJECT_CONFIG, config.body)
+        assert isinstance(row, Config) and row.node_defaults == {"node-a": Default.DENY}
 
     async def scenario() -> None:
         for name in ("yett-system", "shop"):
             kube.admin.create_namespace(name)
+        labels = {"eks.amazonaws.com/nodeclass": "strict"}
+        kube.admin.create("/api/v1/nodes", {"metadata": {"name": "node-a", "labels": labels}})
         kube.admin.create(POLICIES, CLOSED)
         kube.admin.create(DEFINITIONS, definition("ClusterNetworkPolicy"))
-        kube.until(lambda: kube.admin.request("GET", CLUSTER_POLICIES)[0] == 200, 20)
+        defined = open_definition("eks.amazonaws.com", "v1", "NodeClass", "nodeclasses", scope="Cluster")
+        kube.admin.create(DEFINITIONS, defined)
+        for path in (CLUSTER_POLICIES, classes):
+            kube.until(lambda path=path: kube.admin.request("GET", path)[0] == 200, 20)
+        strict = {"apiVersion": "eks.amazonaws.com/v1", "kind": "NodeClass", "metadata": {"name": "strict"}}
+        kube.admin.create(classes, strict | {"spec": {"networkPolicy": "DefaultDeny"}})
         for name in ("stays", "goes"):
             kube.admin.create(CLUSTER_POLICIES, cluster_policy(name))
         async with connected(nats_server) as (client, jetstream):
             async with reading(nats_server, kube, "one") as one:
                 await one.until_said("published")
-                await until(client, jetstream, {"closed", "stays", "goes"}, set())
-            serve("v9")
+                await until(client, jetstream, {"closed", "stays", "goes", "strict"}, set())
+            serve(is_read=False)
             kube.until(lambda: kube.admin.request("GET", foreign)[0] == 200, 20)
             kube.admin.call("DELETE", f"{POLICIES}/closed")
             kube.admin.call("DELETE", f"{foreign}/goes")
             async with reading(nats_server, kube, "two") as two:
                 await two.until_said("leading")
                 kept = {f"ClusterNetworkPolicy.networking.k8s.aws {name}" for name in ("stays", "goes")}
-                source = "Kubernetes API clusternetworkpolicies.networking.k8s.aws"
-                await until(client, jetstream, {"stays", "goes"}, kept | {source})
-                serve("v1alpha1", "v9")
-                await until(client, jetstream, {"stays"}, set())
+                sources = {f"Kubernetes API {resource}" for resource in read}
+                await until(client, jetstream, {"stays", "goes", "strict"}, kept | {"NodeClass strict"} | sources)
+                serve(is_read=True)
+                await until(client, jetstream, {"stays", "strict"}, set())
 
     run(scenario())
