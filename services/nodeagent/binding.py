@@ -8,10 +8,14 @@ Rules of this module:
   plugin's answer, or by address.
 * Where there are host routes an answer counts only if they lead to all of its addresses: one that a former pod of the
   same interface left behind does not.
-* A binding is frozen: an interface that was one pod's is never another's. Its addresses follow the host's routes.
+* A binding is frozen, unless it is a guess: an interface that was one pod's is never another's. Its addresses follow
+  the host's routes.
 * A binding by address alone is a guess: a pod's object outlives its sandbox, and the next pod, whose row may come after
-  its interface, has the address. So a guess gives way to a name, and a pod that was found by name, and whose interface
-  is gone, is found by no address any more.
+  its interface, has the address. So a guess gives way to a name, and the addresses of a pod that was found by name, and
+  whose interface is gone, find it no more; others of its row do.
+* A name is a guess too where it finds a pod that was known by another interface: a StatefulSet's next pod has the name.
+  It gives way to the next row of that name.
+* A guess whose pod has no row any more follows its address, if no other interface claims it.
 * An address that two interfaces claim is denied on both.
 
 Deliberately absent: netlink, rows' arrival, the kernel.
@@ -54,7 +58,7 @@ class Link:
 class Binding:
     """One interface and its pod; ``uid`` is empty while no row is known for it.
 
-    ``is_guess``: found by address alone. ``is_named``: its name or the plugin's answer says so now.
+    ``is_guess``: found by what may be a former pod's. ``is_named``: its name or the plugin's answer says so now.
     """
 
     link: Link
@@ -66,11 +70,12 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What earlier bindings were: life -> uid, the lives of which that was a guess, and the pods found by name."""
+    """What earlier bindings were: life -> uid, the lives of which that was a guess, and the pods found by name with the
+    addresses that their interfaces had."""
 
     uids: Mapping[str, str] = field(default_factory=dict)
     guesses: Collection[str] = ()
-    named: Collection[str] = ()
+    named: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 def compute_suffix(namespace: str, pod: str) -> str:
@@ -102,31 +107,37 @@ def bind_links(
     by_address = _index_addresses(local.values(), addresses)
     claims = Counter(address for link in known for address in link.addresses)
     named = {link.ifindex: _find_by_name(link, by_suffix, by_pod) for link in known}
-    guesses = frozenset(bound.guesses)
-    sure = {
-        link.ifindex: (bound.uids.get(link.life) if link.life not in guesses else "") or named[link.ifindex]
-        for link in known
-    }
+    lives, guesses = {link.life for link in known}, frozenset(bound.guesses)
+    firm = {life: uid for life, uid in bound.uids.items() if life in lives and life not in guesses}
+    sure = {link.ifindex: firm.get(link.life) or named[link.ifindex] for link in known}
+    former = {uid for life, uid in bound.uids.items() if life not in lives}
+    again = former.union(bound.named, firm.values())
     gone = frozenset(bound.named).difference(sure.values())
+    by_address = {one: uid for one, uid in by_address.items() if uid not in gone or one not in bound.named[uid]}
     found = {}
     for link in known:
-        uid = sure[link.ifindex]
-        guess = "" if uid else bound.uids.get(link.life) or _find_by_address(link, by_address)
-        is_guess = bool(guess) and guess not in gone
+        uid, earlier = sure[link.ifindex], bound.uids.get(link.life, "")
         claimed = any(claims[one] > 1 for one in link.addresses)
+        is_guess = link.life not in firm and (not uid or uid in again)
+        if not uid:
+            follows = earlier not in local and not (earlier and claimed)
+            uid = (follows and _find_by_address(link, by_address)) or earlier
         is_named = bool(uid) and uid == named[link.ifindex]
-        found[link.ifindex] = Binding(link, guess if is_guess else uid, claimed, is_guess, is_named)
+        found[link.ifindex] = Binding(link, uid, claimed, bool(uid) and is_guess, is_named)
     return found
 
 
 def remember_bindings(bindings: Iterable[Binding], bound: Bound, present: Collection[str]) -> Bound:
     """What the next round is to know. ``present``: uids of the node's pods; what was a pod's is forgotten with it."""
     kept = [one for one in bindings if one.uid and one.link.life]
-    named = {one.uid for one in kept if one.is_named}
+    named = {uid: frozenset(addresses) for uid, addresses in bound.named.items() if uid in present}
+    for one in kept:
+        if one.is_named:
+            named[one.uid] = named.get(one.uid, frozenset()).union(one.link.addresses)
     return Bound(
         {one.link.life: one.uid for one in kept},
         frozenset(one.link.life for one in kept if one.is_guess),
-        frozenset(named.union(bound.named).intersection(present)),
+        named,
     )
 
 

@@ -131,10 +131,11 @@ class Enforcer:
     def _bind(self, state: PolicyState, snapshot: Snapshot) -> dict[int, Binding]:
         links = [one.link for one in snapshot.links]
         memory, rows = self._memory, state.endpoints.values()
-        bound = Bound(memory.bindings, memory.guesses, memory.named)
+        bound = Bound(memory.bindings, memory.guesses, memory.named_at)
         bindings = bind_links(links, rows, state.addresses, bound)
         bound = remember_bindings(bindings.values(), bound, frozenset(row.uid for row in rows))
-        memory.bindings, memory.guesses, memory.named = dict(bound.uids), sorted(bound.guesses), sorted(bound.named)
+        memory.bindings, memory.guesses = dict(bound.uids), sorted(bound.guesses)
+        memory.named_at = {uid: sorted(addresses) for uid, addresses in bound.named.items()}
         return bindings
 
     def _remember(self, state: PolicyState, bindings: Mapping[int, Binding]) -> None:

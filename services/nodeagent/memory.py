@@ -32,9 +32,9 @@ class Memory(msgspec.Struct, kw_only=True):
     bindings: dict[str, str] = {}
     """Life of an interface -> uid."""
     guesses: list[str] = []
-    """Lives that were bound by address alone."""
-    named: list[str] = []
-    """Uids of pods that were found by name."""
+    """Lives of which the binding is a guess."""
+    named_at: dict[str, list[str]] = {}
+    """Uid of a pod that was found by name -> the addresses that its interfaces had."""
     rulesets: dict[str, Ruleset] = {}
     peersets: dict[str, PeersetRow] = {}
 
@@ -97,7 +97,7 @@ def recall(found: Memory | None, datapath: Datapath, *, layout: str, capacities:
     if found is None or found.layout != layout:
         found = Memory(layout=layout, scene=scene, spaces=make_spaces(capacities))
     if found.scene != scene:
-        found = msgspec.structs.replace(found, scene=scene, bindings={}, guesses=[], named=[])
+        found = msgspec.structs.replace(found, scene=scene, bindings={}, guesses=[], named_at={})
     found.spaces.handles.learn(datapath.present_rulesets())
     found.spaces.domain_rows.learn(datapath.present_patterns())
     spaces = found.spaces.all_numbers()

@@ -192,7 +192,8 @@ class Ears:
         until(all_heard, 60, "every pod's allowed packets arrive")
 
     def ways_heard(self, pods: Iterable[Pod]) -> set[tuple[str, str]]:
-        """The ways on which anything of these pods arrived."""
+        """The ways on which anything of these pods arrived until now."""
+        self.drain()
         names = {pod.name for pod in pods}
         return {(kind, address) for kind, address, name in self.arrived if name in names}
 
@@ -261,7 +262,6 @@ def test_200_pods_that_send_from_before_their_link_is_up_leak_nothing(node: OneN
             waves.append(senders)
             if len(waves) > 1:
                 senders.stop()
-        ears.drain()
         assert ears.ways_heard(asleep) == set(), "with the agent dead no new pod is heard"
         node.start_agent()
         ears.await_all(asleep[:WAVE])
@@ -270,6 +270,24 @@ def test_200_pods_that_send_from_before_their_link_is_up_leak_nothing(node: OneN
     sent += sum((one.sent for one in waves), Counter())
     print(f"{sent.total()} packets from 200 pods, {ears.arrived.total()} arrived, where policy denies: {ears.leaked()}")
     assert ears.leaked() == {}
+
+
+def test_what_is_denied_is_heard_where_the_gate_is_open(node: OneNode) -> None:
+    """Every way of the test above, link-local datagrams too: with the agent dead an interface is opened by hand, and
+    all that its pod sends arrives; before that nothing does."""
+    others = list(node.lab.pods.values())
+    node.end_agent()
+    with Ears(node) as ears:
+        (pod,), senders = start_wave(node, range(240, 241))
+        until(lambda: senders.has_sent(10), 30, "the pod sends every way")
+        assert ears.ways_heard([pod]) == set()
+        node.in_node("ip", "link", "set", pod.interface, "group", str(GROUP))
+        until(lambda: ears.ways_heard([pod]) == set(WAYS), 20, "the pod is heard every way")
+        senders.stop()
+    node.lab.remove_pod(pod)
+    node.announce(others)
+    node.start_agent()
+    node.await_agent()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from msgspec import structs
 
 from schemas.policy import AddressRow, EndpointRow
@@ -68,6 +69,7 @@ def test_a_binding_ends_with_its_interface() -> None:
 
 
 OLD, NEW = row("old", "10.0.0.7"), row("new", "10.0.0.7")
+HEIR_ROW = structs.replace(OLD, uid="uid-heir")
 FORMER = Link(4, "eni" + compute_suffix("ns", "old"), ("10.0.0.7",), life="former")
 EARLY = Link(5, "eni" + compute_suffix("ns", "new"), ("10.0.0.7",), life="early")
 
@@ -98,9 +100,10 @@ def test_a_guess_gives_way_to_no_other_address() -> None:
 
 def test_a_name_gives_way_to_nothing() -> None:
     """An interface that was found by its name is not that of the next pod of this name, as a StatefulSet makes them."""
-    _, bound = bind_on(Bound(), [FORMER], [OLD])
-    heir = structs.replace(OLD, uid="uid-heir")
-    assert bind_on(bound, [FORMER], [heir])[0] == {4: "uid-old"}
+    bound = Bound()
+    for _ in range(3):
+        _, bound = bind_on(bound, [FORMER], [OLD])
+    assert bind_on(bound, [FORMER], [HEIR_ROW])[0] == {4: "uid-old"}
 
 
 def test_a_pod_that_was_found_by_name_is_found_by_no_address() -> None:
@@ -117,6 +120,108 @@ def test_a_pod_has_a_second_interface_by_address_while_its_first_is_there() -> N
     first = replace(FORMER, addresses=("10.0.0.6",))
     _, bound = bind_on(Bound(), [first], [OLD])
     assert bind_on(bound, [first, second], [OLD])[0] == {4: "uid-old", 6: "uid-old"}
+
+
+def test_a_named_pod_is_found_by_an_address_that_no_interface_of_its_had() -> None:
+    """A sandbox that came after one with a name, and that nothing names, is its pod's as soon as the row lists its new
+    address; by the former one's address it is not."""
+    _, bound = bind_on(Bound(), [FORMER], [OLD])
+    _, bound = bind_on(bound, [], [OLD])
+    link, listed = Link(6, "veth1", ("10.0.0.9",), life="second"), structs.replace(OLD, addresses=("10.0.0.9",))
+    found, bound = bind_on(bound, [link], [listed])
+    assert found == {6: "uid-old"}
+    assert bind_on(bound, [link], [listed])[0] == {6: "uid-old"}
+    assert bind_on(bound, [EARLY], [listed])[0] == {5: ""}
+
+
+def test_all_addresses_of_a_named_pod_are_known_while_its_row_is() -> None:
+    """Those of each interface that it had, also after rounds without any; with the row they are forgotten."""
+    _, bound = bind_on(Bound(), [FORMER], [OLD])
+    _, bound = bind_on(bound, [], [OLD])
+    _, bound = bind_on(bound, [replace(FORMER, life="next", addresses=("10.0.0.8",))], [OLD])
+    _, bound = bind_on(bound, [], [OLD])
+    assert bound.named == {"uid-old": {"10.0.0.7", "10.0.0.8"}}
+    for address in ("10.0.0.7", "10.0.0.8"):
+        heir, owner = Link(6, "veth1", (address,), life="heir"), structs.replace(OLD, addresses=(address,))
+        assert bind_on(bound, [heir], [owner])[0] == {6: ""}
+    assert bind_on(bound, [], [NEW])[1].named == {}
+
+
+def test_a_pod_keeps_its_second_interface_when_its_first_is_not_seen() -> None:
+    """For one round or for good: what a guess was is no new guess."""
+    second = Link(6, "veth1", ("10.0.0.7",), life="second")
+    first = replace(FORMER, addresses=("10.0.0.6",))
+    _, bound = bind_on(Bound(), [first, second], [OLD])
+    found, bound = bind_on(bound, [second], [OLD])
+    assert found == {6: "uid-old"}
+    assert bind_on(bound, [second], [OLD])[0] == {6: "uid-old"}
+    assert bind_on(bound, [first, second], [OLD])[0] == {4: "uid-old", 6: "uid-old"}
+
+
+def test_a_pod_whose_name_is_not_told_any_more_is_still_there() -> None:
+    """A plugin's answer may go; as long as the interface that it named is there, addresses of its go on to another."""
+    first, second = Link(4, "veth0", ("10.0.0.7",), life="first", pod="ns/old"), Link(6, "veth1", life="second")
+    _, bound = bind_on(Bound(), [first], [OLD])
+    moved = [replace(first, pod="", addresses=()), replace(second, addresses=("10.0.0.7",))]
+    assert bind_on(bound, moved, [OLD])[0] == {4: "uid-old", 6: "uid-old"}
+
+
+HEIRS_LINKS = {
+    "by its interface's name": replace(FORMER, ifindex=5, addresses=("10.0.0.8",), life="heir"),
+    "by its plugin's answer": Link(5, "veth1", ("10.0.0.8",), life="heir", pod="ns/old", is_bridged=True),
+}
+
+
+@pytest.mark.parametrize("named", list(HEIRS_LINKS))
+@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize("meanwhile", ["seen", "not seen", "not seen by a build without guesses"])
+def test_a_name_is_a_guess_at_whose_the_next_interface_is(named: str, meanwhile: str, is_there: bool) -> None:
+    """A StatefulSet's next pod, whose interface is there before its row, has it as soon as the row comes, whether the
+    former pod's interface was seen to go, or went while no agent ran, or is still there, and that one's for ever."""
+    link = HEIRS_LINKS[named]
+    lingering, theirs = ([FORMER], {4: "uid-old"}) if is_there else ([], {})
+    _, bound = bind_on(Bound(), [FORMER], [OLD])
+    if meanwhile == "seen":
+        _, bound = bind_on(bound, lingering, [OLD])
+    elif meanwhile != "not seen":
+        bound = Bound(bound.uids)
+    for rows, expected in (([OLD], "uid-old"), ([OLD], "uid-old"), ([], "uid-old"), ([HEIR_ROW], "uid-heir")):
+        found, bound = bind_on(bound, [*lingering, link], rows)
+        assert found == {5: expected, **theirs}
+    assert bind_on(bound, [link], [structs.replace(OLD, uid="uid-third")])[0] == {5: "uid-heir"}
+
+
+@pytest.mark.parametrize("named", list(HEIRS_LINKS))
+def test_a_pods_next_sandbox_stays_its_own(named: str) -> None:
+    """Its name, which is a guess then, may be told no more: it is the pod's as before."""
+    _, bound = bind_on(Bound(), [FORMER], [OLD])
+    _, bound = bind_on(bound, [HEIRS_LINKS[named]], [OLD])
+    found, bound = bind_on(bound, [replace(HEIRS_LINKS[named], name="veth1", pod="")], [OLD])
+    assert found == {5: "uid-old"}
+
+
+def test_a_guess_that_a_name_confirms_is_one_no_more() -> None:
+    """An answer that comes after the address was found is the first name of this pod: nothing takes its interface."""
+    link = Link(5, "veth1", ("10.0.0.7",), life="one")
+    _, bound = bind_on(Bound(), [link], [OLD])
+    _, bound = bind_on(bound, [replace(link, pod="ns/old")], [OLD])
+    assert bind_on(bound, [replace(link, pod="ns/old")], [HEIR_ROW])[0] == {5: "uid-old"}
+
+
+def test_a_guess_whose_pod_is_gone_follows_its_address() -> None:
+    """The former pod's row held the interface; without it the address is its next pod's, if it claims that alone."""
+    link, rival = Link(5, "veth1", ("10.0.0.7",), life="one"), Link(6, "veth2", ("10.0.0.7",), life="two")
+    _, early = bind_on(Bound(), [link], [OLD])
+    news = owned("10.0.0.7", "new")
+    assert bind_links([link], [OLD, NEW], news, early)[5].uid == "uid-old"
+    assert bind_links([link], [NEW], news, early)[5].uid == "uid-new"
+    assert bind_links([link], [NEW], news, early)[5].is_guess
+    assert {index: one.uid for index, one in bind_links([link, rival], [NEW], news, early).items()} == {
+        5: "uid-old",
+        6: "uid-new",
+    }
+    assert bind_links([link], [row("other")], {}, early)[5].uid == "uid-old"
+    assert bind_links([link], [NEW], news, Bound({"one": "uid-old"}))[5].uid == "uid-old"
 
 
 def test_what_a_memory_without_guesses_knew_is_no_name() -> None:
