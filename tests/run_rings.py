@@ -1,9 +1,10 @@
 """Runs the named rings, each as a pytest of its own, and says how many seconds each took, and all of them.
 
-One after the other, but for ``kube``, which waits for servers, leases and watches for most of its time: it runs beside
-those that compute, and its output follows theirs. All run even if one fails. The exit code is 0 only if every ring
-passed; a ring in which no test was found fails too, unless this machine cannot run it and ``YETT_REQUIRE`` does not ask
-for it. More than ``LIMIT_SECONDS`` from first to last is said, and fails nothing: machines differ.
+One after the other, but for ``kube``, which waits for servers, leases and watches for most of its time: its parts run
+beside those that compute, and beside each other once these are through; their output follows. All run even if one
+fails. The exit code is 0 only if every ring passed; a ring, or a part of it, in which no test was found fails too,
+unless this machine cannot run it and ``YETT_REQUIRE`` does not ask for it. More than ``LIMIT_SECONDS`` from first to
+last is said, and fails nothing: machines differ.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
@@ -27,6 +30,12 @@ NO_TESTS_COLLECTED = 5
 LIMIT_SECONDS = 25 * 60.0
 WAITING, COMPUTING = "kube", ("pure", "kernel")
 """What runs beside what, where there is a processor for either. Not ``e2e`` and ``nats``: their figures are seconds."""
+WAITING_PARTS = (
+    ("tests/kube/e2e",),
+    ("tests/kube", "--ignore=tests/kube/e2e", "--ignore-glob=tests/kube/test_[a-l]*"),
+    ("tests/kube", "--ignore=tests/kube/e2e", "--ignore-glob=tests/kube/test_[!a-l]*"),
+)
+"""Each with servers of its own; the second has the two minutes of ``test_minutes`` beside it."""
 
 Result = tuple[int, float]
 
@@ -37,27 +46,42 @@ def run_ring(ring: str) -> Result:
     return _run(ring, None)
 
 
-def _run(ring: str, output: IO[str] | None) -> Result:
+def _run(ring: str, output: IO[str] | None, part: Sequence[str] = ()) -> Result:
     started = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-m", RINGS[ring]]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", RINGS[ring], *part]
     environment = {**os.environ, "YETT_RING": ring}
     code = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False).returncode
     return code, time.monotonic() - started
 
 
 def run_rings(rings: list[str]) -> dict[str, Result]:
-    """All of them; ``WAITING`` beside ``COMPUTING`` where both are named."""
+    """All of them; the parts of ``WAITING`` beside ``COMPUTING`` where both are named."""
     beside = [ring for ring in COMPUTING if ring in rings]
     if WAITING not in rings or not beside or (os.cpu_count() or 1) < 2:
         return {ring: run_ring(ring) for ring in rings}
-    with tempfile.TemporaryFile("w+") as output, ThreadPoolExecutor(1) as pool:
+    with tempfile.TemporaryFile("w+") as first, tempfile.TemporaryFile("w+") as second, ThreadPoolExecutor(1) as pool:
         print(f"=== ring: {WAITING}, beside {' and '.join(beside)}; its output follows", flush=True)
-        waiting = pool.submit(_run, WAITING, output)
+        parts = deque(WAITING_PARTS)
+        waiting = pool.submit(_run_parts, parts, first)
         found = {ring: run_ring(ring) for ring in beside}
-        found[WAITING] = waiting.result()
-        output.seek(0)
-        print(f"\n=== ring: {WAITING}\n{output.read()}", flush=True)
+        found[WAITING] = _add(_run_parts(parts, second) + waiting.result())
+        for output in (first, second):
+            output.seek(0)
+        print(f"\n=== ring: {WAITING}\n{first.read()}{second.read()}", flush=True)
     return {ring: found[ring] if ring in found else run_ring(ring) for ring in rings}
+
+
+def _run_parts(parts: deque[tuple[str, ...]], output: IO[str]) -> list[Result]:
+    """Those that nobody else has taken when their turn comes."""
+    results = []
+    while parts:
+        results.append(_run(WAITING, output, parts.popleft()))
+    return results
+
+
+def _add(parts: Sequence[Result]) -> Result:
+    """Of a ring: the first code that is none of a part that passed, and the seconds of all."""
+    return next((code for code, _ in parts if code), 0), sum(seconds for _, seconds in parts)
 
 
 def main(rings: list[str]) -> int:

@@ -65,13 +65,18 @@ def test_rings_share_no_test_and_miss_none() -> None:
 
 @pytest.mark.parametrize("rings", [["kernel", "kube", "e2e"], ["pure", "kernel", "nats", "e2e", "kube"]])
 def test_the_ring_that_waits_runs_beside_those_that_compute(rings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """And beside no other; whatever it is called with, each has its result, in the order asked for."""
-    meeting, under_way, seen = threading.Barrier(2), set[str](), dict[str, set[str]]()
+    """And its parts beside each other then; whatever it is called with, each has its result, in the order asked for."""
+    compute, wait = threading.Barrier(2), threading.Barrier(2)
+    under_way, seen, parts = set[str](), dict[str, set[str]](), list[tuple[str, ...]]()
 
-    def run(ring: str, output: IO[str] | None) -> run_rings.Result:
+    def run(ring: str, output: IO[str] | None, part: tuple[str, ...] = ()) -> run_rings.Result:
         under_way.add(ring)
-        if ring in ("kernel", "kube"):
-            meeting.wait(10)
+        if part:
+            parts.append(part)
+        if ring == "kernel" or part == run_rings.WAITING_PARTS[0]:
+            compute.wait(10)
+        if part in run_rings.WAITING_PARTS[1:]:
+            wait.wait(10)
         seen[ring] = set(under_way)
         if output is not None:
             output.write(f"{ring} said this")
@@ -80,8 +85,40 @@ def test_the_ring_that_waits_runs_beside_those_that_compute(rings: list[str], mo
 
     monkeypatch.setattr(run_rings, "_run", run)
     monkeypatch.setattr(run_rings.os, "cpu_count", lambda: 2)
-    assert list(run_rings.run_rings(rings).items()) == [(ring, (len(ring), 1.0)) for ring in rings]
-    assert seen["e2e"] == {"e2e"} and "kube" in seen["kernel"] | seen["kube"]
+    expected = {ring: (len(ring), 3.0 if ring == "kube" else 1.0) for ring in rings}
+    assert list(run_rings.run_rings(rings).items()) == list(expected.items())
+    assert seen["e2e"] == {"e2e"} and sorted(parts) == sorted(run_rings.WAITING_PARTS)
+
+
+@pytest.mark.parametrize("failing", range(len(run_rings.WAITING_PARTS)))
+def test_a_part_that_fails_fails_its_ring(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever it is, and a part without a test is none that passed."""
+
+    def run(ring: str, output: IO[str] | None, part: tuple[str, ...] = ()) -> run_rings.Result:
+        return run_rings.NO_TESTS_COLLECTED * (part == run_rings.WAITING_PARTS[failing]), 1.0
+
+    monkeypatch.setattr(run_rings, "_run", run)
+    monkeypatch.setattr(run_rings.os, "cpu_count", lambda: 2)
+    assert run_rings.run_rings(["pure", "kube"]) == {"pure": (0, 1.0), "kube": (run_rings.NO_TESTS_COLLECTED, 3.0)}
+
+
+def test_the_parts_of_the_ring_that_waits_are_the_whole_of_it() -> None:
+    """Every test of it is in one part, by what pytest itself collects; and none is in another folder."""
+    parts = [collect_kube(*part) for part in run_rings.WAITING_PARTS]
+    assert all(parts) and sorted(test for part in parts for test in part) == sorted(collect_kube("tests/kube"))
+    marked = {path.relative_to(ROOT).parts[0] for path in ROOT.rglob("test_*.py") if MARK in path.read_text()}
+    assert marked == {"kube"}
+
+
+MARK = "pytest.mark." + "kube"
+
+
+def collect_kube(*part: str) -> list[str]:
+    """The tests that pytest would run."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", "kube", *part]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT.parent)
+    assert done.returncode == 0, done.stdout
+    return [line for line in done.stdout.splitlines() if "::" in line]
 
 
 def test_one_processor_has_one_ring_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
