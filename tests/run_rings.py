@@ -14,8 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
@@ -61,7 +60,7 @@ def run_rings(rings: list[str]) -> dict[str, Result]:
         return {ring: run_ring(ring) for ring in rings}
     with tempfile.TemporaryFile("w+") as first, tempfile.TemporaryFile("w+") as second, ThreadPoolExecutor(1) as pool:
         print(f"=== ring: {WAITING}, beside {' and '.join(beside)}; its output follows", flush=True)
-        parts = deque(WAITING_PARTS)
+        parts = iter(WAITING_PARTS)
         waiting = pool.submit(_run_parts, parts, first)
         found = {ring: run_ring(ring) for ring in beside}
         found[WAITING] = _add(_run_parts(parts, second) + waiting.result())
@@ -71,12 +70,9 @@ def run_rings(rings: list[str]) -> dict[str, Result]:
     return {ring: found[ring] if ring in found else run_ring(ring) for ring in rings}
 
 
-def _run_parts(parts: deque[tuple[str, ...]], output: IO[str]) -> list[Result]:
+def _run_parts(parts: Iterator[tuple[str, ...]], output: IO[str]) -> list[Result]:
     """Those that nobody else has taken when their turn comes."""
-    results = []
-    while parts:
-        results.append(_run(WAITING, output, parts.popleft()))
-    return results
+    return [_run(WAITING, output, part) for part in parts]
 
 
 def _add(parts: Sequence[Result]) -> Result:

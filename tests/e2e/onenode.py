@@ -59,6 +59,12 @@ def until(holds: Callable[[], object], seconds: float, what: str) -> None:
         pause.wait(0.01)
 
 
+def is_enforced(status: AgentStatus, pod: Pod) -> bool:
+    """At the address that is sent from: the host's routes are read family by family, while they come into being."""
+    found = (each for each in status.endpoints if each.pod == pod.key and each.state == "enforced")
+    return any(pod.address in each.addresses for each in found)
+
+
 class OneNode:
     """``start`` builds; everything is gone when ``one_node`` is left."""
 

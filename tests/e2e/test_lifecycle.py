@@ -21,7 +21,7 @@ from services.demo.topology import NODE_A, Pod
 from services.nodeagent.gate import GROUP
 from services.nodeagent.links import AUDIT_SECONDS
 from tests.e2e.foreign import accept_all, add_filter, pinned
-from tests.e2e.onenode import ALLOWED, DENIED, PORT, OneNode, allow_egress, make_pod, one_node, until
+from tests.e2e.onenode import ALLOWED, DENIED, PORT, OneNode, allow_egress, is_enforced, make_pod, one_node, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
 
@@ -201,10 +201,6 @@ def test_an_interface_that_comes_before_its_pod_is_not_a_former_pods(node: OneNo
 
 def is_seen(status: AgentStatus, pod: Pod) -> bool:
     return any(one.interface == pod.interface and pod.address in one.addresses for one in status.endpoints)
-
-
-def is_enforced(status: AgentStatus, pod: Pod) -> bool:
-    return any(one.pod == pod.key and one.state == "enforced" for one in status.endpoints)
 
 
 def read_page(node: OneNode, path: str) -> tuple[int, str]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from schemas.status import AgentStatus
 from services.demo import topology
 from services.demo.netns import open_socket
 from services.demo.topology import Pod
@@ -33,6 +32,7 @@ from tests.e2e.onenode import (
     OneNode,
     Openings,
     allow_egress,
+    is_enforced,
     make_pod,
     one_node,
     until,
@@ -234,12 +234,6 @@ def test_a_pod_that_is_said_to_be_enforced_is_not_shut_any_more(node: OneNode) -
             while (ALLOWED, pod.name.encode()) not in arrived and listener.wait(deadline - time.monotonic()):
                 arrived.update(listener.receive())
     assert [host for host in hosts if (ALLOWED, f"p{host}".encode()) not in arrived] == []
-
-
-def is_enforced(status: AgentStatus, pod: Pod) -> bool:
-    """At the address that is sent from: the host's routes are read family by family, while they come into being."""
-    found = (each for each in status.endpoints if each.pod == pod.key and each.state == "enforced")
-    return any(pod.address in each.addresses for each in found)
 
 
 def test_200_pods_that_send_from_before_their_link_is_up_leak_nothing(node: OneNode) -> None:
