@@ -139,6 +139,8 @@ class LeaseElection:
     async def hold(self) -> None:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
+            # Before the write too: who slept may have seen the next leader's Lease, and a write against it succeeds.
+            self._check_ours()
             try:
                 await self._write(self._name)
             except KubeError as error:
@@ -146,8 +148,7 @@ class LeaseElection:
                     _log.debug("the lease was not renewed", reason=str(error))
                     continue
                 await self._look_again()
-            if self._holder not in ("", self._name):
-                raise TermEndedError(f"{self._holder} has taken the lease")
+            self._check_ours()
 
     async def resign(self) -> None:
         if self._holder != self._name:
@@ -157,6 +158,10 @@ class LeaseElection:
                 await self._write("")
         except (KubeError, TimeoutError) as error:
             _log.info("the lease was not given back", reason=str(error))
+
+    def _check_ours(self) -> None:
+        if self._holder not in ("", self._name):
+            raise TermEndedError(f"{self._holder} has taken the lease")
 
     @property
     def _holder(self) -> str:

@@ -20,6 +20,7 @@ from services.common.messages import Message
 from services.controller import kube_lease
 from services.controller.kube_api import Api
 from services.controller.kube_lease import LeaseElection
+from services.controller.leader import TermEndedError
 from tests.bus.controllers import ControllerProcess, ask, controller
 from tests.bus.harness import connected, eventually, run, stored
 from tests.bus.secured import SecuredServer
@@ -29,6 +30,7 @@ from tests.nats_server import NatsServer
 
 pytestmark = pytest.mark.kube
 
+LEASE = "/apis/coordination.k8s.io/v1/namespaces/yett-system/leases/yett-controller"
 POLICIES = "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies"
 CLOSED = {"metadata": {"name": "closed"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}}
 PODS = 20
@@ -125,8 +127,7 @@ def test_a_leader_that_ends_gives_its_lease_back(nats_server: NatsServer, kube: 
             one.signal(signal.SIGTERM)
             await one.process.wait()
             await other.until_said("leading")
-            path = "/apis/coordination.k8s.io/v1/namespaces/yett-system/leases/yett-controller"
-            lease: Any = kube.admin.call("GET", path)
+            lease: Any = kube.admin.call("GET", LEASE)
             assert lease["spec"]["holderIdentity"] == "two" and lease["spec"]["leaseTransitions"] >= 1
             assert not one.said("the lease was not given back")
 
@@ -237,3 +238,31 @@ def test_at_rest_the_lease_is_watched_and_not_read(kube: KubeServer, monkeypatch
             await api.close()
 
     run(scenario(), 90)
+
+
+def test_who_holds_the_lease_by_what_was_seen_is_not_pushed_aside(kube: KubeServer) -> None:
+    """A leader that slept sees the next one's Lease before it renews its own: it ends its term, and writes nothing."""
+
+    async def scenario() -> None:
+        kube.admin.create_namespace("yett-system")
+        api = await Api.open(str(kube.kubeconfig("admin", ADMIN_TOKEN)))
+        leaders: list[str] = []
+        election = LeaseElection(api, "yett-system", "asleep")
+        following = asyncio.create_task(election.follow())
+        try:
+            await election.win(leaders.append)
+            taken = {"spec": {"holderIdentity": "awake"}}
+            kube.admin.call("PATCH", LEASE, taken, content_type=MERGE)
+            seeing = asyncio.create_task(election.win(leaders.append))
+            await eventually(lambda: leaders == ["awake"], 20)
+            seeing.cancel()
+            with pytest.raises(TermEndedError, match="awake has taken the lease"):
+                await election.hold()
+            await election.resign()
+            assert kube.admin.call("GET", LEASE)["spec"]["holderIdentity"] == "awake"
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            await api.close()
+
+    run(scenario(), 60)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import uvloop
 import yaml
 from rich.console import Console
@@ -123,11 +124,12 @@ class Cluster(Running):
         assert isinstance(self.demo.folder, ApiObjects)
         return self.demo.folder
 
-    def until(self, holds: Callable[[], object], seconds: float, what: str) -> None:
+    def until(self, holds: Callable[[], object], seconds: float, what: str | Callable[[], str]) -> None:
         """Wait while the bus is heard; fails with ``what`` when the time is over. ``holds`` may use ``run``."""
         deadline = time.monotonic() + seconds
         while not holds():
-            assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+            if time.monotonic() >= deadline:
+                pytest.fail(f"not within {seconds} s: {what if isinstance(what, str) else what()}")
             self.run(asyncio.sleep(0.02))
 
     def reaches(self, key: str, address: str, port: int = 443) -> bool:

@@ -113,7 +113,7 @@ def await_standby(whole: Cluster, name: str) -> None:
         said = read_log_end(whole.demo.run, name)
         return said.rfind('"standing by"') > said.rfind('"leading"')
 
-    whole.until(stands_by, 30, f"{name} stands by:\n{read_log_end(whole.demo.run, name)}")
+    whole.until(stands_by, 30, lambda: f"{name} stands by:\n{read_log_end(whole.demo.run, name)}")
 
 
 def test_a_change_after_the_leaders_death_is_in_force_within_seconds(policed: Cluster) -> None:
