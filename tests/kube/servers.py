@@ -164,8 +164,7 @@ class KubeServer:
         """Delete every other namespace and every definition, with what is in them; returns when they are gone."""
         definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
         # Objects first: a definition that is made anew too soon may find those of its predecessor.
-        for name in self._names("/api/v1/namespaces") - namespaces - KEPT_NAMESPACES:
-            self.admin.call("DELETE", f"/api/v1/namespaces/{name}")
+        self._end_namespaces(self._names("/api/v1/namespaces") - namespaces - KEPT_NAMESPACES)
         for each in self.admin.call("GET", definitions)["items"]:
             group, version, plural = each["spec"]["group"], each["spec"]["versions"][0]["name"], each["spec"]["names"]
             for place in ("namespaces/default/", "") if each["spec"]["scope"] == "Namespaced" else ("",):
@@ -174,6 +173,24 @@ class KubeServer:
         self.until(lambda: self._names("/api/v1/namespaces") <= namespaces | KEPT_NAMESPACES, 60)
         self.admin.call("DELETE", definitions)
         self.until(lambda: not self._names(definitions), 60)
+
+    def _end_namespaces(self, names: set[str]) -> None:
+        """With what is in them; the controller manager would let five seconds pass before it does the same."""
+        for name in names:
+            self.admin.call("DELETE", f"/api/v1/namespaces/{name}")
+        for root in self._groups() if names else ():
+            for each in self.admin.call("GET", root)["resources"]:
+                if each["namespaced"] and "deletecollection" in each["verbs"]:
+                    for name in names:
+                        self.admin.call("DELETE", f"{root}/namespaces/{name}/{each['name']}")
+        for name in names:
+            # Refused where the manager was first.
+            self.admin.request("PUT", f"/api/v1/namespaces/{name}/finalize", {"metadata": {"name": name}})
+
+    def _groups(self) -> list[str]:
+        """Paths of every group's versions that are preferred."""
+        groups = self.admin.call("GET", "/apis")["groups"]
+        return ["/api/v1", *(f"/apis/{each['preferredVersion']['groupVersion']}" for each in groups)]
 
     def _names(self, path: str) -> set[str]:
         return {each["metadata"]["name"] for each in self.admin.call("GET", path)["items"]}
