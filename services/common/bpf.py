@@ -429,7 +429,8 @@ class RingBuffer:
         self._producer = mmap.mmap(self._fd, page + 2 * self._size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
         self._consumer_position = memoryview(self._consumer)[:8].cast("Q")
         self._producer_position = memoryview(self._producer)[:8].cast("Q")
-        self._data = memoryview(self._producer)[page:]
+        self._lengths = memoryview(self._producer)[page:].cast("I")
+        self._first_record = page + _RING_HEADER
 
     def fileno(self) -> int:
         """For select, epoll and asyncio."""
@@ -443,12 +444,12 @@ class RingBuffer:
         start = position
         while position < producer and len(records) < limit:
             offset = position & (self._size - 1)
-            length = int.from_bytes(self._data[offset : offset + 4], "little")
+            length = self._lengths[offset >> 2]
             if length & _RING_BUSY:
                 break
             size = length & ~_RING_DISCARDED
             if not length & _RING_DISCARDED:
-                records.append(bytes(self._data[offset + _RING_HEADER : offset + _RING_HEADER + size]))
+                records.append(self._producer[self._first_record + offset : self._first_record + offset + size])
             position += (size + _RING_HEADER + 7) & ~7
         if position != start:
             self._consumer_position[0] = position
@@ -461,7 +462,7 @@ class RingBuffer:
     def close(self) -> None:
         """Unmap and close; the pin and its records stay."""
         if self._fd >= 0:
-            for view in (self._consumer_position, self._producer_position, self._data):
+            for view in (self._consumer_position, self._producer_position, self._lengths):
                 view.release()
             self._consumer.close()
             self._producer.close()

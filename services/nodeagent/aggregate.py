@@ -18,6 +18,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
+
 from schemas.terms import Direction
 
 MAX_GROUPS = 20_000
@@ -37,17 +39,16 @@ _DIRECTION = 53
 _INGRESS = int(Direction.INGRESS)
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(msgspec.Struct, frozen=True):
     """A record that stands for ``count`` denials, of which the kernel held back ``suppressed`` more.
 
     ``varies``: the others differ in peer or port.
     """
 
     record: bytes
-    count: int
-    suppressed: int
-    varies: bool
+    count: int = 1
+    suppressed: int = 0
+    varies: bool = False
 
 
 @dataclass(slots=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
+from socket import ntohs
 
 import msgspec
 
 from schemas import wire
 from schemas.terms import Verdict
 
-_LAYOUT = struct.Struct("=QII16s16s2s2sBBBBBBHIIIIIII")
+_LAYOUT = struct.Struct("=QII16s16sHHBBBBBBHIIIIIII")
 NO_BIT = 0xFFFF
 
 
@@ -64,25 +65,26 @@ def decode_verdict(record: bytes) -> VerdictRecord:
     )
     protocol, direction, verdict, reason, tier, family, bit, *rest = numbers
     ruleset, domain, peer_identity, revision, frame_bytes, shadow, _ = rest
+    # By place: names cost a third of it.
     return VerdictRecord(
-        boottime_nanos=nanos,
-        endpoint=endpoint,
-        suppressed=suppressed,
-        source=_read_address(source),
-        destination=_read_address(destination),
-        source_port=int.from_bytes(source_port, "big"),
-        destination_port=int.from_bytes(destination_port, "big"),
-        protocol=protocol,
-        direction=direction,
-        verdict=verdict,
-        reason=reason,
-        tier=tier,
-        family=family,
-        bit=bit,
-        ruleset=ruleset,
-        domain=domain,
-        peer_identity=peer_identity,
-        revision=revision,
-        frame_bytes=frame_bytes,
-        is_shadow=bool(shadow),
+        nanos,
+        endpoint,
+        suppressed,
+        _read_address(source),
+        _read_address(destination),
+        ntohs(source_port),
+        ntohs(destination_port),
+        protocol,
+        direction,
+        verdict,
+        reason,
+        tier,
+        family,
+        bit,
+        ruleset,
+        domain,
+        peer_identity,
+        revision,
+        frame_bytes,
+        shadow != 0,
     )

@@ -41,6 +41,8 @@ MILLION = 1_000_000
 """Shares are added up in millionths, so that a tenth of a thousand is a hundred."""
 WAITING = 2_000
 BATCH = 512
+LOOK_SECONDS = 0.002
+"""Between two looks at a ring that is being written: a wake for each record costs as much as what is made of it."""
 TICK_SECONDS = 0.1
 """How often windows that are over are looked for."""
 _TURN = 256
@@ -78,6 +80,7 @@ class VerdictBus:
         self._allow_millionths = round(self._shares.allow_ratio * MILLION)
         self._allowed = 0
         self._ring: RingBuffer | None = None
+        self._look_again: asyncio.TimerHandle | None = None
         self._refusals = Refusals()
         self.sinks: list[Sink] = []
         self.refused_sinks: list[RefusedSink] = []
@@ -88,12 +91,31 @@ class VerdictBus:
     def attach(self, ring: RingBuffer) -> None:
         """Read this ring whenever it has records."""
         self._ring = ring
-        asyncio.get_running_loop().add_reader(ring.fileno(), self._read, ring)
+        self._listen(ring)
 
     def detach(self, ring: RingBuffer) -> None:
         """Stop reading it; its records stay."""
         self._ring = None
+        if self._look_again is not None:
+            self._look_again.cancel()
+            self._look_again = None
         asyncio.get_running_loop().remove_reader(ring.fileno())
+
+    def _listen(self, ring: RingBuffer) -> None:
+        asyncio.get_running_loop().add_reader(ring.fileno(), self._wake, ring)
+
+    def _wake(self, ring: RingBuffer) -> None:
+        """The first record is read at once; while others follow, the ring is looked at and no longer listened to."""
+        asyncio.get_running_loop().remove_reader(ring.fileno())
+        self._look(ring)
+
+    def _look(self, ring: RingBuffer) -> None:
+        self._look_again = None
+        if records := self._read(ring):
+            seconds = LOOK_SECONDS if records < BATCH else 0.0
+            self._look_again = asyncio.get_running_loop().call_later(seconds, self._look, ring)
+        else:
+            self._listen(ring)
 
     @property
     def waiting_bytes(self) -> int:
@@ -105,12 +127,14 @@ class VerdictBus:
         """Events that wait for NATS."""
         return len(self._queue)
 
-    def _read(self, ring: RingBuffer) -> None:
+    def _read(self, ring: RingBuffer) -> int:
+        """How many records there were."""
         now = asyncio.get_running_loop().time()
         records = ring.consume(BATCH)
         self.counters["verdicts"] += len(records)
         for record in records:
             self.take(record, now)
+        return len(records)
 
     def take(self, record: bytes, now: float) -> None:
         """One record of the ring, at ``now`` seconds of the loop's clock."""
@@ -118,7 +142,7 @@ class VerdictBus:
             self.counters["verdicts_malformed"] += 1
         elif is_allow(record):
             if self._is_share():
-                self._take(Told(record, 1, 0, varies=False), now)
+                self._take(Told(record), now)
         else:
             told = self._aggregator.take(record, now)
             if told is None:
@@ -153,7 +177,8 @@ class VerdictBus:
 
     def _tell(self, record: VerdictRecord, told: Told) -> None:
         suppressed = told.suppressed or record.suppressed
-        self.counters["verdicts_suppressed"] += suppressed
+        if suppressed:
+            self.counters["verdicts_suppressed"] += suppressed
         event = self._storyteller.tell(
             record,
             unix_nanos=record.boottime_nanos + self._clock_offset,
@@ -230,20 +255,17 @@ class VerdictBus:
                 subject = wire.subject_name_refused(event.node, event.namespace, event.pod)
                 headers = wire.headers_for(event, trace=event.learned_trace)
                 await connection.publish(subject, wire.encode(event), headers=headers)
-            else:
-                await self._publish_verdict(connection, event)
-                self.counters["verdicts_published"] += 1
+                return
+            where = (event.node, event.namespace, event.pod, event.verdict)
+            body = wire.encode(event)
+            headers = _HEADERS | {wire.HEADER_TRACE: event.applied_trace} if event.applied_trace else _HEADERS
+            await connection.publish(wire.subject_verdict(*where), body, headers=headers)
+            if event.verdict is not Verdict.ALLOW:
+                await connection.publish(wire.subject_denied(*where), body, headers=headers)
+            self.counters["verdicts_published"] += 1
         except (nats.errors.Error, OSError) as error:
             self.counters["verdicts_dropped"] += event.count
             _log.debug("verdict not published", problem=str(error) or type(error).__name__)
-
-    async def _publish_verdict(self, connection: Client, event: VerdictEvent) -> None:
-        where = (event.node, event.namespace, event.pod, event.verdict)
-        body = wire.encode(event)
-        headers = _HEADERS | {wire.HEADER_TRACE: event.applied_trace} if event.applied_trace else _HEADERS
-        await connection.publish(wire.subject_verdict(*where), body, headers=headers)
-        if event.verdict is not Verdict.ALLOW:
-            await connection.publish(wire.subject_denied(*where), body, headers=headers)
 
     def _on_observed(self, message: Msg) -> None:
         try:
