@@ -31,7 +31,7 @@ class Sources:
     def __init__(self, rows: RowStore) -> None:
         self._rows = rows
         self._restored: dict[PolicyKey, SourceRow] = {}
-        self._accepted: set[PolicyKey] = set()
+        self._accepted: dict[PolicyKey, str] = {}
         self._seen: set[PolicyKey] = set()
 
     def see(self, key: PolicyKey) -> None:
@@ -46,11 +46,18 @@ class Sources:
         """Whether a good version of it was seen by this controller."""
         return key in self._accepted
 
+    def is_of_another(self, key: PolicyKey, uid: str) -> bool:
+        """Whether what was accepted under this key, by this controller or a former one, was an object of another uid:
+        deleted, and not the last good version of the one that has its name now."""
+        restored = self._restored.get(key)
+        known = self._accepted.get(key) or (restored.uid if restored else "")
+        return bool(uid and known) and uid != known
+
     def accept(self, key: PolicyKey, parsed: Accepted, spec: Any) -> None:
         """A good version. WireError if it is too large to be remembered; it is accepted all the same."""
         self._restored.pop(key, None)
-        self._accepted.add(key)
         policy = parsed if isinstance(parsed, Policy) else None
+        self._accepted[key] = policy.uid if policy else ""
         row = SourceRow(
             kind=key[0],
             namespace=key[1],
@@ -67,7 +74,7 @@ class Sources:
         """It is gone."""
         self._restored.pop(key, None)
         self._seen.discard(key)
-        self._accepted.discard(key)
+        self._accepted.pop(key, None)
         self._rows.drop(wire.subject_source(*key))
 
     def restore(self, row: SourceRow) -> None:

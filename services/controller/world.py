@@ -41,7 +41,7 @@ from services.controller.policy.model import (
     Settings,
     World,
 )
-from services.controller.policy.parse import Parsed, identify, parse_isolation, parse_object
+from services.controller.policy.parse import Parsed, identify, parse_isolation, parse_object, read_uid
 from services.controller.policy.resolvers import Trusted, find_trusted
 from services.controller.policy_status import Standing
 from services.controller.rows import RowStore
@@ -156,6 +156,11 @@ class State:
         """An object is gone. ``kind`` as in ``parse.identify``: a ``PolicyKind`` value, or the Kubernetes kind."""
         key = (kind, namespace, name)
         self._complaints.drop(key)
+        self._forget(key)
+
+    def _forget(self, key: PolicyKey) -> None:
+        """Nothing that was known under this key is in force any more."""
+        kind, namespace, name = key
         self._sources.drop(key)
         if kind in POLICY_KINDS:
             self._rulings.drop(key)
@@ -218,7 +223,9 @@ class State:
 
     def _refuse(self, key: PolicyKey, obj: Any) -> None:
         """Keep what is in force; else what the stream remembers; else isolate the pods, if they can be told."""
-        if self._sources.is_accepted(key) or self._revive(key):
+        if self._sources.is_of_another(key, read_uid(obj)):
+            self._forget(key)
+        elif self._sources.is_accepted(key) or self._revive(key):
             return
         stand_in = parse_isolation(obj)
         if stand_in is not None:

@@ -537,6 +537,25 @@ def test_a_node_class_sets_the_default_of_its_nodes() -> None:
     assert config.node_defaults == {NodeName("node-a"): Default.DENY}
 
 
+def test_a_node_class_whose_default_nobody_knows_leaves_the_last_good_one() -> None:
+    """It is told with its path, also after a restart; without a good version the cluster's default holds."""
+    unknown = k8s.policy("eks.amazonaws.com/v1", "NodeClass", "default", {"networkPolicy": "DefaultDenny"})
+    good = k8s.policy("eks.amazonaws.com/v1", "NodeClass", "default", {"networkPolicy": "DefaultDeny"})
+    nodes = (*BASE, k8s.node("node-a", "192.168.0.1", **{"eks.amazonaws.com/nodeclass": "default"}))
+    state = state_of(*nodes, good)
+    state.upsert(unknown)
+    again = State()
+    again.restore(state.rows())
+    for obj in (*nodes, unknown):
+        again.upsert(obj)
+    assert default_of(state) is default_of(again) is Default.DENY
+    (problem,) = again.problems()
+    assert (problem.object, problem.path) == ("NodeClass default", "spec.networkPolicy")
+    assert default_of(state_of(*nodes, unknown)) is Default.ALLOW
+    state.upsert(k8s.policy("eks.amazonaws.com/v1", "NodeClass", "default", {}))
+    assert default_of(state) is Default.ALLOW and state.problems() == []
+
+
 def test_the_cluster_dns_service_is_the_trusted_resolver() -> None:
     """``kube-system/kube-dns`` is, whatever the setting adds to it; what that says of its address holds."""
     state = state_of(k8s.service("kube-system/kube-dns", DNS, {"port": 53, "protocol": "UDP"}))
@@ -695,6 +714,42 @@ def test_a_new_refused_policy_isolates_its_pods() -> None:
     assert not ruleset(state, endpoint(state, "app/web").ingress).isolated
     state.delete("NetworkPolicy", "app", "p")
     assert not ruleset(state, endpoint(state, "app/web").egress).isolated and state.problems() == []
+
+
+def is_open(state: State) -> bool:
+    return bool(ruleset(state, endpoint(state, "app/web").egress).network_policy)
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_the_last_good_version_is_that_of_the_same_object(is_restarted: bool) -> None:
+    """A refused policy that took the name of a deleted one, which nobody saw go, isolates its pods: what was good was
+    another object. Its own later versions keep its own good one."""
+    state = state_of(*BASE, k8s.network_policy("p", ALLOW_ALL, uid="former"))
+    if is_restarted:
+        rows, state = state.rows(), State()
+        state.restore(rows)
+        for obj in BASE:
+            state.upsert(obj)
+    state.upsert(k8s.network_policy("p", BAD_PORT, uid="later"))
+    fresh = state_of(*BASE, k8s.network_policy("p", BAD_PORT, uid="later"))
+    assert not is_open(state) and state.policies == fresh.policies and state.problems() == fresh.problems()
+    assert wire.subject_source("NetworkPolicy", "app", "p") not in state.rows()
+    state.upsert(k8s.network_policy("p", ALLOW_ALL, uid="later"))
+    state.upsert(k8s.network_policy("p", BAD_PORT, uid="later"))
+    assert is_open(state) and len(state.problems()) == 1
+
+
+def test_a_cluster_policy_that_took_a_deleted_ones_name_and_is_refused_is_in_force_in_no_version() -> None:
+    """It has no pods that could be isolated; what its predecessor allowed is gone with it."""
+    good, bad = {"egress": []}, {"egress": [{"action": "Sometimes"}]}
+    state = state_of(*BASE, k8s.aws_cluster_policy("p", good, uid="former"))
+    state.upsert(k8s.aws_cluster_policy("p", bad, uid="former"))
+    assert [policy.uid for policy in state.policies] == ["former"]
+    state.upsert(k8s.aws_cluster_policy("p", bad, uid="later"))
+    assert state.policies == [] and {problem.path for problem in state.problems()} == {
+        "spec.egress[0].action",
+        "spec.egress[0].to",
+    }
 
 
 def test_what_a_broken_source_gave_can_be_kept_across_a_restart() -> None:

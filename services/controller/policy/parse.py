@@ -14,7 +14,7 @@ from typing import Any
 from schemas.status import Problem
 from schemas.terms import PolicyKind, Tier
 from services.controller.policy import parse_cluster_policy, parse_facts, parse_network_policy, parse_settings
-from services.controller.policy.model import NAMESPACED_KINDS, Fact, Policy, PolicyKey, Settings
+from services.controller.policy.model import NAMESPACED_KINDS, Fact, NodeClass, Policy, PolicyKey, Settings
 from services.controller.policy.parse_reader import Reader, Report
 from services.controller.policy.parse_spec import Spec
 
@@ -80,7 +80,7 @@ def parse_object(obj: Any, *, file: str = "") -> tuple[Parsed | None, list[Probl
     if header is None or report.is_refused:
         return None, report.problems
     parsed = _parse_policy(reader, header) if header.policy_kind is not None else _parse_fact(reader, header)
-    is_strict = isinstance(parsed, Policy | Settings)
+    is_strict = isinstance(parsed, Policy | Settings | NodeClass)
     return (None if is_strict and report.is_refused else parsed), report.problems
 
 
@@ -88,6 +88,12 @@ def identify(obj: Any) -> PolicyKey | None:
     """(kind, namespace, name) of an object, or None if it has none; kinds of policies are ``PolicyKind`` values."""
     header, _ = _read_header(obj, "")
     return header.key if header is not None else None
+
+
+def read_uid(obj: Any) -> str:
+    """Which of the objects that ever bore its name it is; empty where nobody says."""
+    header, _ = _read_header(obj, "")
+    return header.uid if header is not None else ""
 
 
 def parse_isolation(obj: Any) -> Policy | None:

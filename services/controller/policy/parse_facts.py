@@ -135,7 +135,10 @@ def read_node(obj: Reader, name: str) -> Node:
 
 
 def read_node_class(obj: Reader, name: str) -> NodeClass:
-    return NodeClass(name=name, default=NODE_CLASS_DEFAULTS.get(_text(obj.get("spec").get("networkPolicy"))))
+    default = obj.get("spec").get("networkPolicy")
+    if default.is_present and _text(default) not in NODE_CLASS_DEFAULTS:
+        default.fault(f"{default.value!r} is none of {', '.join(NODE_CLASS_DEFAULTS)}")
+    return NodeClass(name=name, default=NODE_CLASS_DEFAULTS.get(_text(default)))
 
 
 def read_service(obj: Reader, namespace: str, name: str) -> Service:
