@@ -57,13 +57,17 @@ async def wait_enforced(
 
 
 def describe_missing(bus: Bus, pods: Iterable[Pod], revision: int, nodes: Iterable[Node] = NODES) -> str:
-    """What is not yet enforced at ``revision``, in words; empty if all is."""
-    if revision == 0:
+    """What is not yet enforced at the controller's ``revision``, in words; empty if all is.
+
+    Of another epoch an agent's number says nothing: where the stream was lost, numbers begin again.
+    """
+    if revision == 0 or bus.controller is None:
         return "no revision yet"
-    acknowledged = bus.controller.nodes if bus.controller else {}
+    acknowledged, epoch = bus.controller.nodes, bus.controller.epoch
     for node in nodes:
         status = bus.agents.get(node.name)
-        reached = max(acknowledged.get(node.name, 0), status.revision if status else 0)
+        said = status.revision if status and status.epoch == epoch else 0
+        reached = max(acknowledged.get(node.name, 0), said)
         if reached < revision:
             return f"{node.name} is at revision {reached} of {revision}"
         states = {endpoint.pod: endpoint.state for endpoint in status.endpoints} if status else {}

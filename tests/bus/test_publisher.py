@@ -130,11 +130,12 @@ async def _pipeline(
     subscription = await client.subscribe(inbox)
     sent, left = 0, then
     while left > 0:
+        # Before it is sent: a row that is stored already when the end is seen is none of those after it.
+        left -= is_over(sent)
         await client.publish(f"yett.policy.identity.{sent}", b"{}", reply=inbox, headers=headers)
         sent += 1
         if sent % 500 == 0:
             await client.flush()
-        left -= is_over(sent)
     answers = [msgspec.json.decode((await subscription.next_msg(10)).data) for _ in range(sent)]
     await subscription.unsubscribe()
     accepted = [answer["seq"] for answer in answers if "error" not in answer]

@@ -7,11 +7,12 @@ from typing import cast
 
 import pytest
 
-from schemas.status import ControllerStatus
-from schemas.terms import RevisionNumber
+from schemas.status import AgentStatus, ControllerStatus
+from schemas.terms import NodeName, RevisionNumber
 from services.common.bus import Bus
-from services.demo.convergence import read_revision
+from services.demo.convergence import describe_missing, read_revision
 from services.demo.state import DemoError
+from services.demo.topology import NODE_A
 
 
 class BusyController:
@@ -40,3 +41,27 @@ def test_a_controller_that_does_not_answer_yet_is_asked_again() -> None:
 def test_one_that_never_answers_is_an_error() -> None:
     with pytest.raises(DemoError, match="no controller answers for 0 s"):
         read(BusyController(silent=1 << 30), 0)
+
+
+class Told:
+    """What was heard: a controller, and an agent."""
+
+    def __init__(self, *, epoch: str, revision: int, acknowledged: int = 0) -> None:
+        nodes = {NODE_A.name: RevisionNumber(acknowledged)}
+        self.controller = ControllerStatus(holder="one", epoch="new", revision=RevisionNumber(1), nodes=nodes)
+        agent = AgentStatus(node=NodeName(NODE_A.name), epoch=epoch, revision=RevisionNumber(revision))
+        self.agents = {NODE_A.name: agent}
+
+
+@pytest.mark.parametrize(
+    ("told", "missing"),
+    [
+        (Told(epoch="old", revision=7), "node-a is at revision 0 of 1"),
+        (Told(epoch="new", revision=0), "node-a is at revision 0 of 1"),
+        (Told(epoch="new", revision=1), ""),
+        (Told(epoch="old", revision=7, acknowledged=1), ""),
+    ],
+)
+def test_a_revision_of_a_former_epoch_is_none_of_this_one(told: Told, missing: str) -> None:
+    """An agent that still enforces what it had on its disk when the stream was lost has not come to revision 1."""
+    assert describe_missing(cast(Bus, told), (), 1, (NODE_A,)) == missing

@@ -180,12 +180,19 @@ class KubeServer:
             self.admin.call("DELETE", f"/api/v1/namespaces/{name}")
         for root in self._groups() if names else ():
             for each in self.admin.call("GET", root)["resources"]:
-                if each["namespaced"] and "deletecollection" in each["verbs"]:
+                if each["namespaced"] and "/" not in each["name"]:
                     for name in names:
-                        self.admin.call("DELETE", f"{root}/namespaces/{name}/{each['name']}")
+                        self._delete_all(f"{root}/namespaces/{name}/{each['name']}", set(each["verbs"]))
         for name in names:
             # Refused where the manager was first.
             self.admin.request("PUT", f"/api/v1/namespaces/{name}/finalize", {"metadata": {"name": name}})
+
+    def _delete_all(self, path: str, verbs: set[str]) -> None:
+        if "deletecollection" in verbs:
+            self.admin.call("DELETE", path)
+        elif {"list", "delete"} <= verbs:  # Services
+            for name in self._names(path):
+                self.admin.call("DELETE", f"{path}/{name}")
 
     def _groups(self) -> list[str]:
         """Paths of every group's versions that are preferred."""
