@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import pytest
@@ -49,34 +51,40 @@ class PipeRing:
         os.close(self._writer)
 
 
-def open_bus(ring: PipeRing) -> VerdictBus:
+@contextmanager
+def opened() -> Iterator[tuple[PipeRing, VerdictBus]]:
+    """A ring, and a bus that reads it; to be entered in a loop."""
     storyteller = Storyteller(NODE)
     storyteller.set_state(pods={4: PodName("app", "web")}, rulesets={}, patterns={}, owners={})
-    bus = VerdictBus(NODE, storyteller)
+    ring, bus = PipeRing(), VerdictBus(NODE, storyteller)
     bus.attach(cast(RingBuffer, ring))
-    return bus
+    try:
+        yield ring, bus
+    finally:
+        bus.detach(cast(RingBuffer, ring))
+        ring.close()
+
+
+async def write_and_await(ring: PipeRing, bus: VerdictBus, count: int) -> None:
+    """So many records more, and they are read."""
+    total = bus.counters["verdicts"] + count
+    ring.write(count)
+    await eventually(lambda: bus.counters["verdicts"] == total, 5)
 
 
 def test_what_follows_is_read_in_bulk_and_then_the_ring_is_listened_to_again() -> None:
     """One record at once; more than a batch while it is looked at; and after a rest another one wakes it."""
 
     async def scenario() -> None:
-        ring = PipeRing()
-        bus = open_bus(ring)
-        try:
+        with opened() as (ring, bus):
             for count in (1, 3 * BATCH, 1):
-                before = bus.counters["verdicts"]
-                ring.write(count)
-                await eventually(lambda total=before + count: bus.counters["verdicts"] == total, 5)
+                await write_and_await(ring, bus, count)
                 # The last look finds nothing; from then on nobody asks.
                 looks = -1
                 while looks != ring.looks:
                     looks = ring.looks
                     await asyncio.sleep(5 * verdictbus.LOOK_SECONDS)
             assert ring.looks <= 2 + 4 + 2 and bus.queued == 3 * BATCH + 2
-            bus.detach(cast(RingBuffer, ring))
-        finally:
-            ring.close()
 
     asyncio.run(scenario())
 
@@ -86,11 +94,8 @@ def test_records_that_follow_the_first_wake_nobody(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(verdictbus, "LOOK_SECONDS", 1.0)
 
     async def scenario() -> None:
-        ring = PipeRing()
-        bus = open_bus(ring)
-        try:
-            ring.write(1)
-            await eventually(lambda: bus.counters["verdicts"] == 1, 5)
+        with opened() as (ring, bus):
+            await write_and_await(ring, bus, 1)
             for _ in range(5):
                 ring.write(1)
                 await asyncio.sleep(0)
@@ -98,9 +103,6 @@ def test_records_that_follow_the_first_wake_nobody(monkeypatch: pytest.MonkeyPat
             assert ring.looks == 1
             await eventually(lambda: bus.counters["verdicts"] == 6, 5)
             assert ring.looks == 2
-            bus.detach(cast(RingBuffer, ring))
-        finally:
-            ring.close()
 
     asyncio.run(scenario())
 
@@ -109,18 +111,13 @@ def test_who_has_let_go_looks_no_more() -> None:
     """Between two looks the ring is given up: its records stay for the next."""
 
     async def scenario() -> None:
-        ring = PipeRing()
-        bus = open_bus(ring)
-        try:
-            ring.write(1)
-            await eventually(lambda: bus.counters["verdicts"] == 1, 5)
+        with opened() as (ring, bus):
+            await write_and_await(ring, bus, 1)
             bus.detach(cast(RingBuffer, ring))
             looks = ring.looks
             ring.write(5)
             await asyncio.sleep(5 * verdictbus.LOOK_SECONDS)
             assert ring.looks == looks and bus.counters["verdicts"] == 1
             assert len(ring.consume(10)) == 5
-        finally:
-            ring.close()
 
     asyncio.run(scenario())
