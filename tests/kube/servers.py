@@ -35,6 +35,8 @@ KEPT_NAMESPACES = frozenset({"default", "kube-system", "kube-public", "kube-node
 """The server makes these again when they are missing, some time after it started."""
 CONTROLLER_TOKEN, CONTROLLER_USER = "controller-token", "system:serviceaccount:yett-system:yett-controller"
 SERVICE_RANGE = "10.96.0.0/16"
+LEASE = "/apis/coordination.k8s.io/v1/namespaces/yett-system/leases/yett-controller"
+"""The controllers' election, by path."""
 
 AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",

@@ -25,12 +25,11 @@ from tests.bus.controllers import ControllerProcess, ask, controller
 from tests.bus.harness import connected, eventually, run, stored
 from tests.bus.secured import SecuredServer
 from tests.kube.proxy import wire_to
-from tests.kube.servers import ADMIN_TOKEN, KubeServer
+from tests.kube.servers import ADMIN_TOKEN, LEASE, KubeServer
 from tests.nats_server import NatsServer
 
 pytestmark = pytest.mark.kube
 
-LEASE = "/apis/coordination.k8s.io/v1/namespaces/yett-system/leases/yett-controller"
 POLICIES = "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies"
 CLOSED = {"metadata": {"name": "closed"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}}
 PODS = 20

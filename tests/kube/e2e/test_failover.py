@@ -22,13 +22,13 @@ from services.demo.servers import read_log_end
 from services.demo.state import Process
 from tests.bus.harness import stored
 from tests.kube.e2e.cluster import CONTROLLERS, Cluster, ClusterPipeline, applied, open_to
+from tests.kube.servers import LEASE
 
 pytestmark = [pytest.mark.kube, pytest.mark.e2e, pytest.mark.timeout(180)]
 
 FIRST, SECOND, THIRD = "203.0.113.10", "203.0.113.20", "203.0.113.30"
 CLIENTS = ("switch/switch-client", "switch/switch-client-b")
 FAILOVER_SECONDS = 5.0
-LEASE = "/apis/coordination.k8s.io/v1/namespaces/yett-system/leases/yett-controller"
 
 
 @pytest.fixture
