@@ -42,6 +42,7 @@ from services.controller.policy.model import (
     World,
 )
 from services.controller.policy.parse import Parsed, identify, parse_isolation, parse_object, read_uid
+from services.controller.policy.quota import PrefixQuotas
 from services.controller.policy.resolvers import Trusted, find_trusted
 from services.controller.policy_status import Standing
 from services.controller.rows import RowStore
@@ -49,6 +50,7 @@ from services.controller.rulings import Rulings
 from services.controller.sources import POLICY_KINDS, SETTINGS_KIND, Accepted, Sources
 
 LEFT_OUT, REFUSED_FOR_ALL = "left out of some pods' rules; they stay isolated", "refused for all pods"
+WITHOUT_RULES = "its rules are left out; its pods stay isolated"
 UNSEEN = "cannot be read, and may have changed or gone since: its last good version stays in force"
 AUDITED = "; under audit: nothing is isolated or denied by it"
 
@@ -61,6 +63,7 @@ class State:
         self._identities = Identities(parity)
         self._facts = Facts(self._store, self._identities)
         self._rulings = Rulings(self._facts)
+        self._quotas = PrefixQuotas()
         self._endpoints = Endpoints(self._store, self._facts, self._rulings)
         self._sources = Sources(self._store)
         self._complaints = Complaints()
@@ -91,8 +94,11 @@ class State:
 
     @property
     def policies(self) -> list[Policy]:
-        """The policies in force, last good versions and stand-ins of refused ones included; unordered."""
-        return list(self._rulings.policies.values())
+        """The policies in force, last good versions and stand-ins of refused ones included; unordered.
+
+        Those that do not fit are among them, whole.
+        """
+        return [self._quotas.whole(each) for each in self._rulings.policies.values()]
 
     def rows(self) -> dict[str, bytes]:
         """All wanted rows: subject -> body. A copy."""
@@ -110,6 +116,7 @@ class State:
         left_out, refused = self._endpoints.left_out, self._rulings.unfit()
         found = [self._word_overflow(key, LEFT_OUT) for key in left_out]
         found += [self._word_overflow(key, REFUSED_FOR_ALL) for key in refused]
+        found += [self._word_quota(key) for key in sorted(self._quotas.left_out)]
         return self._complaints.list() + found + self._word_untrusted()
 
     def standings(self, keys: Iterable[PolicyKey]) -> dict[PolicyKey, Standing]:
@@ -124,6 +131,8 @@ class State:
                 problems += (self._word_overflow(key, LEFT_OUT),)
             if key in unfit:
                 problems += (self._word_overflow(key, REFUSED_FOR_ALL),)
+            if key in self._quotas.left_out:
+                problems += (self._word_quota(key),)
             generation = policy.generation if policy is not None else None
             is_audited = policy is not None and policy.is_audited
             governed = frozenset(nodes.get(key, ()))
@@ -163,6 +172,7 @@ class State:
         kind, namespace, name = key
         self._sources.drop(key)
         if kind in POLICY_KINDS:
+            self._quotas.drop(key)
             self._rulings.drop(key)
             self._are_names_stale = True
         elif kind == SETTINGS_KIND:
@@ -242,8 +252,9 @@ class State:
         return True
 
     def _put_policy(self, policy: Policy) -> None:
-        if self._rulings.policies.get(policy.key) != policy:
-            self._rulings.put(policy)
+        in_force = self._quotas.put(policy)
+        if self._rulings.policies.get(policy.key) != in_force:
+            self._rulings.put(in_force)
             self._are_names_stale = True
 
     def _put_settings(self, key: PolicyKey, settings: Settings) -> None:
@@ -351,6 +362,9 @@ class State:
 
     def _write(self) -> None:
         """Bring all rows up to date, facts before what refers to them."""
+        for policy in self._quotas.settle(self.settings):
+            self._rulings.put(policy)
+            self._are_names_stale = True
         if self._renumbered:
             self._rulings.renumber(self._renumbered)
             self._renumbered.clear()
@@ -384,4 +398,12 @@ class State:
         policy = self._rulings.policies[key]
         room = f"{BUDGETS[policy.tier]} rules of the {Tier(policy.tier).name} tier"
         message = f"does not fit into the {room}: {consequence}{AUDITED if policy.is_audited else ''}"
+        return self._complaints.word(key, "spec", message)
+
+    def _word_quota(self, key: PolicyKey) -> Problem:
+        settings, policy = self.settings, self._rulings.policies[key]
+        message = (
+            f"does not fit into the {settings.prefixes_per_namespace} prefixes of a namespace, or the"
+            f" {settings.prefixes_of_namespaces} of all: {WITHOUT_RULES}{AUDITED if policy.is_audited else ''}"
+        )
         return self._complaints.word(key, "spec", message)

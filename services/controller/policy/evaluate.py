@@ -56,6 +56,7 @@ from services.controller.policy.model import (
     Policy,
     PolicyKey,
     Rule,
+    Settings,
     World,
 )
 
@@ -107,7 +108,7 @@ class Oracle:
     """Policies, a world and answers, with the questions that many packets share asked once."""
 
     def __init__(self, policies: Iterable[Policy], world: World, answers: Sequence[Answer] = ()) -> None:
-        every = list(policies)
+        every = _with_prefixes_that_fit(policies, world.settings)
         enforced = [policy for policy in every if not policy.is_audited]
         self._ground = read_ground(every, world, answers)
         self._full = _Reading(every, self._ground)
@@ -130,6 +131,29 @@ class Oracle:
         if enforced.verdict is Verdict.DENY or full.verdict is Verdict.ALLOW:
             return enforced
         return replace(full, verdict=Verdict.AUDIT)
+
+
+def _with_prefixes_that_fit(policies: Iterable[Policy], settings: Settings) -> list[Policy]:
+    """In order of age, enforced ones first: from where a namespace's quota of prefixes ends, its blocks match nothing
+    with all that stands beside them."""
+    fitting: list[Policy] = []
+    needed: dict[str, set[str]] = {}
+    full: set[str] = set()
+    for policy in sorted(policies, key=lambda each: (each.is_audited, *each.age_key)):
+        blocks = [peer for rule in all_rules(policy) for peer in rule.peers if isinstance(peer, CidrPeer)]
+        if policy.kind not in NAMESPACED_KINDS or not blocks:
+            fitting.append(policy)
+            continue
+        before = needed.get(policy.namespace, set())
+        needed[policy.namespace] = before | {prefix for block in blocks for prefix in (block.cidr, *block.excepts)}
+        is_over = len(needed[policy.namespace]) > settings.prefixes_per_namespace
+        if is_over or sum(map(len, needed.values())) > settings.prefixes_of_namespaces:
+            full.add(policy.namespace)
+        if policy.namespace in full:
+            needed[policy.namespace] = before
+            policy = replace(policy, egress=(), ingress=())
+        fitting.append(policy)
+    return fitting
 
 
 class _Reading:

@@ -302,6 +302,14 @@ class Settings:
     namespace_defaults: dict[str, Default] = field(default_factory=dict)
     dns_service: ObjectKey = ("kube-system", "kube-dns")
     """Trusted with what is behind it, beside the ``resolvers`` of ``config``."""
+    prefixes: int = 262_144
+    """What an agent's table of prefixes holds."""
+    prefixes_per_namespace: int = 32_768
+
+    @property
+    def prefixes_of_namespaces(self) -> int:
+        """Of all namespaces together; the last fifth is for policies of the whole cluster."""
+        return self.prefixes * 4 // 5
 
 
 Fact = Pod | Namespace | Node | NodeClass | Service | EndpointSlice | Settings

@@ -6,6 +6,7 @@ object, and the settings in force stay.
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import re
 from collections.abc import Callable
@@ -22,6 +23,7 @@ SETTINGS_NAME = "yett"
 SETTINGS_NAMESPACES = ("yett-system", "yett", "kube-system")
 """Where the ConfigMap may stand; a manifest without a namespace is taken as one of them."""
 SECONDS_MAX = 7 * 24 * 3600
+PREFIXES_MAX = 1 << 24
 FLOW_LABELS_MAX = 8
 """A pod's row has the values of all of them; more is refused."""
 SHARES = ("cluster", "zone", "node", "off")
@@ -41,7 +43,7 @@ def read_settings(data: Reader) -> Settings:
             reader.fault(f"unknown setting; known: {', '.join(sorted(SETTINGS))}")
         elif reader.is_present:
             field, read = known
-            target = own if field in ("namespace_defaults", "dns_service") else config
+            target = own if field in OWN_FIELDS else config
             (timeouts if key in TIMEOUTS else target)[field] = read(reader)
     if config.get("ttl_min_seconds", 30) > config.get("ttl_max_seconds", 3600):
         data.fault("ttl-min is greater than ttl-max")
@@ -96,6 +98,10 @@ def _count(reader: Reader, *, first: int = 0, last: int = 1_000_000) -> int:
         reader.fault(f"{text!r} is not a whole number of {first}..{last}")
         return first
     return int(text)
+
+
+def _prefixes(reader: Reader) -> int:
+    return _count(reader, last=PREFIXES_MAX)
 
 
 def _boolean(reader: Reader) -> bool:
@@ -169,6 +175,8 @@ def _service(reader: Reader) -> ObjectKey:
     return namespace, name
 
 
+OWN_FIELDS = frozenset(field.name for field in dataclasses.fields(Settings)) - {"config"}
+"""What agents need not know."""
 TIMEOUTS = {f"timeout-{field.replace('_', '-')}": field for field in FlowTimeouts.__struct_fields__}
 """Setting -> field of ``FlowTimeouts``."""
 SETTINGS: dict[str, tuple[str, Callable[[Reader], Any]]] = {
@@ -188,6 +196,8 @@ SETTINGS: dict[str, tuple[str, Callable[[Reader], Any]]] = {
     "learn-anyway": ("learn_anyway_cidrs", _cidrs),
     "search-suffixes": ("search_suffixes", _suffixes),
     "addresses-per-name": ("addresses_per_name", _count),
+    "prefixes": ("prefixes", _prefixes),
+    "prefixes-per-namespace": ("prefixes_per_namespace", _prefixes),
     "share": ("share", _share),
     "learn": ("learn_all", _learn),
     "flow-labels": ("flow_labels", _flow_labels),
