@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
@@ -45,7 +45,7 @@ NODE_PORT, WEB_PORT, SERVICE = 30080, 8080, "10.100.0.80"
 BALANCER, EXTERNAL = "198.51.100.80", "198.51.100.81"
 """The Service's address at a load balancer, which hands packets on as they are, and an external one."""
 _ETH_P_ALL = socket.htons(3)
-_UDP_SEGMENT = 103
+_UDP_SEGMENT, _IPV6_FREEBIND = 103, 78
 _PMTU_DO = 2
 SHUT_INGRESS = """\
 apiVersion: networking.k8s.io/v1
@@ -179,6 +179,7 @@ ATTACKS: dict[str, list[bytes]] = {
     ],
     "fragment6": [packets.ip(A6, DENIED6, 44, fragment6(UDP, 10, more=False) + marker("fragment6"))],
     "tagged": [packets.tagged(send_udp(A4, DENIED, "tagged"), 0)],
+    "tagged6": [packets.tagged(send_udp(A6, DENIED6, "tagged6"), 0)],
     "error-to-another": [packets.ip(A4, DENIED, 1, quote("error-to-another"))],
     "error-as-another": [packets.ip(DENIED, VICTIM.address, 1, quote("error-as-another"))],
     "discovery-as-tunnel": [
@@ -198,6 +199,12 @@ ATTACKS: dict[str, list[bytes]] = {
     ],
 }
 """Name -> frames. Each carries its name, so that what arrives can be told."""
+PERMITTED: dict[str, list[bytes]] = {
+    "allowed": [send_udp(A4, ALLOWED, "allowed")],
+    "priority-tag": [packets.tagged(send_udp(A4, ALLOWED, "priority-tag"), 0)],
+    "priority-tag6": [packets.tagged(send_udp(A6, ALLOWED6, "priority-tag6"), 0)],
+}
+"""The same for what is no attack. The kernel has taken a tag off, out of band, by the time that a program looks."""
 NOT_FORWARDED_ANYWAY = frozenset(
     {"fragment6", "later-fragment", "fragments-after-an-allowed-first", "source-of-the-node"}
 )
@@ -241,11 +248,11 @@ def attack(node: OneNode) -> set[str]:
     ):
         raw.bind(("eth0", 3))
         for _ in range(3):
-            for frames in (*ATTACKS.values(), [send_udp(A4, ALLOWED, "allowed")]):
+            for frames in (*ATTACKS.values(), *PERMITTED.values()):
                 for frame in frames:
                     raw.send(checksummed(frame))
         heard = sniffers.hear(1.5)
-    assert marker("allowed") in heard, "the sniffers hear nothing at all"
+    assert {name for name in PERMITTED if marker(name) in heard} == PERMITTED.keys()
     return {name for name in ATTACKS if marker(name) in heard}
 
 
@@ -436,6 +443,64 @@ def test_super_packets_are_judged_as_their_parts(node: OneNode) -> None:
         until(lambda: found.extend(at for at, _ in listener.receive()) or len(found) >= 40, 5, "all segments arrive")
         assert found == [ALLOWED] * 40
     assert send_bulk(node, 4_000_000) == 4_000_000
+
+
+SEGMENTS, SEGMENT_BYTES = 40, 1000
+
+
+@pytest.fixture
+def opened_server(node: OneNode) -> Iterator[None]:
+    """Anybody may send to it."""
+    node.apply("14-open.yaml", OPEN_INGRESS)
+    yield
+    node.remove("14-open.yaml")
+
+
+@pytest.mark.usefixtures("opened_server")
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_super_packets_to_a_pod_are_judged_as_their_parts(node: OneNode, family: socket.AddressFamily) -> None:
+    """Forty segments in one arrive where ingress is open, and as the answer to what the pod asked; else none does."""
+    is_six = family == socket.AF_INET6
+    outside = ALLOWED6 if is_six else ALLOWED
+    at_server, at_attacker = (one.address6 if is_six else one.address for one in (SERVER, ATTACKER))
+    with (
+        closing(open_socket(node.lab.fabric, family, socket.SOCK_DGRAM)) as sender,
+        closing(node.open(SERVER, family=family)) as server,
+        closing(node.open(ATTACKER, family=family)) as attacker,
+        closing(open_socket(node.lab.pod_namespace(ATTACKER), socket.AF_PACKET, socket.SOCK_RAW, _ETH_P_ALL)) as raw,
+    ):
+        if is_six:
+            sender.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+        sender.bind((outside, PORT))
+        sender.settimeout(5)
+        sender.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, SEGMENT_BYTES)
+        server.bind(("", PORT))
+        attacker.bind(("", PORT))
+        raw.bind(("eth0", 3))
+        sender.sendto(bytes(SEGMENTS * SEGMENT_BYTES), (at_attacker, PORT))
+        sender.sendto(bytes(SEGMENTS * SEGMENT_BYTES), (at_server, PORT))
+        assert count_segments(server) == SEGMENTS
+        assert not select.select([attacker], [], [], 0)[0], "what nobody asked for arrived"
+        attacker.sendto(b"ask", (outside, PORT))
+        assert sender.recv(8) == b"ask"
+        sender.sendto(bytes(SEGMENTS * SEGMENT_BYTES), (at_attacker, PORT))
+        assert count_segments(attacker) == SEGMENTS
+        raw.setblocking(False)
+        sizes = []
+        with suppress(BlockingIOError):
+            while True:
+                sizes.append(len(raw.recv(65536)))
+    assert max(sizes) > SEGMENTS * SEGMENT_BYTES, "no super-packet went through the programs"
+
+
+def count_segments(receiver: socket.socket) -> int:
+    """How many of the segments come, within a time."""
+    receiver.settimeout(5)
+    count = 0
+    while count < SEGMENTS:
+        assert len(receiver.recv(65536)) == SEGMENT_BYTES
+        count += 1
+    return count
 
 
 def send_bulk(node: OneNode, size: int, address: str = ALLOWED) -> int:
