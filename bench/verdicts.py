@@ -35,6 +35,7 @@ from services.common.exporting import add_exporter
 from services.common.jetstream import JetStream
 from services.common.settings import CommonSettings
 from services.common.streams import ensure_stream, verdict_stream
+from services.nodeagent.occupancy import Occupancy
 from services.nodeagent.verdictbus import VerdictBus
 from services.nodeagent.verdicts import PodName, Storyteller
 from services.nodeagent.verdictspans import VerdictSpans
@@ -49,6 +50,8 @@ ALLOWED, DENIED_SECONDS, DENIED_RATE, LATENCIES = 100_000, 4, 10_000, 1_000
 CHUNK = 500
 """Frames between two looks at the clock."""
 ALLOWED_RATE = 25_000
+FLOOD, FLOOD_RATE = 300_000, 100_000
+"""More than the sender makes: as many as come while the reader and the server have what is left of two cores."""
 SETTLE_SECONDS = 10.0
 
 
@@ -153,14 +156,15 @@ async def listener(url: str) -> AsyncIterator[Client]:
     await client.close()
 
 
-def send(kernel: Kernel, frames: Iterator[bytes], count: int, rate: float) -> None:
-    """So many frames from the pod, at a rate a second as far as this process keeps up."""
+def send(kernel: Kernel, frames: Iterator[bytes], count: int, rate: float) -> float:
+    """So many frames from the pod, at a rate a second as far as this process keeps up; the rate that it kept."""
     program = bpf.open_object(kernel.loaded.programs["from_pod"])
     started = time.monotonic()
     for first in range(0, count, CHUNK):
         time.sleep(max(0.0, started + first / rate - time.monotonic()))
         for frame in itertools.islice(frames, min(CHUNK, count - first)):
             bpf.run_program(program, frame, ingress_ifindex=IFINDEX, name="from_pod")
+    return count / (time.monotonic() - started)
 
 
 def make_frames(port: int) -> Iterator[bytes]:
@@ -187,6 +191,27 @@ def measure_allowed(kernel: Kernel, reader: Reader) -> list[Measured]:
         Measured("a verdict from the ring to NATS, processor time", round(micros, 2), "us", 20.0, f"{ALLOWED} flows"),
         Measured("verdicts lost unseen", ALLOWED - seen, f"of {ALLOWED}", 0),
     ]
+
+
+def measure_flood(kernel: Kernel, reader: Reader) -> list[Measured]:
+    """New flows as fast as they can be made: what is not published is counted, by the reader or by the ring."""
+    frames = list(itertools.islice(make_frames(80), ALLOWED, ALLOWED + FLOOD))
+    occupancy = Occupancy(kernel.loaded.maps)
+    lost_before, before = count_lost(occupancy), reader.ask()
+    rate = send(kernel, iter(frames), FLOOD, FLOOD_RATE)
+    lost = count_lost(occupancy) - lost_before
+    occupancy.close()
+    after = reader.await_taken(before["verdicts"] + FLOOD - lost)
+    published, busy = (_difference(before, after, name) for name in ("verdicts_published", "verdicts_left_out_busy"))
+    unseen = FLOOD - published - busy - lost - _difference(before, after, "verdicts_sampled_out")
+    told = f"{published:.0f} published, {busy:.0f} left out by the reader, {lost} by the ring, all of them counted"
+    spread = f"{rate:.0f} a second for {FLOOD / rate:.0f} s: {told}"
+    return [Measured("verdicts lost unseen, as many as can be made", unseen, f"of {FLOOD}", 0, spread)]
+
+
+def count_lost(occupancy: Occupancy) -> int:
+    """Verdicts that their ring did not take."""
+    return occupancy.read({}, {}, 0).lost["verdicts"]
 
 
 def measure_denied(kernel: Kernel, reader: Reader) -> list[Measured]:
@@ -241,6 +266,7 @@ async def measure() -> list[Measured]:
                 rows = await measure_latency(kernel, client)
                 await client.close()
                 rows += await asyncio.to_thread(measure_allowed, kernel, reader)
+                rows += await asyncio.to_thread(measure_flood, kernel, reader)
                 rows += await asyncio.to_thread(measure_denied, kernel, reader)
             finally:
                 reader.stop()
