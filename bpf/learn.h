@@ -28,6 +28,10 @@
 #define HEADER_TRUNCATED 2 // in the third byte
 #define WALK_BITE 64   // records walked in one program
 #define WRITE_BITE 16  // pages tried in one program
+#define RECORDS 370    // of 11 bytes at least, in DNS_MASK
+// Of 33 tail calls those that are left in the first learn_stream, which is one itself: before it come the program for
+// packets that are not plain, and judging and finishing under the policies in force and under those on audit.
+#define STREAM_CALLS (33 - 6)
 #define OWNER_LABELS 16 // labels before a record's owner name ends or points
 #define TEXT_END 259   // last byte of the reversed name: the dot of its first label; a NUL follows
 #define HASH_BASIS 0xcbf29ce484222325ULL // the asker can only collide with itself
@@ -351,38 +355,66 @@ static INLINE void hand_over_datagram(struct __sk_buff *skb, struct scratch *s)
     tails.call(skb, TAIL_LEARN_PIECES);
 }
 
+// A tail call that did not come about: what it was to learn or hand over is nobody's, and the next event says so.
+static INLINE void count_suppressed(const struct endpoint *ep)
+{
+    struct quota *q = find_quota(ep->id);
+
+    if (q)
+        q->answers_suppressed++;
+}
+
 // After the packet was let through: remember the query, or learn from the answer before it is released.
 static INLINE void finish_dns(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep)
 {
     struct packet *p = &s->packet;
 
+    if (s->job.dns == DNS_NONE)
+        return;
     if (s->job.dns == DNS_QUERY) {
         record_query(s, ep);
-    } else if (s->job.dns == DNS_STREAM) {
+        return;
+    }
+    if (s->job.dns == DNS_STREAM) {
+        if (p->payload >= p->end && !(p->tcp_flags & TCP_SYN))
+            return;
         s->dns.stream_at = p->payload;
-        s->dns.messages = 0;
-        if (p->payload < p->end || p->tcp_flags & TCP_SYN)
-            tails.call(skb, TAIL_LEARN_STREAM);
+        s->dns.calls = STREAM_CALLS;
+        s->dns.reserve = 0;
+        tails.call(skb, TAIL_LEARN_STREAM);
     } else if (s->job.dns == DNS_FRAGMENT) {
         hand_over_datagram(skb, s);
-    } else if (s->job.dns == DNS_ANSWER) {
-        if (p->fragment == FRAGMENT_WHOLE && !s->dns.truncated)
-            tails.call(skb, TAIL_LEARN_WALK);
-        else if (!check_answer(s))
-            hand_over_datagram(skb, s);
-        else // its header says so, whatever of it is missing here
-            tails.call(skb, TAIL_LEARN_REFUSED);
+    } else if (p->fragment == FRAGMENT_WHOLE && !s->dns.truncated) {
+        tails.call(skb, TAIL_LEARN_WALK);
+    } else if (!check_answer(s)) {
+        hand_over_datagram(skb, s);
+    } else { // its header says so, whatever of it is missing here
+        tails.call(skb, TAIL_LEARN_REFUSED);
     }
+    count_suppressed(ep);
 }
 
 // ----------------------------------------------------------------------------------------------------------------------
 // Walking the answer.
 
-// Done with a message: the next one of a stream, if this packet holds more.
+// Whether a tail call may be spent on this message: any that is left, but for those that a stream needs behind it.
+static INLINE int spend_call(struct scratch *s)
+{
+    if (s->job.dns != DNS_STREAM)
+        return 1;
+    if (s->dns.calls <= s->dns.reserve)
+        return 0;
+    s->dns.calls--;
+    return 1;
+}
+
+// Done with a message: the next one of a stream, if this packet holds more. Its call is the first of the reserve.
 static INLINE int leave_message(struct __sk_buff *skb, struct scratch *s)
 {
-    if (s->job.dns == DNS_STREAM && s->dns.stream_at < s->packet.end)
+    if (s->job.dns == DNS_STREAM && s->dns.stream_at < s->packet.end) {
+        s->dns.calls--;
         tails.call(skb, TAIL_LEARN_STREAM);
+    }
     return TC_ACT_UNSPEC;
 }
 
@@ -452,6 +484,13 @@ static INLINE void emit_answer(struct scratch *s, struct endpoint *ep, __u8 reas
     } else {
         q->answers_suppressed = 0;
     }
+}
+
+// No tail call is left for it: the recorder has the whole message, of which a part may be learned.
+static INLINE int give_up(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep)
+{
+    emit_answer(s, ep, REASON_LEARN_HANDED_OVER);
+    return count_learn(skb, s, REASON_LEARN_HANDED_OVER);
 }
 
 enum walked { WALKED = 0, WALKED_MALFORMED = 1, WALKED_TOO_LONG = 2 };
@@ -542,15 +581,6 @@ static INLINE int start_walk(struct scratch *s, struct endpoint *ep)
     return 0;
 }
 
-static INLINE int learn_found(struct __sk_buff *skb, struct scratch *s)
-{
-    if (s->dns.found)
-        tails.call(skb, TAIL_LEARN_WRITE);
-    else
-        tails.call(skb, TAIL_LEARN_REFUSED);
-    return TC_ACT_UNSPEC;
-}
-
 int learn_walk(struct __sk_buff *skb)
 {
     struct scratch *s = find_scratch();
@@ -563,7 +593,7 @@ int learn_walk(struct __sk_buff *skb)
         checked = start_walk(s, ep);
         if (checked == REASON_LEARN_RCODE)
             count_reason(INGRESS, checked, skb->len);
-        if (checked == REASON_LEARN_RCODE || checked == REASON_LEARN_NO_ADDRESS)
+        if ((checked == REASON_LEARN_RCODE || checked == REASON_LEARN_NO_ADDRESS) && spend_call(s))
             tails.call(skb, TAIL_LEARN_REFUSED);
         if (checked == NOTHING_TO_LEARN)
             return leave_message(skb, s);
@@ -580,20 +610,19 @@ int learn_walk(struct __sk_buff *skb)
             break;
         s->dns.left = left - 1;
     }
-    if (walked) {
-        checked = walked == WALKED_TOO_LONG ? REASON_LEARN_HANDED_OVER : REASON_LEARN_MALFORMED;
-        if (checked == REASON_LEARN_HANDED_OVER)
-            emit_answer(s, ep, checked);
-        return count_learn(skb, s, checked);
-    }
-    if (s->dns.left) {
+    if (walked == WALKED_MALFORMED)
+        return count_learn(skb, s, REASON_LEARN_MALFORMED);
+    if (walked == WALKED_TOO_LONG || !spend_call(s))
+        return give_up(skb, s, ep);
+    if (s->dns.left)
         tails.call(skb, TAIL_LEARN_WALK);
-        emit_answer(s, ep, REASON_LEARN_HANDED_OVER);
-        return count_learn(skb, s, REASON_LEARN_HANDED_OVER);
-    }
-    if (s->dns.alias)
+    else if (s->dns.alias)
         tails.call(skb, TAIL_LEARN_ALIAS);
-    return learn_found(skb, s);
+    else if (s->dns.found)
+        tails.call(skb, TAIL_LEARN_WRITE);
+    else
+        tails.call(skb, TAIL_LEARN_REFUSED);
+    return give_up(skb, s, ep);
 }
 
 // ----------------------------------------------------------------------------------------------------------------------
@@ -667,10 +696,11 @@ static INLINE void shorten_name(struct scratch *s)
 int learn_alias(struct __sk_buff *skb)
 {
     struct scratch *s = find_scratch();
+    struct endpoint *ep = find_endpoint(skb->ifindex);
     struct config *c = find_config();
     int shortened = 0;
 
-    if (!s || !c)
+    if (!s || !ep || !c)
         return TC_ACT_UNSPEC;
     if (is_alias_of_beginning(s)) {
         for (int i = 0; i < SEARCH_SUFFIXES; i++) {
@@ -681,7 +711,13 @@ int learn_alias(struct __sk_buff *skb)
     if (shortened)
         shorten_name(s);
     s->dns.left = 0;
-    return learn_found(skb, s);
+    if (spend_call(s)) {
+        if (s->dns.found)
+            tails.call(skb, TAIL_LEARN_WRITE);
+        else
+            tails.call(skb, TAIL_LEARN_REFUSED);
+    }
+    return give_up(skb, s, ep);
 }
 
 // ----------------------------------------------------------------------------------------------------------------------
@@ -1073,9 +1109,9 @@ int learn_write(struct __sk_buff *skb)
             place_address(s, ep);
     }
     if (s->dns.placing || s->dns.applied < s->dns.found) {
-        tails.call(skb, TAIL_LEARN_WRITE);
-        emit_answer(s, ep, REASON_LEARN_HANDED_OVER);
-        return count_learn(skb, s, REASON_LEARN_HANDED_OVER);
+        if (spend_call(s))
+            tails.call(skb, TAIL_LEARN_WRITE);
+        return give_up(skb, s, ep);
     }
     finish_learning(skb, s, ep);
     return leave_message(skb, s);
@@ -1153,10 +1189,27 @@ int learn_refused(struct __sk_buff *skb)
 // message is none. A message that is whole in its segment is learned; of all else the recorder gets the bytes. Where a
 // message begins in the midst of what is handed over, or one is missing, the rest of the connection is the recorder's.
 
-#define STREAM_MESSAGES 6 // of one packet: each takes three of 33 tail calls
 #define PIECES_PER_TICK 512 // of one endpoint, 4,095 bytes each
 
-static INLINE int hand_over_stream(struct __sk_buff *skb, struct scratch *s, __u8 piece, __u32 begins)
+// Tail calls that it takes to hand over so much.
+static INLINE __u32 count_pieces(__u32 bytes)
+{
+    return (bytes + DNS_MASK - 1) / DNS_MASK;
+}
+
+// Tail calls that the message takes from here on, if no address wants more than one page: bites of a walk, of which no
+// message holds more, an alias, and bites of writing. Where it takes more it is given up on, whole.
+static INLINE __u32 count_calls(const struct scratch *s)
+{
+    __u32 records = read_u16(s->event.message, 6);
+
+    if (records > RECORDS)
+        records = RECORDS;
+    return records / WALK_BITE + records / WRITE_BITE + 3;
+}
+
+static INLINE int hand_over_stream(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, __u8 piece,
+                                   __u32 begins)
 {
     struct dns *d = &s->dns;
 
@@ -1167,6 +1220,7 @@ static INLINE int hand_over_stream(struct __sk_buff *skb, struct scratch *s, __u
     d->piece_id = 0;
     d->stream_at = s->packet.end;
     tails.call(skb, TAIL_LEARN_PIECES);
+    count_suppressed(ep);
     return TC_ACT_UNSPEC;
 }
 
@@ -1184,11 +1238,13 @@ static INLINE void begin_stream(struct flow *flow, const struct packet *p)
     flow->dns |= FLOW_DNS_SYNC | FLOW_DNS_PORT;
 }
 
-// A message begins here. Its place is left behind, whatever comes of it.
-static INLINE int read_stream(struct __sk_buff *skb, struct scratch *s, struct flow *flow, __u32 left)
+// A message begins here. Its place is left behind, whatever comes of it. What may take more tail calls than there are
+// is handed over from its beginning, while they suffice to hand over all that is behind it too.
+static INLINE int read_stream(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, struct flow *flow,
+                              __u32 left)
 {
     struct dns *d = &s->dns;
-    __u32 begins = flow->dns_sequence, at = d->stream_at, length;
+    __u32 begins = flow->dns_sequence, at = d->stream_at, length, behind, calls;
     __u16 length_be = 0;
     int reason;
 
@@ -1196,29 +1252,43 @@ static INLINE int read_stream(struct __sk_buff *skb, struct scratch *s, struct f
         return TC_ACT_UNSPEC;
     length = bpf_ntohs(length_be);
     flow->dns_sequence = begins + 2 + length;
-    if (length > DNS_MASK || left < 2 + length || d->messages >= STREAM_MESSAGES) {
+    if (length > DNS_MASK || left < 2 + length) {
         if (left > 2 + length)
             lose_stream(flow);
-        return hand_over_stream(skb, s, PIECE_BEGIN, begins);
+        return hand_over_stream(skb, s, ep, PIECE_BEGIN, begins);
     }
-    d->messages++;
-    d->stream_at = at + 2 + length;
+    behind = left - (2 + length);
+    d->reserve = behind ? 1 + count_pieces(behind) : 0;
     d->started = 0;
     reason = read_question(skb, s, at + 2, length, DNS_MASK);
-    if (reason || !d->response)
-        return count_learn(skb, s, REASON_LEARN_MALFORMED);
+    if (!d->response)
+        reason = REASON_LEARN_MALFORMED;
+    calls = d->reserve;
+    if (!reason)
+        calls += count_calls(s);
+    if (d->calls < calls) {
+        if (behind)
+            lose_stream(flow);
+        return hand_over_stream(skb, s, ep, PIECE_BEGIN, begins);
+    }
+    d->stream_at = at + 2 + length;
+    if (reason)
+        return count_learn(skb, s, reason);
+    d->calls--;
     tails.call(skb, TAIL_LEARN_WALK);
+    count_suppressed(ep);
     return TC_ACT_UNSPEC;
 }
 
 int learn_stream(struct __sk_buff *skb)
 {
     struct scratch *s = find_scratch();
+    struct endpoint *ep = find_endpoint(skb->ifindex);
     struct flow *flow;
     __u32 left;
     __s32 ahead;
 
-    if (!s)
+    if (!s || !ep)
         return TC_ACT_UNSPEC;
     flow = flows.lookup(&s->key);
     if (!flow || flow->direction != EGRESS)
@@ -1232,16 +1302,16 @@ int learn_stream(struct __sk_buff *skb)
     }
     left = s->packet.end - s->dns.stream_at;
     if (flow->dns & FLOW_DNS_HANDED_OVER)
-        return hand_over_stream(skb, s, PIECE_STREAM, 0);
+        return hand_over_stream(skb, s, ep, PIECE_STREAM, 0);
     if (!(flow->dns & FLOW_DNS_SYNC))
         return TC_ACT_UNSPEC;
     ahead = s->packet.tcp_sequence + (s->dns.stream_at - s->packet.payload) - flow->dns_sequence;
     if (ahead == 0 && left >= 2)
-        return read_stream(skb, s, flow, left);
+        return read_stream(skb, s, ep, flow, left);
     if (ahead < 0 && (__u32)-ahead >= left) // the rest of what was handed over, or sent again
-        return hand_over_stream(skb, s, PIECE_STREAM, 0);
+        return hand_over_stream(skb, s, ep, PIECE_STREAM, 0);
     lose_stream(flow);
-    return hand_over_stream(skb, s, PIECE_BEGIN, flow->dns_sequence);
+    return hand_over_stream(skb, s, ep, PIECE_BEGIN, flow->dns_sequence);
 }
 
 // One piece of this packet into the ring, and the next by a tail call to self.
@@ -1294,6 +1364,9 @@ int learn_pieces(struct __sk_buff *skb)
     } else {
         q->answers_suppressed = 0;
     }
+    if (d->piece_at >= s->packet.end)
+        return TC_ACT_UNSPEC;
     tails.call(skb, TAIL_LEARN_PIECES);
+    q->answers_suppressed++;
     return TC_ACT_UNSPEC;
 }

@@ -69,9 +69,8 @@ struct dns {
     __u8 truncated; // there was more than we read
     __u8 started;   // 1: walking, 2: writing
     __u8 quiet;     // this very answer was told before
-    __u8 messages;  // of a stream, read from this packet
     __u8 piece;     // enum piece
-    __u8 pad[7];
+    __u32 calls, reserve; // of a stream: tail calls left, and how many of them are for what is behind this message
     __u32 stream_at;             // offset in the packet of the stream's next byte
     __u32 piece_at, piece_begin; // offsets in the packet: of the next piece, and of the first
     __u32 piece_place; // the event's ``place`` of that first one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -90,10 +91,15 @@ def take_pieces(kernel: Kernel) -> list[ResolutionEvent]:
     return [decode_event(record) for record in kernel.handovers.consume(1 << 20)]
 
 
+def assemble_pieces(pieces: list[ResolutionEvent]) -> list[Handed]:
+    """What the recorder makes of them."""
+    handovers = Handovers()
+    return [handed for piece in pieces for handed in handovers.take(piece, 1.0)]
+
+
 def assemble(kernel: Kernel) -> list[Handed]:
     """What the recorder makes of the pieces that wait."""
-    handovers = Handovers()
-    return [handed for piece in take_pieces(kernel) for handed in handovers.take(piece, 1.0)]
+    return assemble_pieces(take_pieces(kernel))
 
 
 def count(kernel: Kernel, reason: Reason) -> int:
@@ -346,15 +352,83 @@ def test_a_segment_sent_again_changes_nothing(dns: Kernel) -> None:
 
 
 def test_more_messages_than_one_packet_may_teach_are_handed_over(dns: Kernel) -> None:
-    """Of twenty answers in one segment six are learned here, the others by the recorder; so is what follows."""
+    """Of twenty answers in one segment eight are learned here, the others by the recorder; so is what follows."""
     names = [f"n{n}.wild.example" for n in range(20)]
     connection = Connection(dns)
     connection.tell(b"".join(prefixed(answer(name, f"198.18.9.{n}")) for n, name in enumerate(names, 1)))
     connection.tell(prefixed(answer(NAME, WEB)))
     learned = [n for n in range(1, 21) if set(dns.names_of(f"198.18.9.{n}")) == {WILD_ROW}]
     handed = [one.message for one in assemble(dns)]
-    assert learned == list(range(1, 7))
-    assert handed == [answer(names[n - 1], f"198.18.9.{n}") for n in range(7, 21)] + [answer(NAME, WEB)]
+    assert learned == list(range(1, 9))
+    assert handed == [answer(names[n - 1], f"198.18.9.{n}") for n in range(9, 21)] + [answer(NAME, WEB)]
+
+
+def take_given_up(kernel: Kernel) -> list[ResolutionEvent]:
+    """Whole messages that the kernel began to learn, and left to the recorder."""
+    events = [decode_event(record) for record in kernel.resolutions.consume(1 << 20)]
+    return [event for event in events if event.reason == Reason.LEARN_HANDED_OVER]
+
+
+FRAME_BYTES = 3600
+"""Of payload that BPF_PROG_TEST_RUN takes, some less than a page."""
+
+
+def fill_pages(kernel: Kernel, addresses: Iterable[str], pages: int) -> None:
+    """So many pages of each address are other names' for the next hour: a new name is written behind them."""
+    taken = mapcodec.NamesPage(tuple((100 + n, boot_seconds() + 5000) for n in range(8)), (POD_ID,) * 8, more=True)
+    keys = [mapcodec.encode_resolution_key(one, n, mapcodec.SCOPE_LEARNED) for one in addresses for n in range(pages)]
+    kernel.maps["resolutions"].put_many(dict.fromkeys(keys, mapcodec.encode_names(taken)))
+
+
+def audited_tables() -> Tables:
+    """Policies on audit are judged by as well."""
+    made = tables()
+    made.rulesets[10] = replace(made.rulesets[EGRESS], hash="10" * 16, any=RULE, counters=1024)
+    made.ports[(10, 0)] = made.ports[(EGRESS, 0)]
+    made.endpoints[1] = replace(made.endpoints[1], egress_shadow=10)
+    return made
+
+
+def check_packet(kernel: Kernel, told: dict[bytes, list[str]], *, is_judged: bool) -> None:
+    """Message -> its addresses, in one segment and one behind it: each is learned whole, or the recorder has it once.
+
+    ``is_judged``: the segment is judged first, by the policies in force and by those on audit, which takes tail calls.
+    """
+    connection = Connection(kernel)
+    kernel.drain()
+    if is_judged:
+        kernel.fill(audited_tables())
+    connection.tell(b"".join(prefixed(message) for message in told))
+    connection.tell(prefixed(answer(NAME, WEB)))
+    pieces, given_up = take_pieces(kernel), take_given_up(kernel)
+    assert not any(event.suppressed for event in (*pieces, *given_up))
+    handed = [event.message for event in given_up] + [one.message for one in assemble_pieces(pieces)]
+    left = [message for message, many in told.items() if not all(WILD_ROW in kernel.names_of(one) for one in many)]
+    if ROW not in kernel.names_of(WEB):
+        left.append(answer(NAME, WEB))
+    assert sorted(handed) == sorted(left)
+
+
+@pytest.mark.parametrize("is_judged", [False, True])
+@pytest.mark.parametrize("pages", [0, 2])
+@pytest.mark.parametrize("is_aliased", [False, True])
+@pytest.mark.parametrize("size", [1, 16, 17, 33, 50, 65])
+def test_whatever_one_packet_holds_is_learned_or_handed_over(
+    dns: Kernel, size: int, is_aliased: bool, pages: int, is_judged: bool
+) -> None:
+    """However many answers of however many addresses: when tail calls end, the recorder has what is not learned."""
+    first = [alias("other.test")] if is_aliased else []
+    told: dict[bytes, list[str]] = {}
+    for n in range(1, 20):
+        many = [f"198.18.{n}.{each}" for each in range(1, size + 1)]
+        message = answer(f"n{n}.wild.example", *first, *many)
+        if sum(map(len, told)) + 2 * len(told) + len(message) + 2 > FRAME_BYTES:
+            break
+        told[message] = many
+        dns.forget()
+        dns.fill(tables())
+        fill_pages(dns, itertools.chain.from_iterable(told.values()), pages)
+        check_packet(dns, told, is_judged=is_judged)
 
 
 def test_a_noisy_pod_hands_over_no_more_than_its_share(dns: Kernel) -> None:
@@ -466,10 +540,8 @@ def test_an_owner_of_many_labels_is_the_recorders(dns: Kernel, labels: int, is_l
 
 def test_an_answer_that_is_learned_in_part_is_the_recorders(dns: Kernel) -> None:
     """Where the addresses have many names already, tail calls end before all are placed: the event has them all."""
-    many, pages = MANY[:180], range(3)
-    taken = mapcodec.NamesPage(tuple((100 + n, boot_seconds() + 5000) for n in range(8)), (POD_ID,) * 8, more=True)
-    keys = [mapcodec.encode_resolution_key(one, page, mapcodec.SCOPE_LEARNED) for one in many for page in pages]
-    dns.maps["resolutions"].put_many(dict.fromkeys(keys, mapcodec.encode_names(taken)))
+    many = MANY[:180]
+    fill_pages(dns, many, 3)
     message = answer(NAME, *many)
     (event,) = tell_udp(dns, message)
     assert (event.message, event.piece, event.reason) == (message, Piece.NONE, Reason.LEARN_HANDED_OVER)
