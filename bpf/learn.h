@@ -572,7 +572,6 @@ static INLINE int start_walk(struct scratch *s, struct endpoint *ep)
     d->found = d->applied = d->learned = d->news = d->refused = d->full = d->placing = 0;
     d->domain = 0;
     d->now = read_boot_seconds(s);
-    d->shortest = 0xffffffff;
     d->scope = d->flags & RESOLVER_OUTSIDE ? ep->id : SCOPE_LEARNED;
     d->min_ttl = c->ttl_min_seconds;
     d->max_ttl = c->ttl_max_seconds;
@@ -887,19 +886,37 @@ static INLINE struct kept_set *find_seen_answer(struct scratch *s, struct endpoi
     return find_seen(s, ep, 0, is_a ? SEEN_ANSWER_A : SEEN_ANSWER_AAAA);
 }
 
+// Whether what was told until ``expires`` need not be told again: the cluster has it for the grace longer, and more than
+// half of the answer's time and grace is left. The recorder publishes by the same half.
+static INLINE int is_told(const struct dns *d, __u32 expires, __u32 lifetime)
+{
+    return is_fresh(expires + d->grace, d->now, lifetime + d->grace);
+}
+
+static INLINE void note_told(struct dns *d, __u32 expires)
+{
+    if ((__s32)(expires - d->told) < 0)
+        d->told = expires;
+}
+
 // Whether this (endpoint, name, address) is news, and note it.
 static INLINE int is_news(struct scratch *s, struct endpoint *ep, const struct address *a, __u32 lifetime)
 {
     struct kept_set *set = find_seen(s, ep, a, SEEN_ADDRESS);
+    __u32 expires = s->dns.now + lifetime;
     struct kept *known;
+    int is_old;
 
     if (!set)
         return 1;
     known = find_kept(set, &s->kept_key);
-    if (known && known->value == s->dns.domain && is_fresh(known->stamp.expires, s->dns.now, lifetime))
-        return 0;
-    keep(set, &s->kept_key, s->dns.now + lifetime, s->dns.domain);
-    return 1;
+    is_old = known && known->value == s->dns.domain && is_told(&s->dns, known->stamp.expires, lifetime);
+    if (is_old)
+        expires = known->stamp.expires;
+    else
+        keep(set, &s->kept_key, expires, s->dns.domain);
+    note_told(&s->dns, expires);
+    return !is_old;
 }
 
 // Whether nothing would be written for this address: the name has it, for longer than half of the answer's time. Asked
@@ -940,8 +957,6 @@ static INLINE void take_address(struct scratch *s, struct endpoint *ep, __u32 at
         set_mapped(a, bpf_htonl(read_u32(message, at)));
     else
         __builtin_memcpy(a, message + (at & DNS_MASK), 16);
-    if (d->lifetime < d->shortest)
-        d->shortest = d->lifetime;
     if (!d->quiet && is_news(s, ep, a, d->lifetime))
         d->news++;
     if (!d->domain)
@@ -1010,10 +1025,19 @@ static INLINE void place_address(struct scratch *s, struct endpoint *ep)
     d->placing = 0;
 }
 
+// Of two TTLs, one of them as on the wire (see find_lifetime); without a branch, which each doubles what is verified.
+static INLINE __s32 find_shorter(__s32 one, __s32 other)
+{
+    other &= ~(other >> 31);
+    return one + ((other - one) & (other - one) >> 31);
+}
+
+// What tells this answer from others: its addresses and, apart, the shortest of their times.
 static INLINE void sum_addresses(struct scratch *s)
 {
     struct dns *d = &s->dns;
     const __u8 *message = s->event.message;
+    __s32 shortest = 0x7fffffff;
 
     d->sum.half[0] = d->sum.half[1] = 0;
     for (__u32 i = 0; i < WALK_BITE; i++) {
@@ -1031,7 +1055,10 @@ static INLINE void sum_addresses(struct scratch *s)
         }
         d->sum.half[0] += mix(mix(HASH_BASIS, high), low); // whatever the order
         d->sum.half[1] += mix(mix(HASH_PRIME, low), high);
+        shortest = find_shorter(shortest, read_u32(message, at - 6));
     }
+    d->shortest = find_lifetime(d, shortest);
+    d->told = d->now + d->max_ttl;
 }
 
 static INLINE __u64 digest_answer(const struct dns *d)
@@ -1039,7 +1066,7 @@ static INLINE __u64 digest_answer(const struct dns *d)
     return (mix(mix(d->sum.half[0], d->sum.half[1]), d->domain) | 2) & ~SEEN_GIVEN; // never 0
 }
 
-// Whether this very answer was told before. Where it was refused since, that it is given again is news.
+// Whether this very answer was told, and not long ago. Where it was refused since, that it is given again is news.
 static INLINE int is_quiet(struct scratch *s, struct endpoint *ep)
 {
     struct dns *d = &s->dns;
@@ -1051,7 +1078,7 @@ static INLINE int is_quiet(struct scratch *s, struct endpoint *ep)
     if (!known->value)
         d->news = 1;
     return d->found <= WALK_BITE && (known->value & ~SEEN_GIVEN) == digest_answer(d) &&
-           is_fresh(known->stamp.expires, d->now, d->min_ttl);
+           is_told(d, known->stamp.expires, d->shortest);
 }
 
 static INLINE void note_answer(struct scratch *s, struct endpoint *ep)
@@ -1060,7 +1087,7 @@ static INLINE void note_answer(struct scratch *s, struct endpoint *ep)
     struct kept_set *set = find_seen_answer(s, ep, d->type == TYPE_A);
 
     if (set)
-        keep(set, &s->kept_key, d->now + d->shortest, digest_answer(d) | (d->refused < d->found ? SEEN_GIVEN : 0));
+        keep(set, &s->kept_key, d->told, digest_answer(d) | (d->refused < d->found ? SEEN_GIVEN : 0));
 }
 
 static INLINE void finish_learning(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep)

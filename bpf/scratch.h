@@ -57,7 +57,8 @@ struct dns {
     __u32 domain;
     __u32 scope;
     __u32 now; // seconds of CLOCK_BOOTTIME
-    __u32 shortest; // lifetime
+    __u32 shortest; // lifetime of the first WALK_BITE addresses
+    __u32 told; // until when the cluster was told of all addresses, that soonest ends
     __u32 min_ttl, max_ttl, grace, names_limit;
     __u32 alias, alias_length; // data of a CNAME that is the first record
     __u16 type, class;
