@@ -273,6 +273,21 @@ def test_a_quote_opens_no_other_destination(kernel: Kernel) -> None:
                 assert result.passed == ((to, source, destination) == (PEER4, PEER4, POD4))
 
 
+@pytest.mark.parametrize("kind", [1, 2, 3, 4])
+def test_an_error_of_one_family_is_not_about_a_flow_of_the_other(kernel: Kernel, kind: int) -> None:
+    """A v4-mapped address in a quote is no way in over IPv6 for whoever knows of a flow over IPv4."""
+    tables = shut()
+    add_cidr(tables, f"{PEER4}/32", 5, EGRESS, RULE)
+    kernel.fill(tables)
+    assert kernel.from_pod(packets.ip(POD4, PEER4, UDP, udp(10, 9))).passed
+    quote = packets.ipv6(POD6, PEER6, UDP, udp(10, 9))
+    mapped = quote[:24] + bytes(10) + b"\xff\xff" + packets.pack(PEER4) + quote[40:]
+    error = packets.ip("2001:db8::bad", POD6, packets.ICMP6, icmp(kind, 0, bytes(4), mapped))
+    denied(kernel.to_pod(error), Reason.ICMP_UNRELATED)
+    own = packets.ip("203.0.113.1", POD4, packets.ICMP, icmp(3, 1, bytes(4), ipv4(POD4, PEER4, UDP, udp(10, 9))))
+    assert kernel.to_pod(own).passed
+
+
 def test_a_quote_within_a_quote_is_not_followed(kernel: Kernel) -> None:
     """An error that quotes an error that quotes a live flow is about nothing."""
     tables = shut()
