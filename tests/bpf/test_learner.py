@@ -370,9 +370,8 @@ def test_only_letters_have_a_case(dns: Kernel, byte: int) -> None:
         assert set(dns.names_of(WEB)) == rows
 
 
-@pytest.mark.parametrize("length", [247, 253])
-def test_the_longest_names_are_learned(dns: Kernel, length: int) -> None:
-    """A name of 253 bytes, of labels of 63, is a name."""
+def make_name(length: int) -> str:
+    """Below ``wild.example``, of labels as long as may be; two bytes more on the wire."""
     tail = "wild.example"
     rest = length - len(tail) - 1
     labels = []
@@ -381,10 +380,26 @@ def test_the_longest_names_are_learned(dns: Kernel, length: int) -> None:
         labels.append("a" * size)
         rest -= size + 1
     name = ".".join([*labels, tail])
-    assert len(name) == length
+    assert len(name) == length and len(wire_name(name)) == length + 2
+    return name
+
+
+@pytest.mark.parametrize("length", [247, 252, 253])
+def test_the_longest_names_are_learned(dns: Kernel, length: int) -> None:
+    """A name of 253 bytes, 255 on the wire, is a name (RFC 1035 2.3.4)."""
+    name = make_name(length)
     ask(dns, name)
     tell(dns, answer(name, WEB))
     assert set(dns.names_of(WEB)) == {WILD_ROW}
+
+
+@pytest.mark.parametrize("length", [254, 255, 256])
+def test_a_name_of_a_byte_too_many_is_no_name(dns: Kernel, length: int) -> None:
+    """256 bytes on the wire and more: no query, and no answer."""
+    name = make_name(length)
+    ask(dns, name)
+    tell(dns, answer(name, WEB))
+    assert learned_nothing(dns) and dns.drain() == []
 
 
 def test_a_name_over_255_bytes_is_no_name(dns: Kernel) -> None:

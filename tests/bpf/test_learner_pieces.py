@@ -63,20 +63,30 @@ def prefixed(message: bytes) -> bytes:
 class Connection:
     """A TCP connection of the pod to a resolver, packet by packet. ``sent``: the resolver's next sequence number."""
 
-    def __init__(self, kernel: Kernel, *, initial: int = 1000, port: int = PORT, ingress: int = 77) -> None:
-        self.kernel, self.port, self.ingress = kernel, port, ingress
+    def __init__(
+        self,
+        kernel: Kernel,
+        *,
+        initial: int = 1000,
+        port: int = PORT,
+        ingress: int = 77,
+        server: tuple[str, int] = (RESOLVER, 53),
+    ) -> None:
+        self.kernel, self.port, self.ingress, self.server = kernel, port, ingress, server
         self.sent = (initial + 1) % (1 << 32)
         assert self.from_pod(SYN)
         assert self.to_pod(SYN | ACK, sequence=initial)
         assert self.from_pod(ACK)
 
     def from_pod(self, flags: int, payload: bytes = b"") -> bool:
-        body = packets.tcp(self.port, 53, flags, payload=payload)
-        return self.kernel.from_pod(packets.ip(POD4, RESOLVER, packets.TCP, body)).passed
+        address, port = self.server
+        body = packets.tcp(self.port, port, flags, payload=payload)
+        return self.kernel.from_pod(packets.ip(POD4, address, packets.TCP, body)).passed
 
     def to_pod(self, flags: int, payload: bytes = b"", *, sequence: int) -> bool:
-        body = packets.tcp(53, self.port, flags, payload=payload, sequence=sequence)
-        return self.kernel.to_pod(packets.ip(RESOLVER, POD4, packets.TCP, body), ingress=self.ingress).passed
+        address, port = self.server
+        body = packets.tcp(port, self.port, flags, payload=payload, sequence=sequence)
+        return self.kernel.to_pod(packets.ip(address, POD4, packets.TCP, body), ingress=self.ingress).passed
 
     def ask(self, name: str = NAME) -> None:
         assert self.from_pod(PSH | ACK, prefixed(query(name, A)))
@@ -208,6 +218,48 @@ def test_a_stream_of_the_nodes_resolver_comes_from_this_node(dns: Kernel) -> Non
     assert dns.names_of(WEB) == {} and count(dns, Reason.LEARN_UNTRUSTED) > 0
     Connection(dns, ingress=0, port=PORT + 1).tell(prefixed(answer(NAME, WEB)))
     assert set(dns.names_of(WEB)) == {ROW}
+
+
+@pytest.mark.parametrize("server", [("203.0.113.53", 53), (RESOLVER, 5353), ("10.96.0.11", 53)])
+def test_a_stream_from_a_server_that_is_not_trusted_teaches_nothing(dns: Kernel, server: tuple[str, int]) -> None:
+    """A server that a rule lets the pod reach, at a port where others are trusted, at an address that is at another."""
+    more = tables()
+    more.resolvers[("10.96.0.11", 5353)] = TRUSTED
+    add_cidr(more, f"{server[0]}/32", 78, EGRESS, RULE)
+    dns.fill(more)
+    connection = Connection(dns, server=server)
+    connection.ask()
+    whole = prefixed(answer(NAME, WEB))
+    for payload in (whole, whole[:10], whole[10:], whole + whole[:1]):
+        connection.tell(payload)
+    connection.to_pod(PSH | ACK, whole, sequence=connection.sent + 100)
+    assert list(dns.maps["resolutions"].items()) == []
+    assert take_pieces(dns) == dns.drain() == []
+
+
+def test_a_stream_from_a_resolver_at_a_port_of_its_own_is_read(dns: Kernel) -> None:
+    """What answers behind a Service listens where it likes: learned in one segment, handed over in two."""
+    more = tables()
+    more.resolvers[("10.96.0.11", 5353)] = TRUSTED
+    add_cidr(more, "10.96.0.11/32", 78, EGRESS, RULE)
+    dns.fill(more)
+    connection = Connection(dns, server=("10.96.0.11", 5353))
+    connection.ask()
+    connection.tell(prefixed(answer(NAME, WEB)))
+    assert set(dns.names_of(WEB)) == {ROW}
+    whole = prefixed(answer(OTHER, WEB2))
+    connection.tell(whole[:10])
+    connection.tell(whole[10:])
+    (handed,) = assemble(dns)
+    assert (handed.message, handed.last.resolver, handed.last.resolver_port) == (whole[2:], "10.96.0.11", 5353)
+
+
+def test_a_stream_to_another_pod_teaches_nothing(dns: Kernel) -> None:
+    """What the resolver tells a pod that is not behind this interface does not come in by it."""
+    Connection(dns)
+    body = packets.tcp(53, PORT, PSH | ACK, payload=prefixed(answer(NAME, WEB)), sequence=1001)
+    assert not dns.to_pod(packets.ip(RESOLVER, "10.0.0.6", packets.TCP, body)).passed
+    assert dns.names_of(WEB) == {} and take_pieces(dns) == []
 
 
 def test_a_stream_through_the_pods_own_service_teaches_nothing(dns: Kernel) -> None:
