@@ -346,7 +346,7 @@ static INLINE void hand_over_datagram(struct __sk_buff *skb, struct scratch *s)
 
     d->piece = PIECE_DATAGRAM;
     d->piece_begin = p->fragment == FRAGMENT_LATER ? p->transport : p->payload;
-    d->piece_place = p->fragment == FRAGMENT_LATER ? p->fragment_offset - 8 : 0; // without the UDP header
+    d->piece_place = p->fragment == FRAGMENT_LATER ? p->fragment_offset - p->fragment_headers * 8 : 0;
     d->piece_whole = p->fragment == FRAGMENT_WHOLE ? p->end - p->payload : 0;
     if (p->fragment == FRAGMENT_FIRST) // its own length is not the datagram's
         d->piece_whole = (bpf_ntohl(s->l4.sequence_be) >> 16) - 8;

@@ -398,6 +398,26 @@ def test_overlapping_fragments_change_no_port(kernel: Kernel) -> None:
             denied(kernel.from_pod(frame), Reason.MALFORMED)
 
 
+def test_no_fragment_reaches_back_into_headers_behind_the_fragment_header(kernel: Kernel) -> None:
+    """With an extension header before TCP's its ports lie further behind: no later fragment lays others over them."""
+    kernel.fill(only_tcp_443())
+
+    def send(offset: int, body: bytes, following: int = 60) -> Result:
+        fragment = packets.fragment6(following, offset, more=offset == 0) + body
+        return kernel.from_pod(packets.ip(POD6, PEER6, 44, fragment))
+
+    denied(send(0, packets.extension(TCP) + tcp(1000, 22) + bytes(12)), Reason.ISOLATED)
+    denied(send(4, bytes(32)), Reason.FRAGMENT_UNKNOWN)
+    assert send(0, packets.extension(TCP) + tcp(1000, 443) + bytes(12)).passed
+    other = packets.extension(TCP) + tcp(1000, 22) + bytes(12)
+    for offset in (1, 2, 3):
+        denied(send(offset, other[offset * 8 :]), Reason.MALFORMED)
+        denied(send(offset, other[offset * 8 :], UDP), Reason.FRAGMENT_UNKNOWN)
+    assert send(4, bytes(32)).passed
+    kernel.fill(shut())
+    denied(send(5, bytes(32)), Reason.ISOLATED)
+
+
 def test_a_later_fragment_of_another_protocol_is_unknown(kernel: Kernel) -> None:
     """IPv6 reassembles by id and addresses alone: a first fragment of TCP does not carry later ones of UDP along."""
     kernel.fill(only_tcp_443())

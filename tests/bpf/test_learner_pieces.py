@@ -24,6 +24,7 @@ from tests.bpf.worlds import (
     NODE_LOCAL,
     OUTSIDE,
     POD4,
+    POD6,
     POD_ID,
     RESOLVER,
     TRUSTED,
@@ -535,6 +536,23 @@ def test_an_answer_in_fragments_is_handed_over(dns: Kernel, size: int) -> None:
     message = answer(NAME, *MANY[:200])
     ask_udp(dns)
     assert all(dns.to_pod(frame).passed for frame in fragments_of(message, size=size))
+    (handed,) = assemble(dns)
+    assert handed.message == message
+
+
+def test_an_answer_in_fragments_with_headers_before_its_own_is_handed_over(dns: Kernel) -> None:
+    """Behind the fragment header of IPv6 there may stand others: they are no part of the message."""
+    more = tables()
+    resolver = "fd00::53"
+    more.resolvers[(resolver, 53)] = TRUSTED
+    add_cidr(more, f"{resolver}/128", 78, EGRESS, RULE)
+    dns.fill(more)
+    assert dns.from_pod(packets.ip(POD6, resolver, packets.UDP, packets.udp(PORT, 53, query(NAME)))).passed
+    message = answer(NAME, *MANY[:200])
+    body = packets.extension(43) + packets.extension(packets.UDP) + packets.udp(53, PORT, message)
+    for at in range(0, len(body), 1232):
+        header = packets.fragment6(60, at // 8, more=at + 1232 < len(body))
+        assert dns.to_pod(packets.ip(resolver, POD6, 44, header + body[at : at + 1232])).passed
     (handed,) = assemble(dns)
     assert handed.message == message
 
