@@ -6,13 +6,16 @@ import itertools
 import struct
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from schemas.terms import Direction, Reason
+from services.common.bpf import BpfMap
 from services.dnsrecorder.event import Piece, ResolutionEvent, decode_event
 from services.dnsrecorder.handover import Handed, Handovers
 from services.nodeagent import mapcodec
+from services.nodeagent.loader import TAIL_PROGRAMS
 from services.nodeagent.tables import Tables
 from tests.bpf import packets
 from tests.bpf.messages import A, address, alias, answer, query, wire_name
@@ -608,12 +611,59 @@ def test_an_owner_of_many_labels_is_the_recorders(dns: Kernel, labels: int, is_l
     assert count(dns, Reason.LEARN_HANDED_OVER) == (not is_learned)
 
 
-def test_an_answer_that_is_learned_in_part_is_the_recorders(dns: Kernel) -> None:
+@pytest.mark.parametrize("is_aliased", [False, True])
+@pytest.mark.parametrize("pages", [3, 6])
+def test_an_answer_that_is_learned_in_part_is_the_recorders(dns: Kernel, pages: int, is_aliased: bool) -> None:
     """Where the addresses have many names already, tail calls end before all are placed: the event has them all."""
     many = MANY[:180]
-    fill_pages(dns, many, 3)
-    message = answer(NAME, *many)
+    fill_pages(dns, many, pages)
+    message = answer(NAME, *([alias("other.test")] if is_aliased else []), *many)
     (event,) = tell_udp(dns, message)
     assert (event.message, event.piece, event.reason) == (message, Piece.NONE, Reason.LEARN_HANDED_OVER)
     learned = [one for one in many if ROW in dns.names_of(one)]
     assert 0 < len(learned) == event.learned < len(many)
+
+
+def count_suppressed(kernel: Kernel) -> int:
+    """What the pod's next event will say that it was preceded by: ``answers_suppressed`` of struct quota."""
+    quota = kernel.maps["quotas"].get(POD_ID.to_bytes(4, "little"))
+    assert quota is not None
+    return int.from_bytes(quota[20:24], "little")
+
+
+def test_a_tail_call_that_fails_is_not_silent() -> None:
+    """Each program of the learner gone, one after the other: the recorder has the message, or it is counted."""
+    kernel = Kernel(Path("/sys/fs/bpf"))
+    try:
+        kernel.fill(tables())
+        (path,) = kernel.root.rglob("tails-*")
+        with BpfMap(path) as tails:
+            check_without(kernel, tails)
+    finally:
+        kernel.close()
+
+
+def check_without(kernel: Kernel, tails: BpfMap) -> None:
+    def remove(program: str) -> None:
+        tails.delete(TAIL_PROGRAMS[program].to_bytes(4, "little"))
+
+    connection = Connection(kernel)
+    plain, aliased = answer(NAME, WEB), answer(NAME, alias("other.test"), WEB)
+    for program, message in (("learn_write", plain), ("learn_alias", aliased)):
+        remove(program)
+        (event,) = tell_udp(kernel, message)
+        assert (event.message, event.reason) == (message, Reason.LEARN_HANDED_OVER)
+        connection.tell(prefixed(message) * 2)
+        assert [event.message for event in take_given_up(kernel)] == [message] * 2
+    remove("learn_pieces")
+    connection.tell(prefixed(plain)[:10])
+    assert take_pieces(kernel) == [] and count_suppressed(kernel) == 1
+    ask_udp(kernel)
+    first, *_ = fragments_of(answer(NAME, *MANY[:200]))
+    assert kernel.to_pod(first).passed
+    assert take_pieces(kernel) == [] and count_suppressed(kernel) == 2
+    remove("learn_walk")
+    assert tell_udp(kernel, plain) == [] and count_suppressed(kernel) == 3
+    remove("learn_stream")
+    connection.tell(prefixed(plain))
+    assert count_suppressed(kernel) == 4
