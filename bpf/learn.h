@@ -338,7 +338,24 @@ static INLINE void read_dns(struct __sk_buff *skb, struct scratch *s, struct end
     p->shares_flow = direction == INGRESS && !check_answer(s) ? SHARES_ANSWER : SHARES_DNS;
 }
 
-// What came in more than one packet, or is too long to be read here, goes to the recorder in pieces.
+// What the recorder does not see of that over which a datagram's checksum is made. A mapped address adds up to what the
+// IPv4 address does.
+static INLINE __u32 sum_datagram(const struct packet *p, const struct l4_header *h)
+{
+    const struct address *a = &p->destination;
+    __u32 checksum = h->sequence_be >> 16; // little endian: behind the length
+    __u64 sum = (__u64)a->word[0] + a->word[1] + a->word[2] + a->word[3] + h->ports + checksum;
+
+    if (!checksum && p->family == 4) // there is none; IPv6 has no such thing (RFC 8200 8.1)
+        return 0;
+    sum = (sum & 0xffffffff) + (sum >> 32);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    return bpf_ntohs((sum & 0xffff) + (sum >> 16));
+}
+
+// What came in more than one packet, or is too long to be read here, goes to the recorder in pieces. A packet's id and
+// question were checked; fragments behind the first have neither, so the datagram's checksum is, as the pod does.
 static INLINE void hand_over_datagram(struct __sk_buff *skb, struct scratch *s)
 {
     struct packet *p = &s->packet;
@@ -348,8 +365,11 @@ static INLINE void hand_over_datagram(struct __sk_buff *skb, struct scratch *s)
     d->piece_begin = p->fragment == FRAGMENT_LATER ? p->transport : p->payload;
     d->piece_place = p->fragment == FRAGMENT_LATER ? p->fragment_offset - p->fragment_headers * 8 : 0;
     d->piece_whole = p->fragment == FRAGMENT_WHOLE ? p->end - p->payload : 0;
-    if (p->fragment == FRAGMENT_FIRST) // its own length is not the datagram's
+    d->piece_checksum = 0;
+    if (p->fragment == FRAGMENT_FIRST) { // its own length is not the datagram's
         d->piece_whole = (bpf_ntohl(s->l4.sequence_be) >> 16) - 8;
+        d->piece_checksum = sum_datagram(p, &s->l4);
+    }
     d->piece_id = p->fragment == FRAGMENT_WHOLE ? d->id | 0x80000000 : p->fragment_id;
     d->piece_at = d->piece_begin;
     tails.call(skb, TAIL_LEARN_PIECES);
@@ -445,7 +465,7 @@ static INLINE void describe_event(struct scratch *s, struct endpoint *ep, __u32 
     e->own_port_be = s->packet.destination_port_be;
     e->protocol = s->packet.protocol;
     e->resolver_flags = s->dns.flags;
-    e->pad = 0;
+    e->checksum = 0;
 }
 
 // Tell user space: the message as far as it was read, and what was made of it. 0, or the ring is full.
@@ -1244,7 +1264,7 @@ static INLINE int hand_over_stream(struct __sk_buff *skb, struct scratch *s, str
     d->piece_begin = d->piece_at = d->stream_at;
     d->piece_place = s->packet.tcp_sequence + d->stream_at - s->packet.payload;
     d->piece_whole = begins;
-    d->piece_id = 0;
+    d->piece_id = d->piece_checksum = 0;
     d->stream_at = s->packet.end;
     tails.call(skb, TAIL_LEARN_PIECES);
     count_suppressed(ep);
@@ -1381,6 +1401,7 @@ int learn_pieces(struct __sk_buff *skb)
     e->place = d->piece_place + (d->piece_at - d->piece_begin);
     e->whole = d->piece_whole;
     e->id = d->piece_id;
+    e->checksum = d->piece_checksum;
     d->piece_at += size;
     if (d->piece == PIECE_BEGIN)
         d->piece = PIECE_STREAM;

@@ -75,7 +75,7 @@ struct dns {
     __u32 stream_at;             // offset in the packet of the stream's next byte
     __u32 piece_at, piece_begin; // offsets in the packet: of the next piece, and of the first
     __u32 piece_place; // the event's ``place`` of that first one
-    __u32 piece_whole, piece_id;     // of the event
+    __u32 piece_whole, piece_id, piece_checksum; // of the event
 };
 
 // What the entry program leaves for the one that judges.

@@ -526,6 +526,6 @@ struct resolution_event {
     __u32 place;
     __u32 whole; // BEGIN: sequence number of a message's length; DATAGRAM: the message's bytes, 0: not told here
     __u32 id;    // DATAGRAM: what its pieces have in common
-    __u32 pad;
+    __u32 checksum; // first fragment: UDP's, its ports and the destination added up as RFC 768 does; 0: not to be checked
     __u8 message[MESSAGE_BYTES];
 };

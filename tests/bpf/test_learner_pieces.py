@@ -515,8 +515,11 @@ def ask_udp(kernel: Kernel, name: str = NAME) -> None:
     assert kernel.from_pod(packets.ip(POD4, RESOLVER, packets.UDP, body)).passed
 
 
-def fragments_of(message: bytes, *, size: int = 1480, identifier: int = 9) -> list[bytes]:
+def fragments_of(message: bytes, *, size: int = 1480, identifier: int = 9, is_sealed: bool = True) -> list[bytes]:
+    """``is_sealed``: with a checksum."""
     body = packets.udp(53, PORT, message)
+    if is_sealed:
+        body = packets.seal_udp(RESOLVER, POD4, body)
     frames = []
     for at in range(0, len(body), size):
         more = at + size < len(body)
@@ -543,8 +546,34 @@ def test_an_answer_in_fragments_is_handed_over(dns: Kernel, size: int) -> None:
     assert handed.message == message
 
 
-def test_an_answer_in_fragments_with_headers_before_its_own_is_handed_over(dns: Kernel) -> None:
-    """Behind the fragment header of IPv6 there may stand others: they are no part of the message."""
+@pytest.mark.parametrize("name", [OTHER, f"a{OTHER}"], ids=["odd", "even"])
+def test_a_forged_fragment_spoils_the_datagram(dns: Kernel, name: str) -> None:
+    """Whoever guesses a datagram's id may write its rest: the checksum does not fit, so neither pod nor we take it."""
+    true, forged = answer(name, *MANY[:200]), answer(name, *MANY[300:500])
+    ask_udp(dns, name)
+    first, *_ = fragments_of(true)
+    _, *others = fragments_of(forged)
+    handovers = Handovers()
+    assert all(dns.to_pod(frame).passed for frame in (first, *others))
+    assert [one for piece in take_pieces(dns) for one in handovers.take(piece, 1.0)] == []
+    assert handovers.counters["handover_corrupt"] == 1
+    assert all(dns.to_pod(frame).passed for frame in fragments_of(true, identifier=10))
+    (handed,) = assemble(dns)
+    assert handed.message == true
+
+
+def test_a_datagram_without_a_checksum_is_handed_over(dns: Kernel) -> None:
+    """Over IPv4 a sender may leave it out, and the pod takes it."""
+    message = answer(NAME, *MANY[:200])
+    ask_udp(dns)
+    assert all(dns.to_pod(frame).passed for frame in fragments_of(message, is_sealed=False))
+    (handed,) = assemble(dns)
+    assert handed.message == message
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+def test_an_answer_in_fragments_with_headers_before_its_own_is_handed_over(dns: Kernel, is_sealed: bool) -> None:
+    """Behind the fragment header of IPv6 there may stand others, no part of the message. A checksum there has to be."""
     more = tables()
     resolver = "fd00::53"
     more.resolvers[(resolver, 53)] = TRUSTED
@@ -552,12 +581,14 @@ def test_an_answer_in_fragments_with_headers_before_its_own_is_handed_over(dns: 
     dns.fill(more)
     assert dns.from_pod(packets.ip(POD6, resolver, packets.UDP, packets.udp(PORT, 53, query(NAME)))).passed
     message = answer(NAME, *MANY[:200])
-    body = packets.extension(43) + packets.extension(packets.UDP) + packets.udp(53, PORT, message)
+    datagram = packets.udp(53, PORT, message)
+    if is_sealed:
+        datagram = packets.seal_udp(resolver, POD6, datagram)
+    body = packets.extension(43) + packets.extension(packets.UDP) + datagram
     for at in range(0, len(body), 1232):
         header = packets.fragment6(60, at // 8, more=at + 1232 < len(body))
         assert dns.to_pod(packets.ip(resolver, POD6, 44, header + body[at : at + 1232])).passed
-    (handed,) = assemble(dns)
-    assert handed.message == message
+    assert [handed.message for handed in assemble(dns)] == ([message] if is_sealed else [])
 
 
 def test_fragments_in_another_order_are_denied_but_for_what_follows_the_first(dns: Kernel) -> None:
