@@ -250,25 +250,31 @@ static INLINE struct kept_set *find_fragments(struct scratch *s, const struct en
     key->one = s->packet.source;
     key->two = s->packet.destination;
     key->three = (__u64)ep->ifindex << 32 | s->packet.fragment_id;
-    key->four = s->packet.protocol;
+    key->four = s->packet.fragment_protocol;
     set = choose_set(ep, SETS_OF(FRAGMENTS), key);
     return fragments.lookup(&set);
 }
 
 static INLINE void remember_fragment(struct scratch *s, const struct endpoint *ep, __u32 ticks)
 {
+    struct packet *p = &s->packet;
     struct kept_set *set = find_fragments(s, ep);
     struct fragment first = {.word = 0};
+    __u32 headers = p->transport - p->fragment_begin + (p->protocol == PROTOCOL_TCP ? 20 : 8);
 
-    if (!set)
+    if (!set || headers > 255 * 8)
         return;
-    first.source_port_be = s->packet.source_port_be;
-    first.destination_port_be = s->packet.destination_port_be;
-    first.icmp_type = s->packet.icmp_type;
-    first.shares_flow = s->packet.shares_flow;
+    p->fragment_headers = (headers + 7) / 8;
+    first.source_port_be = p->source_port_be;
+    first.destination_port_be = p->destination_port_be;
+    first.icmp_type = p->icmp_type;
+    first.shares_flow = p->shares_flow;
+    first.protocol = p->protocol;
+    first.headers = p->fragment_headers;
     keep(set, &s->kept_key, ticks + read_timeout(TIMEOUT_FRAGMENT), first.word);
 }
 
+// 0 or a reason. What reaches back into the headers of the first could change what was judged: RFC 3128, RFC 5722.
 static INLINE int recall_fragment(struct scratch *s, const struct endpoint *ep, __u32 ticks)
 {
     struct kept_set *set = find_fragments(s, ep);
@@ -277,6 +283,10 @@ static INLINE int recall_fragment(struct scratch *s, const struct endpoint *ep, 
 
     if (!entry || !read_kept(entry, &s->kept_key, ticks, &first.word))
         return REASON_FRAGMENT_UNKNOWN;
+    if (s->packet.fragment_offset < first.headers * 8)
+        return REASON_MALFORMED;
+    s->packet.protocol = first.protocol;
+    s->packet.fragment_headers = first.headers;
     s->packet.source_port_be = first.source_port_be;
     s->packet.destination_port_be = first.destination_port_be;
     s->packet.icmp_type = first.icmp_type;

@@ -28,6 +28,10 @@
 #define HEADER_TRUNCATED 2 // in the third byte
 #define WALK_BITE 64   // records walked in one program
 #define WRITE_BITE 16  // pages tried in one program
+#define RECORDS 370    // of 11 bytes at least, in DNS_MASK
+// Of 33 tail calls those that are left in the first learn_stream, which is one itself: before it come the program for
+// packets that are not plain, and judging and finishing under the policies in force and under those on audit.
+#define STREAM_CALLS (33 - 6)
 #define OWNER_LABELS 16 // labels before a record's owner name ends or points
 #define TEXT_END 259   // last byte of the reversed name: the dot of its first label; a NUL follows
 #define HASH_BASIS 0xcbf29ce484222325ULL // the asker can only collide with itself
@@ -334,7 +338,24 @@ static INLINE void read_dns(struct __sk_buff *skb, struct scratch *s, struct end
     p->shares_flow = direction == INGRESS && !check_answer(s) ? SHARES_ANSWER : SHARES_DNS;
 }
 
-// What came in more than one packet, or is too long to be read here, goes to the recorder in pieces.
+// What the recorder does not see of that over which a datagram's checksum is made. A mapped address adds up to what the
+// IPv4 address does.
+static INLINE __u32 sum_datagram(const struct packet *p, const struct l4_header *h)
+{
+    const struct address *a = &p->destination;
+    __u32 checksum = h->sequence_be >> 16; // little endian: behind the length
+    __u64 sum = (__u64)a->word[0] + a->word[1] + a->word[2] + a->word[3] + h->ports + checksum;
+
+    if (!checksum && p->family == 4) // there is none; IPv6 has no such thing (RFC 8200 8.1)
+        return 0;
+    sum = (sum & 0xffffffff) + (sum >> 32);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    return bpf_ntohs((sum & 0xffff) + (sum >> 16));
+}
+
+// What came in more than one packet, or is too long to be read here, goes to the recorder in pieces. A packet's id and
+// question were checked; fragments behind the first have neither, so the datagram's checksum is, as the pod does.
 static INLINE void hand_over_datagram(struct __sk_buff *skb, struct scratch *s)
 {
     struct packet *p = &s->packet;
@@ -342,13 +363,25 @@ static INLINE void hand_over_datagram(struct __sk_buff *skb, struct scratch *s)
 
     d->piece = PIECE_DATAGRAM;
     d->piece_begin = p->fragment == FRAGMENT_LATER ? p->transport : p->payload;
-    d->piece_place = p->fragment == FRAGMENT_LATER ? p->fragment_offset - 8 : 0; // without the UDP header
+    d->piece_place = p->fragment == FRAGMENT_LATER ? p->fragment_offset - p->fragment_headers * 8 : 0;
     d->piece_whole = p->fragment == FRAGMENT_WHOLE ? p->end - p->payload : 0;
-    if (p->fragment == FRAGMENT_FIRST) // its own length is not the datagram's
+    d->piece_checksum = 0;
+    if (p->fragment == FRAGMENT_FIRST) { // its own length is not the datagram's
         d->piece_whole = (bpf_ntohl(s->l4.sequence_be) >> 16) - 8;
+        d->piece_checksum = sum_datagram(p, &s->l4);
+    }
     d->piece_id = p->fragment == FRAGMENT_WHOLE ? d->id | 0x80000000 : p->fragment_id;
     d->piece_at = d->piece_begin;
     tails.call(skb, TAIL_LEARN_PIECES);
+}
+
+// A tail call that did not come about: what it was to learn or hand over is nobody's, and the next event says so.
+static INLINE void count_suppressed(const struct endpoint *ep)
+{
+    struct quota *q = find_quota(ep->id);
+
+    if (q)
+        q->answers_suppressed++;
 }
 
 // After the packet was let through: remember the query, or learn from the answer before it is released.
@@ -356,33 +389,52 @@ static INLINE void finish_dns(struct __sk_buff *skb, struct scratch *s, struct e
 {
     struct packet *p = &s->packet;
 
+    if (s->job.dns == DNS_NONE)
+        return;
     if (s->job.dns == DNS_QUERY) {
         record_query(s, ep);
-    } else if (s->job.dns == DNS_STREAM) {
+        return;
+    }
+    if (s->job.dns == DNS_STREAM) {
+        if (p->payload >= p->end && !(p->tcp_flags & TCP_SYN))
+            return;
         s->dns.stream_at = p->payload;
-        s->dns.messages = 0;
-        if (p->payload < p->end || p->tcp_flags & TCP_SYN)
-            tails.call(skb, TAIL_LEARN_STREAM);
+        s->dns.calls = STREAM_CALLS;
+        s->dns.reserve = 0;
+        tails.call(skb, TAIL_LEARN_STREAM);
     } else if (s->job.dns == DNS_FRAGMENT) {
         hand_over_datagram(skb, s);
-    } else if (s->job.dns == DNS_ANSWER) {
-        if (p->fragment == FRAGMENT_WHOLE && !s->dns.truncated)
-            tails.call(skb, TAIL_LEARN_WALK);
-        else if (!check_answer(s))
-            hand_over_datagram(skb, s);
-        else // its header says so, whatever of it is missing here
-            tails.call(skb, TAIL_LEARN_REFUSED);
+    } else if (p->fragment == FRAGMENT_WHOLE && !s->dns.truncated) {
+        tails.call(skb, TAIL_LEARN_WALK);
+    } else if (!check_answer(s)) {
+        hand_over_datagram(skb, s);
+    } else { // its header says so, whatever of it is missing here
+        tails.call(skb, TAIL_LEARN_REFUSED);
     }
+    count_suppressed(ep);
 }
 
 // ----------------------------------------------------------------------------------------------------------------------
 // Walking the answer.
 
-// Done with a message: the next one of a stream, if this packet holds more.
+// Whether a tail call may be spent on this message: any that is left, but for those that a stream needs behind it.
+static INLINE int spend_call(struct scratch *s)
+{
+    if (s->job.dns != DNS_STREAM)
+        return 1;
+    if (s->dns.calls <= s->dns.reserve)
+        return 0;
+    s->dns.calls--;
+    return 1;
+}
+
+// Done with a message: the next one of a stream, if this packet holds more. Its call is the first of the reserve.
 static INLINE int leave_message(struct __sk_buff *skb, struct scratch *s)
 {
-    if (s->job.dns == DNS_STREAM && s->dns.stream_at < s->packet.end)
+    if (s->job.dns == DNS_STREAM && s->dns.stream_at < s->packet.end) {
+        s->dns.calls--;
         tails.call(skb, TAIL_LEARN_STREAM);
+    }
     return TC_ACT_UNSPEC;
 }
 
@@ -413,7 +465,7 @@ static INLINE void describe_event(struct scratch *s, struct endpoint *ep, __u32 
     e->own_port_be = s->packet.destination_port_be;
     e->protocol = s->packet.protocol;
     e->resolver_flags = s->dns.flags;
-    e->pad = 0;
+    e->checksum = 0;
 }
 
 // Tell user space: the message as far as it was read, and what was made of it. 0, or the ring is full.
@@ -452,6 +504,13 @@ static INLINE void emit_answer(struct scratch *s, struct endpoint *ep, __u8 reas
     } else {
         q->answers_suppressed = 0;
     }
+}
+
+// No tail call is left for it: the recorder has the whole message, of which a part may be learned.
+static INLINE int give_up(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep)
+{
+    emit_answer(s, ep, REASON_LEARN_HANDED_OVER);
+    return count_learn(skb, s, REASON_LEARN_HANDED_OVER);
 }
 
 enum walked { WALKED = 0, WALKED_MALFORMED = 1, WALKED_TOO_LONG = 2 };
@@ -533,22 +592,12 @@ static INLINE int start_walk(struct scratch *s, struct endpoint *ep)
     d->found = d->applied = d->learned = d->news = d->refused = d->full = d->placing = 0;
     d->domain = 0;
     d->now = read_boot_seconds(s);
-    d->shortest = 0xffffffff;
     d->scope = d->flags & RESOLVER_OUTSIDE ? ep->id : SCOPE_LEARNED;
     d->min_ttl = c->ttl_min_seconds;
     d->max_ttl = c->ttl_max_seconds;
     d->grace = c->grace_seconds;
     d->names_limit = c->names_per_endpoint;
     return 0;
-}
-
-static INLINE int learn_found(struct __sk_buff *skb, struct scratch *s)
-{
-    if (s->dns.found)
-        tails.call(skb, TAIL_LEARN_WRITE);
-    else
-        tails.call(skb, TAIL_LEARN_REFUSED);
-    return TC_ACT_UNSPEC;
 }
 
 int learn_walk(struct __sk_buff *skb)
@@ -563,7 +612,7 @@ int learn_walk(struct __sk_buff *skb)
         checked = start_walk(s, ep);
         if (checked == REASON_LEARN_RCODE)
             count_reason(INGRESS, checked, skb->len);
-        if (checked == REASON_LEARN_RCODE || checked == REASON_LEARN_NO_ADDRESS)
+        if ((checked == REASON_LEARN_RCODE || checked == REASON_LEARN_NO_ADDRESS) && spend_call(s))
             tails.call(skb, TAIL_LEARN_REFUSED);
         if (checked == NOTHING_TO_LEARN)
             return leave_message(skb, s);
@@ -580,20 +629,19 @@ int learn_walk(struct __sk_buff *skb)
             break;
         s->dns.left = left - 1;
     }
-    if (walked) {
-        checked = walked == WALKED_TOO_LONG ? REASON_LEARN_HANDED_OVER : REASON_LEARN_MALFORMED;
-        if (checked == REASON_LEARN_HANDED_OVER)
-            emit_answer(s, ep, checked);
-        return count_learn(skb, s, checked);
-    }
-    if (s->dns.left) {
+    if (walked == WALKED_MALFORMED)
+        return count_learn(skb, s, REASON_LEARN_MALFORMED);
+    if (walked == WALKED_TOO_LONG || !spend_call(s))
+        return give_up(skb, s, ep);
+    if (s->dns.left)
         tails.call(skb, TAIL_LEARN_WALK);
-        emit_answer(s, ep, REASON_LEARN_HANDED_OVER);
-        return count_learn(skb, s, REASON_LEARN_HANDED_OVER);
-    }
-    if (s->dns.alias)
+    else if (s->dns.alias)
         tails.call(skb, TAIL_LEARN_ALIAS);
-    return learn_found(skb, s);
+    else if (s->dns.found)
+        tails.call(skb, TAIL_LEARN_WRITE);
+    else
+        tails.call(skb, TAIL_LEARN_REFUSED);
+    return give_up(skb, s, ep);
 }
 
 // ----------------------------------------------------------------------------------------------------------------------
@@ -667,10 +715,11 @@ static INLINE void shorten_name(struct scratch *s)
 int learn_alias(struct __sk_buff *skb)
 {
     struct scratch *s = find_scratch();
+    struct endpoint *ep = find_endpoint(skb->ifindex);
     struct config *c = find_config();
     int shortened = 0;
 
-    if (!s || !c)
+    if (!s || !ep || !c)
         return TC_ACT_UNSPEC;
     if (is_alias_of_beginning(s)) {
         for (int i = 0; i < SEARCH_SUFFIXES; i++) {
@@ -681,7 +730,13 @@ int learn_alias(struct __sk_buff *skb)
     if (shortened)
         shorten_name(s);
     s->dns.left = 0;
-    return learn_found(skb, s);
+    if (spend_call(s)) {
+        if (s->dns.found)
+            tails.call(skb, TAIL_LEARN_WRITE);
+        else
+            tails.call(skb, TAIL_LEARN_REFUSED);
+    }
+    return give_up(skb, s, ep);
 }
 
 // ----------------------------------------------------------------------------------------------------------------------
@@ -851,19 +906,37 @@ static INLINE struct kept_set *find_seen_answer(struct scratch *s, struct endpoi
     return find_seen(s, ep, 0, is_a ? SEEN_ANSWER_A : SEEN_ANSWER_AAAA);
 }
 
+// Whether what was told until ``expires`` need not be told again: the cluster has it for the grace longer, and more than
+// half of the answer's time and grace is left. The recorder publishes by the same half.
+static INLINE int is_told(const struct dns *d, __u32 expires, __u32 lifetime)
+{
+    return is_fresh(expires + d->grace, d->now, lifetime + d->grace);
+}
+
+static INLINE void note_told(struct dns *d, __u32 expires)
+{
+    if ((__s32)(expires - d->told) < 0)
+        d->told = expires;
+}
+
 // Whether this (endpoint, name, address) is news, and note it.
 static INLINE int is_news(struct scratch *s, struct endpoint *ep, const struct address *a, __u32 lifetime)
 {
     struct kept_set *set = find_seen(s, ep, a, SEEN_ADDRESS);
+    __u32 expires = s->dns.now + lifetime;
     struct kept *known;
+    int is_old;
 
     if (!set)
         return 1;
     known = find_kept(set, &s->kept_key);
-    if (known && known->value == s->dns.domain && is_fresh(known->stamp.expires, s->dns.now, lifetime))
-        return 0;
-    keep(set, &s->kept_key, s->dns.now + lifetime, s->dns.domain);
-    return 1;
+    is_old = known && known->value == s->dns.domain && is_told(&s->dns, known->stamp.expires, lifetime);
+    if (is_old)
+        expires = known->stamp.expires;
+    else
+        keep(set, &s->kept_key, expires, s->dns.domain);
+    note_told(&s->dns, expires);
+    return !is_old;
 }
 
 // Whether nothing would be written for this address: the name has it, for longer than half of the answer's time. Asked
@@ -904,8 +977,6 @@ static INLINE void take_address(struct scratch *s, struct endpoint *ep, __u32 at
         set_mapped(a, bpf_htonl(read_u32(message, at)));
     else
         __builtin_memcpy(a, message + (at & DNS_MASK), 16);
-    if (d->lifetime < d->shortest)
-        d->shortest = d->lifetime;
     if (!d->quiet && is_news(s, ep, a, d->lifetime))
         d->news++;
     if (!d->domain)
@@ -974,10 +1045,19 @@ static INLINE void place_address(struct scratch *s, struct endpoint *ep)
     d->placing = 0;
 }
 
+// Of two TTLs, one of them as on the wire (see find_lifetime); without a branch, which each doubles what is verified.
+static INLINE __s32 find_shorter(__s32 one, __s32 other)
+{
+    other &= ~(other >> 31);
+    return one + ((other - one) & (other - one) >> 31);
+}
+
+// What tells this answer from others: its addresses and, apart, the shortest of their times.
 static INLINE void sum_addresses(struct scratch *s)
 {
     struct dns *d = &s->dns;
     const __u8 *message = s->event.message;
+    __s32 shortest = 0x7fffffff;
 
     d->sum.half[0] = d->sum.half[1] = 0;
     for (__u32 i = 0; i < WALK_BITE; i++) {
@@ -995,7 +1075,10 @@ static INLINE void sum_addresses(struct scratch *s)
         }
         d->sum.half[0] += mix(mix(HASH_BASIS, high), low); // whatever the order
         d->sum.half[1] += mix(mix(HASH_PRIME, low), high);
+        shortest = find_shorter(shortest, read_u32(message, at - 6));
     }
+    d->shortest = find_lifetime(d, shortest);
+    d->told = d->now + d->max_ttl;
 }
 
 static INLINE __u64 digest_answer(const struct dns *d)
@@ -1003,7 +1086,7 @@ static INLINE __u64 digest_answer(const struct dns *d)
     return (mix(mix(d->sum.half[0], d->sum.half[1]), d->domain) | 2) & ~SEEN_GIVEN; // never 0
 }
 
-// Whether this very answer was told before. Where it was refused since, that it is given again is news.
+// Whether this very answer was told, and not long ago. Where it was refused since, that it is given again is news.
 static INLINE int is_quiet(struct scratch *s, struct endpoint *ep)
 {
     struct dns *d = &s->dns;
@@ -1015,7 +1098,7 @@ static INLINE int is_quiet(struct scratch *s, struct endpoint *ep)
     if (!known->value)
         d->news = 1;
     return d->found <= WALK_BITE && (known->value & ~SEEN_GIVEN) == digest_answer(d) &&
-           is_fresh(known->stamp.expires, d->now, d->min_ttl);
+           is_told(d, known->stamp.expires, d->shortest);
 }
 
 static INLINE void note_answer(struct scratch *s, struct endpoint *ep)
@@ -1024,7 +1107,7 @@ static INLINE void note_answer(struct scratch *s, struct endpoint *ep)
     struct kept_set *set = find_seen_answer(s, ep, d->type == TYPE_A);
 
     if (set)
-        keep(set, &s->kept_key, d->now + d->shortest, digest_answer(d) | (d->refused < d->found ? SEEN_GIVEN : 0));
+        keep(set, &s->kept_key, d->told, digest_answer(d) | (d->refused < d->found ? SEEN_GIVEN : 0));
 }
 
 static INLINE void finish_learning(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep)
@@ -1073,9 +1156,9 @@ int learn_write(struct __sk_buff *skb)
             place_address(s, ep);
     }
     if (s->dns.placing || s->dns.applied < s->dns.found) {
-        tails.call(skb, TAIL_LEARN_WRITE);
-        emit_answer(s, ep, REASON_LEARN_HANDED_OVER);
-        return count_learn(skb, s, REASON_LEARN_HANDED_OVER);
+        if (spend_call(s))
+            tails.call(skb, TAIL_LEARN_WRITE);
+        return give_up(skb, s, ep);
     }
     finish_learning(skb, s, ep);
     return leave_message(skb, s);
@@ -1153,10 +1236,27 @@ int learn_refused(struct __sk_buff *skb)
 // message is none. A message that is whole in its segment is learned; of all else the recorder gets the bytes. Where a
 // message begins in the midst of what is handed over, or one is missing, the rest of the connection is the recorder's.
 
-#define STREAM_MESSAGES 6 // of one packet: each takes three of 33 tail calls
 #define PIECES_PER_TICK 512 // of one endpoint, 4,095 bytes each
 
-static INLINE int hand_over_stream(struct __sk_buff *skb, struct scratch *s, __u8 piece, __u32 begins)
+// Tail calls that it takes to hand over so much.
+static INLINE __u32 count_pieces(__u32 bytes)
+{
+    return (bytes + DNS_MASK - 1) / DNS_MASK;
+}
+
+// Tail calls that the message takes from here on, if no address wants more than one page: bites of a walk, of which no
+// message holds more, an alias, and bites of writing. Where it takes more it is given up on, whole.
+static INLINE __u32 count_calls(const struct scratch *s)
+{
+    __u32 records = read_u16(s->event.message, 6);
+
+    if (records > RECORDS)
+        records = RECORDS;
+    return records / WALK_BITE + records / WRITE_BITE + 3;
+}
+
+static INLINE int hand_over_stream(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, __u8 piece,
+                                   __u32 begins)
 {
     struct dns *d = &s->dns;
 
@@ -1164,9 +1264,10 @@ static INLINE int hand_over_stream(struct __sk_buff *skb, struct scratch *s, __u
     d->piece_begin = d->piece_at = d->stream_at;
     d->piece_place = s->packet.tcp_sequence + d->stream_at - s->packet.payload;
     d->piece_whole = begins;
-    d->piece_id = 0;
+    d->piece_id = d->piece_checksum = 0;
     d->stream_at = s->packet.end;
     tails.call(skb, TAIL_LEARN_PIECES);
+    count_suppressed(ep);
     return TC_ACT_UNSPEC;
 }
 
@@ -1184,11 +1285,13 @@ static INLINE void begin_stream(struct flow *flow, const struct packet *p)
     flow->dns |= FLOW_DNS_SYNC | FLOW_DNS_PORT;
 }
 
-// A message begins here. Its place is left behind, whatever comes of it.
-static INLINE int read_stream(struct __sk_buff *skb, struct scratch *s, struct flow *flow, __u32 left)
+// A message begins here. Its place is left behind, whatever comes of it. What may take more tail calls than there are
+// is handed over from its beginning, while they suffice to hand over all that is behind it too.
+static INLINE int read_stream(struct __sk_buff *skb, struct scratch *s, struct endpoint *ep, struct flow *flow,
+                              __u32 left)
 {
     struct dns *d = &s->dns;
-    __u32 begins = flow->dns_sequence, at = d->stream_at, length;
+    __u32 begins = flow->dns_sequence, at = d->stream_at, length, behind, calls;
     __u16 length_be = 0;
     int reason;
 
@@ -1196,29 +1299,43 @@ static INLINE int read_stream(struct __sk_buff *skb, struct scratch *s, struct f
         return TC_ACT_UNSPEC;
     length = bpf_ntohs(length_be);
     flow->dns_sequence = begins + 2 + length;
-    if (length > DNS_MASK || left < 2 + length || d->messages >= STREAM_MESSAGES) {
+    if (length > DNS_MASK || left < 2 + length) {
         if (left > 2 + length)
             lose_stream(flow);
-        return hand_over_stream(skb, s, PIECE_BEGIN, begins);
+        return hand_over_stream(skb, s, ep, PIECE_BEGIN, begins);
     }
-    d->messages++;
-    d->stream_at = at + 2 + length;
+    behind = left - (2 + length);
+    d->reserve = behind ? 1 + count_pieces(behind) : 0;
     d->started = 0;
     reason = read_question(skb, s, at + 2, length, DNS_MASK);
-    if (reason || !d->response)
-        return count_learn(skb, s, REASON_LEARN_MALFORMED);
+    if (!d->response)
+        reason = REASON_LEARN_MALFORMED;
+    calls = d->reserve;
+    if (!reason)
+        calls += count_calls(s);
+    if (d->calls < calls) {
+        if (behind)
+            lose_stream(flow);
+        return hand_over_stream(skb, s, ep, PIECE_BEGIN, begins);
+    }
+    d->stream_at = at + 2 + length;
+    if (reason)
+        return count_learn(skb, s, reason);
+    d->calls--;
     tails.call(skb, TAIL_LEARN_WALK);
+    count_suppressed(ep);
     return TC_ACT_UNSPEC;
 }
 
 int learn_stream(struct __sk_buff *skb)
 {
     struct scratch *s = find_scratch();
+    struct endpoint *ep = find_endpoint(skb->ifindex);
     struct flow *flow;
     __u32 left;
     __s32 ahead;
 
-    if (!s)
+    if (!s || !ep)
         return TC_ACT_UNSPEC;
     flow = flows.lookup(&s->key);
     if (!flow || flow->direction != EGRESS)
@@ -1232,16 +1349,16 @@ int learn_stream(struct __sk_buff *skb)
     }
     left = s->packet.end - s->dns.stream_at;
     if (flow->dns & FLOW_DNS_HANDED_OVER)
-        return hand_over_stream(skb, s, PIECE_STREAM, 0);
+        return hand_over_stream(skb, s, ep, PIECE_STREAM, 0);
     if (!(flow->dns & FLOW_DNS_SYNC))
         return TC_ACT_UNSPEC;
     ahead = s->packet.tcp_sequence + (s->dns.stream_at - s->packet.payload) - flow->dns_sequence;
     if (ahead == 0 && left >= 2)
-        return read_stream(skb, s, flow, left);
+        return read_stream(skb, s, ep, flow, left);
     if (ahead < 0 && (__u32)-ahead >= left) // the rest of what was handed over, or sent again
-        return hand_over_stream(skb, s, PIECE_STREAM, 0);
+        return hand_over_stream(skb, s, ep, PIECE_STREAM, 0);
     lose_stream(flow);
-    return hand_over_stream(skb, s, PIECE_BEGIN, flow->dns_sequence);
+    return hand_over_stream(skb, s, ep, PIECE_BEGIN, flow->dns_sequence);
 }
 
 // One piece of this packet into the ring, and the next by a tail call to self.
@@ -1284,6 +1401,7 @@ int learn_pieces(struct __sk_buff *skb)
     e->place = d->piece_place + (d->piece_at - d->piece_begin);
     e->whole = d->piece_whole;
     e->id = d->piece_id;
+    e->checksum = d->piece_checksum;
     d->piece_at += size;
     if (d->piece == PIECE_BEGIN)
         d->piece = PIECE_STREAM;
@@ -1294,6 +1412,9 @@ int learn_pieces(struct __sk_buff *skb)
     } else {
         q->answers_suppressed = 0;
     }
+    if (d->piece_at >= s->packet.end)
+        return TC_ACT_UNSPEC;
     tails.call(skb, TAIL_LEARN_PIECES);
+    q->answers_suppressed++;
     return TC_ACT_UNSPEC;
 }

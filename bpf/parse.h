@@ -55,6 +55,10 @@ struct packet {
     __u8 shares_flow; // enum shares: DNS with a trusted resolver
     __u32 fragment_id;
     __u32 fragment_offset; // bytes
+    __u32 fragment_begin;  // offset of what is fragmented
+    __u8 fragment_protocol; // what that begins with
+    __u8 fragment_headers;  // see struct fragment
+    __u8 pad[2];
     __u32 tcp_sequence;
     __u32 network; // offset of the IP or ARP header
     __u32 transport;
@@ -282,6 +286,8 @@ static INLINE int parse_ipv4_slow(struct __sk_buff *skb, struct packet *p, struc
     fragment = bpf_ntohs(ip->fragment_be);
     p->fragment_id = ip->id_be;
     p->fragment_offset = (fragment & 0x1fff) * 8;
+    p->fragment_begin = p->transport;
+    p->fragment_protocol = p->protocol;
     if (header > sizeof(*ip)) {
         reason = check_options(skb, p, buffer + 32, header - sizeof(*ip));
         if (reason)
@@ -333,6 +339,8 @@ static INLINE int skip_extension(struct __sk_buff *skb, struct packet *p, struct
             p->fragment = FRAGMENT_FIRST;
         }
         p->transport += 8;
+        p->fragment_begin = p->transport;
+        p->fragment_protocol = e->next;
         return 0;
     }
     if (kind == PROTOCOL_ROUTING && (bpf_ntohs(e->fragment_be) & 0xff)) // segments left

@@ -59,6 +59,8 @@ static INLINE int read_quote(struct __sk_buff *skb, struct packet *p, struct quo
         header = sizeof(*ip);
         quote->source = ip->source;
         quote->destination = ip->destination;
+        if (is_mapped(&quote->source) || is_mapped(&quote->destination)) // as a key, a flow over IPv4
+            return REASON_ICMP_UNRELATED;
         quote->protocol = ip->next;
     }
     if (at + header + 8 > p->end || bpf_skb_load_bytes(skb, at + header, &quote->l4, 8))

@@ -57,7 +57,8 @@ struct dns {
     __u32 domain;
     __u32 scope;
     __u32 now; // seconds of CLOCK_BOOTTIME
-    __u32 shortest; // lifetime
+    __u32 shortest; // lifetime of the first WALK_BITE addresses
+    __u32 told; // until when the cluster was told of all addresses, that soonest ends
     __u32 min_ttl, max_ttl, grace, names_limit;
     __u32 alias, alias_length; // data of a CNAME that is the first record
     __u16 type, class;
@@ -69,13 +70,12 @@ struct dns {
     __u8 truncated; // there was more than we read
     __u8 started;   // 1: walking, 2: writing
     __u8 quiet;     // this very answer was told before
-    __u8 messages;  // of a stream, read from this packet
     __u8 piece;     // enum piece
-    __u8 pad[7];
+    __u32 calls, reserve; // of a stream: tail calls left, and how many of them are for what is behind this message
     __u32 stream_at;             // offset in the packet of the stream's next byte
     __u32 piece_at, piece_begin; // offsets in the packet: of the next piece, and of the first
     __u32 piece_place; // the event's ``place`` of that first one
-    __u32 piece_whole, piece_id;     // of the event
+    __u32 piece_whole, piece_id, piece_checksum; // of the event
 };
 
 // What the entry program leaves for the one that judges.

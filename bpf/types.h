@@ -260,7 +260,8 @@ struct names {
 enum seen_kind { SEEN_ADDRESS = 0, SEEN_ANSWER_A = 1, SEEN_ANSWER_AAAA = 2 };
 #define SEEN_GIVEN 1ULL
 // fragments: what the first fragment of a datagram that was let through tells of the rest. ``one``, ``two``: source,
-// destination; ``three``: identification, interface; ``four``: protocol. ``expires``: ticks; ``value``: struct fragment.
+// destination; ``three``: identification, interface; ``four``: the protocol that each fragment bears, which may be an extension
+// header's. ``expires``: ticks; ``value``: struct fragment.
 #define KEPT_WAYS 4
 #define SETS_OF(entries) (((entries) + KEPT_WAYS - 1) / KEPT_WAYS)
 struct kept_key {
@@ -372,7 +373,8 @@ struct fragment {
             __u16 destination_port_be;
             __u8 icmp_type;
             __u8 shares_flow; // enum shares
-            __u8 pad[2];
+            __u8 protocol;    // behind extension headers that follow the fragment header
+            __u8 headers;     // 8 bytes each, from what is fragmented to behind the transport header, or TCP's first 20
         };
         __u64 word;
     };
@@ -524,6 +526,6 @@ struct resolution_event {
     __u32 place;
     __u32 whole; // BEGIN: sequence number of a message's length; DATAGRAM: the message's bytes, 0: not told here
     __u32 id;    // DATAGRAM: what its pieces have in common
-    __u32 pad;
+    __u32 checksum; // first fragment: UDP's, its ports and the destination added up as RFC 768 does; 0: not to be checked
     __u8 message[MESSAGE_BYTES];
 };

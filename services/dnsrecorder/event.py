@@ -33,7 +33,8 @@ class ResolutionEvent:
     ``domain``: row of the covering pattern, 0 for none. ``own_port``: the asker's.
     ``place``: of a piece, the sequence number of its first byte, or its offset in the datagram's message. ``whole``: of
     BEGIN, the sequence number where a message's length begins; of DATAGRAM, the message's bytes, 0 where not told.
-    ``datagram``: what the pieces of one datagram have in common.
+    ``datagram``: what the pieces of one datagram have in common. ``checksum``: of its first fragment, what UDP's, its
+    ports and the destination add up to (RFC 768), 0 where nothing is to be checked.
     """
 
     boottime_nanos: int
@@ -53,6 +54,7 @@ class ResolutionEvent:
     place: int = 0
     whole: int = 0
     datagram: int = 0
+    checksum: int = 0
 
     @property
     def is_refusal(self) -> bool:
@@ -76,7 +78,7 @@ def decode_event(record: bytes) -> ResolutionEvent:
         raise ValueError(f"a resolution event of {len(record)} bytes, fewer than its {_LAYOUT.size} of header")
     fields = _LAYOUT.unpack_from(record)
     nanos, endpoint, suppressed, resolver, port, size, reason, learned, answers, protocol, domain = fields[:11]
-    flags, piece, own_port, place, whole, datagram, _ = fields[11:]
+    flags, piece, own_port, place, whole, datagram, checksum = fields[11:]
     message = record[_LAYOUT.size : _LAYOUT.size + size]
     if len(message) != size:
         raise ValueError(f"a resolution event with {len(message)} bytes of message instead of {size}")
@@ -98,4 +100,5 @@ def decode_event(record: bytes) -> ResolutionEvent:
         place=place,
         whole=whole,
         datagram=datagram,
+        checksum=checksum,
     )

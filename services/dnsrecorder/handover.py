@@ -4,7 +4,8 @@ Rules of this module:
 
 * Where a message begins in a stream is said by the kernel, which knows it since the resolver's SYN, and from there on
   by each message's own length. A piece of a stream that nobody announced is dropped.
-* A fragment that lays other bytes over those of an earlier one spoils its datagram (RFC 5722).
+* A fragment that lays other bytes over those of an earlier one spoils its datagram (RFC 5722); a datagram whose
+  checksum is wrong is none, as for the pod.
 * Everything is bounded: assemblies, bytes in each, and seconds of waiting. What is given up is counted.
 
 Pure: time comes in. Deliberately absent: parsing, and whether to believe (the kernel said who answered, and checked).
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import NamedTuple
 
 from services.dnsrecorder.event import Piece, ResolutionEvent
@@ -30,6 +32,7 @@ IDLE_SECONDS = 120.0
 """A stream between two messages is remembered, because only the kernel's first piece says where messages begin."""
 SWEEP_SECONDS = 1.0
 SEQUENCES = 1 << 32
+PROTOCOL_UDP = 17
 
 
 class Key(NamedTuple):
@@ -53,13 +56,17 @@ class Handed(NamedTuple):
 
 @dataclass(slots=True)
 class Assembly:
-    """``chunks``: offset -> bytes. ``at``: where the next message begins. ``whole``: a datagram's length, if known."""
+    """``chunks``: offset -> bytes. ``at``: where the next message begins. ``whole``: a datagram's length, if known.
+
+    ``checksum``: the kernel's part of a datagram's, 0 for none.
+    """
 
     origin: int
     heard: float
     begun_nanos: int
     at: int = 0
     whole: int = 0
+    checksum: int = 0
     waiting: int = 0
     chunks: dict[int, bytes] = field(default_factory=dict)
 
@@ -68,7 +75,10 @@ class Assembly:
 
 
 class Handovers:
-    """All assemblies of one node. ``counters``: pieces, messages, unannounced, abandoned, overlapping, too_long."""
+    """All assemblies of one node.
+
+    ``counters``: pieces, messages, unannounced, abandoned, overlapping, too_long, corrupt.
+    """
 
     def __init__(self) -> None:
         self.counters: Counter[str] = Counter()
@@ -129,12 +139,16 @@ class Handovers:
             del self._assemblies[key]
             return []
         assembly.whole = assembly.whole or event.whole
+        assembly.checksum = assembly.checksum or event.checksum
         if not self._put(key, assembly, event.place, event.message):
             return []
         if not assembly.whole or _count_from(assembly.chunks, 0) < assembly.whole:
             return []
         message = _read(assembly.chunks, 0, assembly.whole)
         del self._assemblies[key]
+        if assembly.checksum and not _is_sound(message, event.resolver, assembly.checksum):
+            self.counters["handover_corrupt"] += 1
+            return []
         return [self._finish(message, assembly, event)]
 
     # -- both
@@ -212,6 +226,16 @@ def _cut_message(assembly: Assembly) -> bytes | None:
     assembly.chunks = rest
     assembly.waiting = sum(len(piece) for piece in rest.values())
     return message
+
+
+def _is_sound(message: bytes, resolver: str, checksum: int) -> bool:
+    """Whether a datagram's checksum is right (RFC 768, RFC 8200 8.1). ``checksum``: see ``ResolutionEvent``.
+
+    Words added up in one's complement are their number modulo 65,535.
+    """
+    said = int.from_bytes(message + bytes(len(message) % 2), "big")
+    source = int.from_bytes(ip_address(resolver).packed, "big")
+    return (checksum + PROTOCOL_UDP + 2 * (8 + len(message)) + source + said) % 65_535 == 0
 
 
 def _contradicts(chunks: dict[int, bytes], offset: int, piece: bytes) -> bool:

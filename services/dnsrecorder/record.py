@@ -29,6 +29,8 @@ ENDPOINT_BURST = 2_000.0
 PARENT_RATE = 500.0
 PARENT_BURST = 5_000.0
 """The same for all fresh names below one parent, from this node: a flood of subdomains under one wildcard."""
+ROUNDING_SECONDS = 2.0
+"""The kernel tells a name again by the same half, in whole seconds, and an answer may wait in its ring."""
 
 
 class Known(msgspec.Struct):
@@ -259,4 +261,4 @@ class Recorder:
 
 def _is_due(known: Known, now: float) -> bool:
     remaining, published = known.expires - now, known.published_until - now
-    return published < remaining / 2
+    return published < remaining / 2 + ROUNDING_SECONDS

@@ -38,6 +38,13 @@ def udp(source: int, destination: int, payload: bytes = b"", *, length: int | No
     return struct.pack("!HHHH", source, destination, size, 0) + payload
 
 
+def seal_udp(source: str, destination: str, body: bytes) -> bytes:
+    """The same datagram with its checksum (RFC 768)."""
+    part = pack(source) + pack(destination) + struct.pack("!II", len(body), UDP) + body + bytes(len(body) % 2)
+    rest = 0xFFFF - int.from_bytes(part, "big") % 0xFFFF
+    return body[:6] + struct.pack("!H", rest) + body[8:]
+
+
 def sctp(source: int, destination: int) -> bytes:
     return struct.pack("!HHII", source, destination, 0, 0)
 

@@ -273,6 +273,21 @@ def test_a_quote_opens_no_other_destination(kernel: Kernel) -> None:
                 assert result.passed == ((to, source, destination) == (PEER4, PEER4, POD4))
 
 
+@pytest.mark.parametrize("kind", [1, 2, 3, 4])
+def test_an_error_of_one_family_is_not_about_a_flow_of_the_other(kernel: Kernel, kind: int) -> None:
+    """A v4-mapped address in a quote is no way in over IPv6 for whoever knows of a flow over IPv4."""
+    tables = shut()
+    add_cidr(tables, f"{PEER4}/32", 5, EGRESS, RULE)
+    kernel.fill(tables)
+    assert kernel.from_pod(packets.ip(POD4, PEER4, UDP, udp(10, 9))).passed
+    quote = packets.ipv6(POD6, PEER6, UDP, udp(10, 9))
+    mapped = quote[:24] + bytes(10) + b"\xff\xff" + packets.pack(PEER4) + quote[40:]
+    error = packets.ip("2001:db8::bad", POD6, packets.ICMP6, icmp(kind, 0, bytes(4), mapped))
+    denied(kernel.to_pod(error), Reason.ICMP_UNRELATED)
+    own = packets.ip("203.0.113.1", POD4, packets.ICMP, icmp(3, 1, bytes(4), ipv4(POD4, PEER4, UDP, udp(10, 9))))
+    assert kernel.to_pod(own).passed
+
+
 def test_a_quote_within_a_quote_is_not_followed(kernel: Kernel) -> None:
     """An error that quotes an error that quotes a live flow is about nothing."""
     tables = shut()
@@ -381,6 +396,26 @@ def test_overlapping_fragments_change_no_port(kernel: Kernel) -> None:
         for more in (True, False):
             frame = packets.ip(POD4, PEER4, TCP, other[offset * 8 :], fragment=offset, more=more, identifier=3)
             denied(kernel.from_pod(frame), Reason.MALFORMED)
+
+
+def test_no_fragment_reaches_back_into_headers_behind_the_fragment_header(kernel: Kernel) -> None:
+    """With an extension header before TCP's its ports lie further behind: no later fragment lays others over them."""
+    kernel.fill(only_tcp_443())
+
+    def send(offset: int, body: bytes, following: int = 60) -> Result:
+        fragment = packets.fragment6(following, offset, more=offset == 0) + body
+        return kernel.from_pod(packets.ip(POD6, PEER6, 44, fragment))
+
+    denied(send(0, packets.extension(TCP) + tcp(1000, 22) + bytes(12)), Reason.ISOLATED)
+    denied(send(4, bytes(32)), Reason.FRAGMENT_UNKNOWN)
+    assert send(0, packets.extension(TCP) + tcp(1000, 443) + bytes(12)).passed
+    other = packets.extension(TCP) + tcp(1000, 22) + bytes(12)
+    for offset in (1, 2, 3):
+        denied(send(offset, other[offset * 8 :]), Reason.MALFORMED)
+        denied(send(offset, other[offset * 8 :], UDP), Reason.FRAGMENT_UNKNOWN)
+    assert send(4, bytes(32)).passed
+    kernel.fill(shut())
+    denied(send(5, bytes(32)), Reason.ISOLATED)
 
 
 def test_a_later_fragment_of_another_protocol_is_unknown(kernel: Kernel) -> None:

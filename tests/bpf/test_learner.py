@@ -370,9 +370,8 @@ def test_only_letters_have_a_case(dns: Kernel, byte: int) -> None:
         assert set(dns.names_of(WEB)) == rows
 
 
-@pytest.mark.parametrize("length", [247, 253])
-def test_the_longest_names_are_learned(dns: Kernel, length: int) -> None:
-    """A name of 253 bytes, of labels of 63, is a name."""
+def make_name(length: int) -> str:
+    """Below ``wild.example``, of labels as long as may be; two bytes more on the wire."""
     tail = "wild.example"
     rest = length - len(tail) - 1
     labels = []
@@ -381,10 +380,26 @@ def test_the_longest_names_are_learned(dns: Kernel, length: int) -> None:
         labels.append("a" * size)
         rest -= size + 1
     name = ".".join([*labels, tail])
-    assert len(name) == length
+    assert len(name) == length and len(wire_name(name)) == length + 2
+    return name
+
+
+@pytest.mark.parametrize("length", [247, 252, 253])
+def test_the_longest_names_are_learned(dns: Kernel, length: int) -> None:
+    """A name of 253 bytes, 255 on the wire, is a name (RFC 1035 2.3.4)."""
+    name = make_name(length)
     ask(dns, name)
     tell(dns, answer(name, WEB))
     assert set(dns.names_of(WEB)) == {WILD_ROW}
+
+
+@pytest.mark.parametrize("length", [254, 255, 256])
+def test_a_name_of_a_byte_too_many_is_no_name(dns: Kernel, length: int) -> None:
+    """256 bytes on the wire and more: no query, and no answer."""
+    name = make_name(length)
+    ask(dns, name)
+    tell(dns, answer(name, WEB))
+    assert learned_nothing(dns) and dns.drain() == []
 
 
 def test_a_name_over_255_bytes_is_no_name(dns: Kernel) -> None:
@@ -625,6 +640,87 @@ def test_news_is_told_once(dns: Kernel) -> None:
     ask(dns)
     tell(dns, answer(NAME, WEB, "198.51.100.8"))
     assert len(dns.drain()) == 1
+
+
+KEPT_BYTES = 64
+"""struct kept; its stamp's ``expires`` are the bytes 4 to 7."""
+
+
+def pass_time(kernel: Kernel, seconds: int) -> None:
+    """What was told was told so much longer ago."""
+    seen, changed = kernel.maps["seen"], {}
+    for key, value in seen.items():
+        aged = bytearray(value)
+        for at in range(4, len(aged), KEPT_BYTES):
+            expires = int.from_bytes(aged[at : at + 4], "little")
+            aged[at : at + 4] = max(expires - seconds, 0).to_bytes(4, "little")
+        if aged != value:
+            changed[key] = bytes(aged)
+    seen.put_many(changed)
+
+
+def is_told(kernel: Kernel, message: bytes, name: str = NAME, *, after: int = 0) -> bool:
+    """Whether this answer, so many seconds later, is news to the recorder."""
+    pass_time(kernel, after)
+    kernel.drain()
+    assert ask(kernel, name).passed and tell(kernel, message).passed
+    return len(kernel.drain()) == 1
+
+
+SOME, MORE = (WEB,), tuple(f"198.18.0.{n}" for n in range(1, 71))
+"""More addresses than a whole answer is remembered by."""
+
+
+@pytest.mark.parametrize("addresses", [SOME, MORE])
+def test_an_answer_in_use_is_told_before_its_time_is_over(dns: Kernel, addresses: tuple[str, ...]) -> None:
+    """Seen now and again, it is told so often that the cluster has it all the time: 300 seconds and 60 of grace."""
+    message = answer(NAME, *addresses)
+    assert is_told(dns, message)
+    assert is_told(dns, message, after=280)
+    assert is_told(dns, message, after=280)
+
+
+@pytest.mark.parametrize(("ttl", "half"), [(300, 180), (30, 45), (1, 45), (3600, 1830), (1 << 31, 45)])
+def test_an_answer_is_news_again_when_half_of_its_time_is_over(dns: Kernel, ttl: int, half: int) -> None:
+    """Its own time, within the bounds, and the grace."""
+    message = answer(NAME, address(WEB, ttl=ttl))
+    assert is_told(dns, message)
+    assert not is_told(dns, message, after=half - 5)
+    assert is_told(dns, message, after=5)
+
+
+def test_an_answer_is_news_again_after_its_time(dns: Kernel) -> None:
+    """However often it is asked for meanwhile, and however long it is not."""
+    message = answer(NAME, WEB)
+    assert is_told(dns, message)
+    assert not any(is_told(dns, message, after=10) for _ in range(10))
+    for _ in range(2):
+        assert is_told(dns, message, after=400)
+
+
+def test_what_a_cache_still_has_is_no_news(dns: Kernel) -> None:
+    """TTLs that fall with time end when what was told ends; the first one that does not fall is news."""
+    assert is_told(dns, answer(NAME, WEB))
+    assert not any(is_told(dns, answer(NAME, address(WEB, ttl=300 - age)), after=20) for age in range(20, 300, 20))
+    assert is_told(dns, answer(NAME, WEB), after=20)
+
+
+def test_the_shortest_time_of_an_answer_counts(dns: Kernel) -> None:
+    """Wherever it stands."""
+    for message in (
+        answer(NAME, address(WEB, ttl=30), address("198.51.100.8", ttl=3600)),
+        answer(NAME, address("198.51.100.9", ttl=3600), address("198.51.100.10", ttl=30)),
+    ):
+        assert is_told(dns, message)
+        assert not is_told(dns, message, after=40)
+        assert is_told(dns, message, after=10)
+
+
+def test_what_was_not_told_again_has_no_more_time(dns: Kernel) -> None:
+    """Addresses in another choice are no news, and yet soon so: not when they were seen counts, but when told."""
+    assert is_told(dns, answer(NAME, WEB, "198.51.100.8"))
+    assert not is_told(dns, answer(NAME, WEB), after=170)
+    assert is_told(dns, answer(NAME, WEB), after=20)
 
 
 def test_uncovered_names_are_told_and_not_learned(dns: Kernel) -> None:

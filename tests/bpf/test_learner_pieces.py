@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from schemas.terms import Direction, Reason
+from services.common.bpf import BpfMap
 from services.dnsrecorder.event import Piece, ResolutionEvent, decode_event
 from services.dnsrecorder.handover import Handed, Handovers
 from services.nodeagent import mapcodec
+from services.nodeagent.loader import TAIL_PROGRAMS
 from services.nodeagent.tables import Tables
 from tests.bpf import packets
 from tests.bpf.messages import A, address, alias, answer, query, wire_name
@@ -23,6 +27,7 @@ from tests.bpf.worlds import (
     NODE_LOCAL,
     OUTSIDE,
     POD4,
+    POD6,
     POD_ID,
     RESOLVER,
     TRUSTED,
@@ -62,20 +67,30 @@ def prefixed(message: bytes) -> bytes:
 class Connection:
     """A TCP connection of the pod to a resolver, packet by packet. ``sent``: the resolver's next sequence number."""
 
-    def __init__(self, kernel: Kernel, *, initial: int = 1000, port: int = PORT, ingress: int = 77) -> None:
-        self.kernel, self.port, self.ingress = kernel, port, ingress
+    def __init__(
+        self,
+        kernel: Kernel,
+        *,
+        initial: int = 1000,
+        port: int = PORT,
+        ingress: int = 77,
+        server: tuple[str, int] = (RESOLVER, 53),
+    ) -> None:
+        self.kernel, self.port, self.ingress, self.server = kernel, port, ingress, server
         self.sent = (initial + 1) % (1 << 32)
         assert self.from_pod(SYN)
         assert self.to_pod(SYN | ACK, sequence=initial)
         assert self.from_pod(ACK)
 
     def from_pod(self, flags: int, payload: bytes = b"") -> bool:
-        body = packets.tcp(self.port, 53, flags, payload=payload)
-        return self.kernel.from_pod(packets.ip(POD4, RESOLVER, packets.TCP, body)).passed
+        address, port = self.server
+        body = packets.tcp(self.port, port, flags, payload=payload)
+        return self.kernel.from_pod(packets.ip(POD4, address, packets.TCP, body)).passed
 
     def to_pod(self, flags: int, payload: bytes = b"", *, sequence: int) -> bool:
-        body = packets.tcp(53, self.port, flags, payload=payload, sequence=sequence)
-        return self.kernel.to_pod(packets.ip(RESOLVER, POD4, packets.TCP, body), ingress=self.ingress).passed
+        address, port = self.server
+        body = packets.tcp(port, self.port, flags, payload=payload, sequence=sequence)
+        return self.kernel.to_pod(packets.ip(address, POD4, packets.TCP, body), ingress=self.ingress).passed
 
     def ask(self, name: str = NAME) -> None:
         assert self.from_pod(PSH | ACK, prefixed(query(name, A)))
@@ -90,10 +105,15 @@ def take_pieces(kernel: Kernel) -> list[ResolutionEvent]:
     return [decode_event(record) for record in kernel.handovers.consume(1 << 20)]
 
 
+def assemble_pieces(pieces: list[ResolutionEvent]) -> list[Handed]:
+    """What the recorder makes of them."""
+    handovers = Handovers()
+    return [handed for piece in pieces for handed in handovers.take(piece, 1.0)]
+
+
 def assemble(kernel: Kernel) -> list[Handed]:
     """What the recorder makes of the pieces that wait."""
-    handovers = Handovers()
-    return [handed for piece in take_pieces(kernel) for handed in handovers.take(piece, 1.0)]
+    return assemble_pieces(take_pieces(kernel))
 
 
 def count(kernel: Kernel, reason: Reason) -> int:
@@ -202,6 +222,48 @@ def test_a_stream_of_the_nodes_resolver_comes_from_this_node(dns: Kernel) -> Non
     assert dns.names_of(WEB) == {} and count(dns, Reason.LEARN_UNTRUSTED) > 0
     Connection(dns, ingress=0, port=PORT + 1).tell(prefixed(answer(NAME, WEB)))
     assert set(dns.names_of(WEB)) == {ROW}
+
+
+@pytest.mark.parametrize("server", [("203.0.113.53", 53), (RESOLVER, 5353), ("10.96.0.11", 53)])
+def test_a_stream_from_a_server_that_is_not_trusted_teaches_nothing(dns: Kernel, server: tuple[str, int]) -> None:
+    """A server that a rule lets the pod reach, at a port where others are trusted, at an address that is at another."""
+    more = tables()
+    more.resolvers[("10.96.0.11", 5353)] = TRUSTED
+    add_cidr(more, f"{server[0]}/32", 78, EGRESS, RULE)
+    dns.fill(more)
+    connection = Connection(dns, server=server)
+    connection.ask()
+    whole = prefixed(answer(NAME, WEB))
+    for payload in (whole, whole[:10], whole[10:], whole + whole[:1]):
+        connection.tell(payload)
+    connection.to_pod(PSH | ACK, whole, sequence=connection.sent + 100)
+    assert list(dns.maps["resolutions"].items()) == []
+    assert take_pieces(dns) == dns.drain() == []
+
+
+def test_a_stream_from_a_resolver_at_a_port_of_its_own_is_read(dns: Kernel) -> None:
+    """What answers behind a Service listens where it likes: learned in one segment, handed over in two."""
+    more = tables()
+    more.resolvers[("10.96.0.11", 5353)] = TRUSTED
+    add_cidr(more, "10.96.0.11/32", 78, EGRESS, RULE)
+    dns.fill(more)
+    connection = Connection(dns, server=("10.96.0.11", 5353))
+    connection.ask()
+    connection.tell(prefixed(answer(NAME, WEB)))
+    assert set(dns.names_of(WEB)) == {ROW}
+    whole = prefixed(answer(OTHER, WEB2))
+    connection.tell(whole[:10])
+    connection.tell(whole[10:])
+    (handed,) = assemble(dns)
+    assert (handed.message, handed.last.resolver, handed.last.resolver_port) == (whole[2:], "10.96.0.11", 5353)
+
+
+def test_a_stream_to_another_pod_teaches_nothing(dns: Kernel) -> None:
+    """What the resolver tells a pod that is not behind this interface does not come in by it."""
+    Connection(dns)
+    body = packets.tcp(53, PORT, PSH | ACK, payload=prefixed(answer(NAME, WEB)), sequence=1001)
+    assert not dns.to_pod(packets.ip(RESOLVER, "10.0.0.6", packets.TCP, body)).passed
+    assert dns.names_of(WEB) == {} and take_pieces(dns) == []
 
 
 def test_a_stream_through_the_pods_own_service_teaches_nothing(dns: Kernel) -> None:
@@ -346,15 +408,83 @@ def test_a_segment_sent_again_changes_nothing(dns: Kernel) -> None:
 
 
 def test_more_messages_than_one_packet_may_teach_are_handed_over(dns: Kernel) -> None:
-    """Of twenty answers in one segment six are learned here, the others by the recorder; so is what follows."""
+    """Of twenty answers in one segment eight are learned here, the others by the recorder; so is what follows."""
     names = [f"n{n}.wild.example" for n in range(20)]
     connection = Connection(dns)
     connection.tell(b"".join(prefixed(answer(name, f"198.18.9.{n}")) for n, name in enumerate(names, 1)))
     connection.tell(prefixed(answer(NAME, WEB)))
     learned = [n for n in range(1, 21) if set(dns.names_of(f"198.18.9.{n}")) == {WILD_ROW}]
     handed = [one.message for one in assemble(dns)]
-    assert learned == list(range(1, 7))
-    assert handed == [answer(names[n - 1], f"198.18.9.{n}") for n in range(7, 21)] + [answer(NAME, WEB)]
+    assert learned == list(range(1, 9))
+    assert handed == [answer(names[n - 1], f"198.18.9.{n}") for n in range(9, 21)] + [answer(NAME, WEB)]
+
+
+def take_given_up(kernel: Kernel) -> list[ResolutionEvent]:
+    """Whole messages that the kernel began to learn, and left to the recorder."""
+    events = [decode_event(record) for record in kernel.resolutions.consume(1 << 20)]
+    return [event for event in events if event.reason == Reason.LEARN_HANDED_OVER]
+
+
+FRAME_BYTES = 3600
+"""Of payload that BPF_PROG_TEST_RUN takes, some less than a page."""
+
+
+def fill_pages(kernel: Kernel, addresses: Iterable[str], pages: int) -> None:
+    """So many pages of each address are other names' for the next hour: a new name is written behind them."""
+    taken = mapcodec.NamesPage(tuple((100 + n, boot_seconds() + 5000) for n in range(8)), (POD_ID,) * 8, more=True)
+    keys = [mapcodec.encode_resolution_key(one, n, mapcodec.SCOPE_LEARNED) for one in addresses for n in range(pages)]
+    kernel.maps["resolutions"].put_many(dict.fromkeys(keys, mapcodec.encode_names(taken)))
+
+
+def audited_tables() -> Tables:
+    """Policies on audit are judged by as well."""
+    made = tables()
+    made.rulesets[10] = replace(made.rulesets[EGRESS], hash="10" * 16, any=RULE, counters=1024)
+    made.ports[(10, 0)] = made.ports[(EGRESS, 0)]
+    made.endpoints[1] = replace(made.endpoints[1], egress_shadow=10)
+    return made
+
+
+def check_packet(kernel: Kernel, told: dict[bytes, list[str]], *, is_judged: bool) -> None:
+    """Message -> its addresses, in one segment and one behind it: each is learned whole, or the recorder has it once.
+
+    ``is_judged``: the segment is judged first, by the policies in force and by those on audit, which takes tail calls.
+    """
+    connection = Connection(kernel)
+    kernel.drain()
+    if is_judged:
+        kernel.fill(audited_tables())
+    connection.tell(b"".join(prefixed(message) for message in told))
+    connection.tell(prefixed(answer(NAME, WEB)))
+    pieces, given_up = take_pieces(kernel), take_given_up(kernel)
+    assert not any(event.suppressed for event in (*pieces, *given_up))
+    handed = [event.message for event in given_up] + [one.message for one in assemble_pieces(pieces)]
+    left = [message for message, many in told.items() if not all(WILD_ROW in kernel.names_of(one) for one in many)]
+    if ROW not in kernel.names_of(WEB):
+        left.append(answer(NAME, WEB))
+    assert sorted(handed) == sorted(left)
+
+
+@pytest.mark.parametrize("is_judged", [False, True])
+@pytest.mark.parametrize("pages", [0, 2])
+@pytest.mark.parametrize("is_aliased", [False, True])
+@pytest.mark.parametrize("size", [1, 16, 17, 33, 50, 65])
+def test_whatever_one_packet_holds_is_learned_or_handed_over(
+    dns: Kernel, size: int, is_aliased: bool, pages: int, is_judged: bool
+) -> None:
+    """However many answers of however many addresses: when tail calls end, the recorder has what is not learned."""
+    first = [alias("other.test")] if is_aliased else []
+    told: dict[bytes, list[str]] = {}
+    for n in range(1, 20):
+        many = [f"198.18.{n}.{each}" for each in range(1, size + 1)]
+        message = answer(f"n{n}.wild.example", *first, *many)
+        if sum(map(len, told)) + 2 * len(told) + len(message) + 2 > FRAME_BYTES:
+            break
+        told[message] = many
+        dns.forget()
+        dns.fill(tables())
+        fill_pages(dns, itertools.chain.from_iterable(told.values()), pages)
+        check_packet(dns, told, is_judged=is_judged)
 
 
 def test_a_noisy_pod_hands_over_no_more_than_its_share(dns: Kernel) -> None:
@@ -385,8 +515,11 @@ def ask_udp(kernel: Kernel, name: str = NAME) -> None:
     assert kernel.from_pod(packets.ip(POD4, RESOLVER, packets.UDP, body)).passed
 
 
-def fragments_of(message: bytes, *, size: int = 1480, identifier: int = 9) -> list[bytes]:
+def fragments_of(message: bytes, *, size: int = 1480, identifier: int = 9, is_sealed: bool = True) -> list[bytes]:
+    """``is_sealed``: with a checksum."""
     body = packets.udp(53, PORT, message)
+    if is_sealed:
+        body = packets.seal_udp(RESOLVER, POD4, body)
     frames = []
     for at in range(0, len(body), size):
         more = at + size < len(body)
@@ -411,6 +544,51 @@ def test_an_answer_in_fragments_is_handed_over(dns: Kernel, size: int) -> None:
     assert all(dns.to_pod(frame).passed for frame in fragments_of(message, size=size))
     (handed,) = assemble(dns)
     assert handed.message == message
+
+
+@pytest.mark.parametrize("name", [OTHER, f"a{OTHER}"], ids=["odd", "even"])
+def test_a_forged_fragment_spoils_the_datagram(dns: Kernel, name: str) -> None:
+    """Whoever guesses a datagram's id may write its rest: the checksum does not fit, so neither pod nor we take it."""
+    true, forged = answer(name, *MANY[:200]), answer(name, *MANY[300:500])
+    ask_udp(dns, name)
+    first, *_ = fragments_of(true)
+    _, *others = fragments_of(forged)
+    handovers = Handovers()
+    assert all(dns.to_pod(frame).passed for frame in (first, *others))
+    assert [one for piece in take_pieces(dns) for one in handovers.take(piece, 1.0)] == []
+    assert handovers.counters["handover_corrupt"] == 1
+    assert all(dns.to_pod(frame).passed for frame in fragments_of(true, identifier=10))
+    (handed,) = assemble(dns)
+    assert handed.message == true
+
+
+def test_a_datagram_without_a_checksum_is_handed_over(dns: Kernel) -> None:
+    """Over IPv4 a sender may leave it out, and the pod takes it."""
+    message = answer(NAME, *MANY[:200])
+    ask_udp(dns)
+    assert all(dns.to_pod(frame).passed for frame in fragments_of(message, is_sealed=False))
+    (handed,) = assemble(dns)
+    assert handed.message == message
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+def test_an_answer_in_fragments_with_headers_before_its_own_is_handed_over(dns: Kernel, is_sealed: bool) -> None:
+    """Behind the fragment header of IPv6 there may stand others, no part of the message. A checksum there has to be."""
+    more = tables()
+    resolver = "fd00::53"
+    more.resolvers[(resolver, 53)] = TRUSTED
+    add_cidr(more, f"{resolver}/128", 78, EGRESS, RULE)
+    dns.fill(more)
+    assert dns.from_pod(packets.ip(POD6, resolver, packets.UDP, packets.udp(PORT, 53, query(NAME)))).passed
+    message = answer(NAME, *MANY[:200])
+    datagram = packets.udp(53, PORT, message)
+    if is_sealed:
+        datagram = packets.seal_udp(resolver, POD6, datagram)
+    body = packets.extension(43) + packets.extension(packets.UDP) + datagram
+    for at in range(0, len(body), 1232):
+        header = packets.fragment6(60, at // 8, more=at + 1232 < len(body))
+        assert dns.to_pod(packets.ip(resolver, POD6, 44, header + body[at : at + 1232])).passed
+    assert [handed.message for handed in assemble(dns)] == ([message] if is_sealed else [])
 
 
 def test_fragments_in_another_order_are_denied_but_for_what_follows_the_first(dns: Kernel) -> None:
@@ -464,14 +642,59 @@ def test_an_owner_of_many_labels_is_the_recorders(dns: Kernel, labels: int, is_l
     assert count(dns, Reason.LEARN_HANDED_OVER) == (not is_learned)
 
 
-def test_an_answer_that_is_learned_in_part_is_the_recorders(dns: Kernel) -> None:
+@pytest.mark.parametrize("is_aliased", [False, True])
+@pytest.mark.parametrize("pages", [3, 6])
+def test_an_answer_that_is_learned_in_part_is_the_recorders(dns: Kernel, pages: int, is_aliased: bool) -> None:
     """Where the addresses have many names already, tail calls end before all are placed: the event has them all."""
-    many, pages = MANY[:180], range(3)
-    taken = mapcodec.NamesPage(tuple((100 + n, boot_seconds() + 5000) for n in range(8)), (POD_ID,) * 8, more=True)
-    keys = [mapcodec.encode_resolution_key(one, page, mapcodec.SCOPE_LEARNED) for one in many for page in pages]
-    dns.maps["resolutions"].put_many(dict.fromkeys(keys, mapcodec.encode_names(taken)))
-    message = answer(NAME, *many)
+    many = MANY[:180]
+    fill_pages(dns, many, pages)
+    message = answer(NAME, *([alias("other.test")] if is_aliased else []), *many)
     (event,) = tell_udp(dns, message)
     assert (event.message, event.piece, event.reason) == (message, Piece.NONE, Reason.LEARN_HANDED_OVER)
     learned = [one for one in many if ROW in dns.names_of(one)]
     assert 0 < len(learned) == event.learned < len(many)
+
+
+def count_suppressed(kernel: Kernel) -> int:
+    """What the pod's next event will say that it was preceded by: ``answers_suppressed`` of struct quota."""
+    quota = kernel.maps["quotas"].get(POD_ID.to_bytes(4, "little"))
+    assert quota is not None
+    return int.from_bytes(quota[20:24], "little")
+
+
+def test_a_tail_call_that_fails_is_not_silent() -> None:
+    """Each program of the learner gone, one after the other: the recorder has the message, or it is counted."""
+    kernel = Kernel(Path("/sys/fs/bpf"))
+    try:
+        kernel.fill(tables())
+        (path,) = kernel.root.rglob("tails-*")
+        with BpfMap(path) as tails:
+            check_without(kernel, tails)
+    finally:
+        kernel.close()
+
+
+def check_without(kernel: Kernel, tails: BpfMap) -> None:
+    def remove(program: str) -> None:
+        tails.delete(TAIL_PROGRAMS[program].to_bytes(4, "little"))
+
+    connection = Connection(kernel)
+    plain, aliased = answer(NAME, WEB), answer(NAME, alias("other.test"), WEB)
+    for program, message in (("learn_write", plain), ("learn_alias", aliased)):
+        remove(program)
+        (event,) = tell_udp(kernel, message)
+        assert (event.message, event.reason) == (message, Reason.LEARN_HANDED_OVER)
+        connection.tell(prefixed(message) * 2)
+        assert [event.message for event in take_given_up(kernel)] == [message] * 2
+    remove("learn_pieces")
+    connection.tell(prefixed(plain)[:10])
+    assert take_pieces(kernel) == [] and count_suppressed(kernel) == 1
+    ask_udp(kernel)
+    first, *_ = fragments_of(answer(NAME, *MANY[:200]))
+    assert kernel.to_pod(first).passed
+    assert take_pieces(kernel) == [] and count_suppressed(kernel) == 2
+    remove("learn_walk")
+    assert tell_udp(kernel, plain) == [] and count_suppressed(kernel) == 3
+    remove("learn_stream")
+    connection.tell(prefixed(plain))
+    assert count_suppressed(kernel) == 4

@@ -233,6 +233,33 @@ def test_fragments_of_ipv6(open_pod: Kernel) -> None:
     assert atomic.passed and atomic.event is not None and atomic.event.destination_port == 443
 
 
+OPTIONED = extension(43) + extension(UDP) + udp(5, 99, bytes(8), length=64)
+"""What begins a fragmented datagram with two extension headers: 16 bytes, 8 of UDP's header, 8 of data."""
+
+
+@pytest.mark.parametrize("following", [60, 0, 43])
+def test_fragments_with_headers_behind_the_fragment_header(open_pod: Kernel, following: int) -> None:
+    """Each fragment bears what the datagram begins with; the protocol stands in the first alone."""
+    later = fragment6(following, 4, more=False) + bytes(8)
+    assert_dropped(send6(open_pod, 44, later), Reason.FRAGMENT_UNKNOWN)
+    assert send6(open_pod, 44, fragment6(following, 0, more=True) + OPTIONED).passed
+    assert send6(open_pod, 44, later).passed
+    assert_dropped(send6(open_pod, 44, fragment6(UDP, 4, more=False) + bytes(8)), Reason.FRAGMENT_UNKNOWN)
+    other = fragment6(following, 4, more=False, identifier=8) + bytes(8)
+    assert_dropped(send6(open_pod, 44, other), Reason.FRAGMENT_UNKNOWN)
+    elsewhere = packets.ip(POD6, "2001:db8::81", 44, later)
+    assert_dropped(open_pod.from_pod(elsewhere), Reason.FRAGMENT_UNKNOWN)
+
+
+def test_a_denied_first_fragment_with_headers_behind_admits_none(shut_pod: Kernel) -> None:
+    """Nor does one whose headers do not end in it."""
+    for first in (OPTIONED, OPTIONED[:16], extension(UDP, bytes(262)) + udp(5, 99)):
+        assert not send6(shut_pod, 44, fragment6(60, 0, more=True) + first).passed
+        for following in (60, 43, UDP):
+            later = fragment6(following, 4, more=False) + bytes(8)
+            assert_dropped(send6(shut_pod, 44, later), Reason.FRAGMENT_UNKNOWN)
+
+
 def test_a_denied_first_fragment_admits_none(shut_pod: Kernel) -> None:
     """Only what was let through is remembered."""
     first = ethernet(IPV4, ipv4(POD4, PEER4, UDP, udp(5, 99, bytes(16), length=40), more=True, identifier=3))

@@ -60,6 +60,14 @@ def test_a_name_is_published_again_when_half_of_its_time_is_over() -> None:
     assert recorder.note(answer("example.com", "192.0.2.1"), "1", 120.0) is not None
 
 
+def test_what_the_kernel_tells_at_half_time_is_published() -> None:
+    """It counts whole seconds, so half of 160 may have been over for it after 79."""
+    recorder = make_recorder("example.com")
+    recorder.note(answer("example.com", "192.0.2.1"), "1", 0.0)
+    assert recorder.note(answer("example.com", "192.0.2.1"), "1", 75.0) is None
+    assert recorder.note(answer("example.com", "192.0.2.1"), "1", 79.0) is not None
+
+
 def test_a_new_address_is_published_and_the_old_one_is_not_repeated() -> None:
     """Only what is news goes out."""
     recorder = make_recorder("example.com")

@@ -32,6 +32,8 @@ def guard(config: Config | None = None, frontends: tuple[str, ...] = ()) -> Guar
         "fd00:ec2::23",
         "64:ff9b::a9fe:a9fe",
         "64:ff9b::7f00:1",
+        "64:ff9b:1::c000:201",
+        "64:ff9b:1:ffff:ffff:ffff:ffff:ffff",
         "2002:7f00:1::",
         "2002:a9fe:a9fe::1",
         "::ffff:192.0.2.1",
@@ -42,7 +44,9 @@ def test_never_learned(address) -> None:
     assert guard().refuses(address)
 
 
-@pytest.mark.parametrize("address", ["192.0.2.1", "10.0.0.1", "2001:db8::1", "64:ff9b::c000:201", "2002:c000:201::1"])
+@pytest.mark.parametrize(
+    "address", ["192.0.2.1", "10.0.0.1", "2001:db8::1", "64:ff9b::c000:201", "64:ff9b:2::1", "2002:c000:201::1"]
+)
 def test_other_addresses_may_be_learned(address) -> None:
     """Public and private addresses alike: a database in the VPC has a name too."""
     assert not guard().refuses(address)
