@@ -335,6 +335,7 @@ class App:
     async def _save(self) -> None:
         while True:
             await asyncio.sleep(SAVE_SECONDS)
+            self._recorder.drop_expired(boottime_seconds())
             self._memory.save(self._recorder)
 
     def _count(self) -> dict[str, int]:

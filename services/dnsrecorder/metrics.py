@@ -23,6 +23,7 @@ FAMILIES = (
 REASONS = tuple(reason.name.lower() for reason in Reason if reason.name.startswith("LEARN_"))
 KNOWN_OUTCOMES = (
     *("uncovered", "known", "forgotten", "over_addresses_per_name", "over_endpoint_budget", "over_parent_budget"),
+    *("over_endpoint_pairs", "over_addresses_of_one_name"),
     *("mismatch", "observed_dropped", "event_malformed"),
 )
 
