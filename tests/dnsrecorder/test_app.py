@@ -200,6 +200,23 @@ def test_a_mismatch_with_the_kernel_is_counted(nats_server: NatsServer, tmp_path
     asyncio.run(scene())
 
 
+def test_more_addresses_than_the_kernels_byte_can_count_are_no_mismatch(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """255 stands for as many and more; of fewer each one is told."""
+
+    async def scene() -> None:
+        async with running(nats_server, tmp_path) as scene:
+            many = [("x.test.", "A", f"198.18.{n // 250}.{n % 250 + 1}") for n in range(268)]
+            scene.ring.tell(make_answer("x.test.", *many), answers=255)
+            scene.ring.tell(make_answer("y.test.", *(("y.test.", *one[1:]) for one in many[:255])), answers=255)
+            scene.ring.tell(make_answer("z.test.", *(("z.test.", *one[1:]) for one in many[:254])), answers=255)
+            await scene.wait_for(lambda message: b"z.test" in message.data)
+            assert scene.app._counters["mismatch"] == 1
+
+    asyncio.run(scene())
+
+
 def test_a_record_that_is_no_event_is_counted_and_skipped(nats_server: NatsServer, tmp_path: Path) -> None:
     """Garbage in the ring costs that record and nothing else."""
 
