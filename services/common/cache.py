@@ -7,6 +7,8 @@ from pathlib import Path
 
 RECORDER_MEMORY = "recorder.msgpack"
 """What a node's recorder has told, beside the agent's state."""
+RECORDER_STREAMS = "recorder-streams.msgpack"
+"""Where in the streams that the kernel handed over to it a recorder was when it ended."""
 PROGRAMS = "programs"
 """Compiled programs, in a folder of this name: a user's here, an agent's beside its state."""
 

@@ -9,6 +9,7 @@ import asyncio
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from schemas.resolution import Observed, Resolution
 from schemas.status import RecorderStatus
 from schemas.terms import NodeName, Reason
 from services.common import nats as bus
-from services.common.cache import RECORDER_MEMORY
+from services.common.cache import RECORDER_MEMORY, RECORDER_STREAMS
 from services.common.follow import Follower
 from services.common.forgetting import RECORDER_FILE, Asked, Forgetting
 from services.common.log import get_logger
@@ -66,12 +67,13 @@ class App:
         self._outbox = Outbox(connection, limit=settings.buffer)
         self._counters: Counter[str] = Counter()
         self._said: set[str] = set()
-        self._memory = MemoryFile(Path(settings.state_dir) / RECORDER_MEMORY)
+        self._memory = BootFile(Path(settings.state_dir) / RECORDER_MEMORY)
+        self._streams = BootFile(Path(settings.state_dir) / RECORDER_STREAMS)
         self._forgetting = Forgetting(connection, Path(settings.state_dir) / RECORDER_FILE, self._forget)
 
     async def run(self) -> None:
         """Until cancelled; then what is known is sent and saved."""
-        self._memory.load_into(self._recorder)
+        self._load()
         sending = asyncio.create_task(self._outbox.run())
         try:
             async with asyncio.TaskGroup() as group:
@@ -86,7 +88,14 @@ class App:
             # The sender outlives the others, so that what they put last still goes out.
             await self._outbox.flush(DRAIN_SECONDS)
             sending.cancel()
-            self._memory.save(self._recorder)
+            self._memory.write(self._recorder.dump())
+            self._streams.write(self._handovers.dump())
+
+    def _load(self) -> None:
+        """What the last one knew. Of streams only what one said that came to its end: a killed one read on after."""
+        self._memory.load_into(lambda content: self._recorder.load(content, boottime_seconds()))
+        self._streams.load_into(self._handovers.load)
+        self._streams.remove()
 
     # -- from the ring
 
@@ -156,7 +165,7 @@ class App:
         return _tracer.start_as_current_span("dns answer", attributes=attributes, start_time=_unix_nanos(event))
 
     def _compare(self, event: ResolutionEvent, answer: Answer) -> None:
-        if event.is_complete and event.answers != len(answer.records):
+        if event.is_complete and not event.counts(len(answer.records)):
             self._counters["mismatch"] += 1
             _log.warning("kernel and parser disagree", name=answer.name, kernel=event.answers, ours=len(answer.records))
 
@@ -164,19 +173,19 @@ class App:
 
     async def _read_handovers(self) -> None:
         async for batch in self._handover_capture.batches():
-            for record in batch:
-                await self._take_piece(record)
+            # All of a batch at once, so that whoever is told to end knows how far the streams were read.
+            for handed in [handed for record in batch for handed in self._take_piece(record)]:
+                await self._take_handed(handed)
             await asyncio.sleep(0)
 
-    async def _take_piece(self, record: bytes) -> None:
+    def _take_piece(self, record: bytes) -> list[Handed]:
         try:
             event = decode_event(record)
         except ValueError as error:
             self._refuse("event_malformed", error)
-            return
+            return []
         self._counters["suppressed"] += event.suppressed
-        for handed in self._handovers.take(event, boottime_seconds()):
-            await self._take_handed(handed)
+        return self._handovers.take(event, boottime_seconds())
 
     async def _take_handed(self, handed: Handed) -> None:
         try:
@@ -219,7 +228,7 @@ class App:
         elif asked.forget.name:
             addresses = self._recorder.forget(asked.forget.name)
             await self._tell_agent(Observed(endpoint_id=0, name=asked.forget.name, addresses=addresses, forgotten=True))
-        self._memory.save(self._recorder)
+        self._memory.write(self._recorder.dump())
 
     # -- to the agent of this node
 
@@ -298,6 +307,7 @@ class App:
         if isinstance(row, DomainRow):
             self._publish_all(self._recorder.add_pattern(row.pattern, now))
         elif isinstance(row, Config):
+            self._handovers.idle_seconds = row.timeouts.tcp
             self._publish_all(self._recorder.set_config(row, now))
 
     def _publish_all(self, publications: list[Publication]) -> None:
@@ -335,7 +345,8 @@ class App:
     async def _save(self) -> None:
         while True:
             await asyncio.sleep(SAVE_SECONDS)
-            self._memory.save(self._recorder)
+            self._recorder.drop_expired(boottime_seconds())
+            self._memory.write(self._recorder.dump())
 
     def _count(self) -> dict[str, int]:
         return {
@@ -370,36 +381,43 @@ async def _share_failure(task: asyncio.Task[None]) -> None:
     await asyncio.shield(task)
 
 
-class MemoryFile:
-    """The recorder's memory on disk, valid for one boot of the machine (its times are of CLOCK_BOOTTIME)."""
+class BootFile:
+    """Bytes on disk, valid for one boot of the machine (times in them are of CLOCK_BOOTTIME)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().encode()
 
-    def load_into(self, recorder: Recorder) -> None:
-        """A file that is absent, foreign or of an earlier boot is left aside."""
+    def load_into(self, load: Callable[[bytes], None]) -> None:
+        """A file that is absent, of an earlier boot, or that ``load`` refuses by ValueError is left aside."""
         try:
             boot, _, content = self._path.read_bytes().partition(b"\n")
         except FileNotFoundError:
             return
         if boot != self._boot:
-            _log.info("memory is of an earlier boot, left aside", file=str(self._path))
+            _log.info("of an earlier boot, left aside", file=str(self._path))
             return
         try:
-            recorder.load(content, boottime_seconds())
+            load(content)
         except ValueError as error:
-            _log.warning("memory cannot be read, left aside", file=str(self._path), problem=str(error))
+            _log.warning("cannot be read, left aside", file=str(self._path), problem=str(error))
 
-    def save(self, recorder: Recorder) -> None:
+    def write(self, content: bytes) -> None:
         """Written beside, then renamed: a crash leaves the old one."""
-        beside = self._path.with_suffix(".new")
+        beside = self._path.with_name(f"{self._path.name}.new")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_bytes(self._boot + b"\n" + recorder.dump())
+            beside.write_bytes(self._boot + b"\n" + content)
             beside.replace(self._path)
         except OSError as error:
-            _log.warning("memory not saved", file=str(self._path), problem=str(error))
+            _log.warning("not saved", file=str(self._path), problem=str(error))
+
+    def remove(self) -> None:
+        """Nothing is in it any more."""
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("not removed", file=str(self._path), problem=str(error))
 
 
 def _reason_name(reason: int) -> str:

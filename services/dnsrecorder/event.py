@@ -12,6 +12,8 @@ from schemas.terms import Reason
 _LAYOUT = struct.Struct("=QII16s2sHBBBBIBB2sIIII")
 RESOLVER_OUTSIDE = 4
 """Flag of a resolver outside the cluster: what it says serves the asker alone."""
+MAX_COUNTED = 255
+"""Of ``answers`` and ``learned``, a byte each; a message of 4,095 bytes may hold 270 addresses of the root's name."""
 
 
 class Piece(enum.IntEnum):
@@ -29,8 +31,8 @@ class ResolutionEvent:
     """One answer that the kernel took for news, or a piece of one that it hands over.
 
     ``message``: the DNS message (TCP's length left out), or the piece's bytes. ``answers``: addresses it accepted;
-    ``learned``: those it wrote to ``resolutions``; ``reason``: UNKNOWN (0) if it learned everything, else why not.
-    ``domain``: row of the covering pattern, 0 for none. ``own_port``: the asker's.
+    ``learned``: those it wrote to ``resolutions``, both ``MAX_COUNTED`` at most; ``reason``: UNKNOWN (0) if it learned
+    everything, else why not. ``domain``: row of the covering pattern, 0 for none. ``own_port``: the asker's.
     ``place``: of a piece, the sequence number of its first byte, or its offset in the datagram's message. ``whole``: of
     BEGIN, the sequence number where a message's length begins; of DATAGRAM, the message's bytes, 0 where not told.
     ``datagram``: what the pieces of one datagram have in common. ``checksum``: of its first fragment, what UDP's, its
@@ -65,6 +67,10 @@ class ResolutionEvent:
     def is_complete(self) -> bool:
         """Whether the kernel read the whole answer, so that its count can be held against ours."""
         return self.reason == Reason.UNKNOWN
+
+    def counts(self, addresses: int) -> bool:
+        """Whether the kernel accepted so many, as far as its byte can tell."""
+        return self.answers == min(addresses, MAX_COUNTED)
 
     @property
     def is_from_outside(self) -> bool:

@@ -18,18 +18,22 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import NamedTuple
 
+import msgspec
+
+from schemas.policy import FlowTimeouts
 from services.dnsrecorder.event import Piece, ResolutionEvent
 
 MAX_ASSEMBLIES = 1_024
-"""Streams and datagrams at once; beyond it the one that was silent longest goes."""
+"""Streams and datagrams at once; beyond it the endpoint with most of them loses the one that was silent longest."""
 MAX_OF_ONE_ENDPOINT = 256
 """Of them: a noisy pod pushes out its own."""
 MAX_BYTES = 2 * (65_535 + 2)
 """Waiting in one assembly: one whole message while the next has begun."""
 WAIT_SECONDS = 10.0
-"""For the rest of a message: longer than a resolver's retransmissions take on a link within a cluster."""
-IDLE_SECONDS = 120.0
-"""A stream between two messages is remembered, because only the kernel's first piece says where messages begin."""
+"""For the rest of a message: longer than a resolver's retransmissions take on a link within a cluster. Other pieces do
+not renew it."""
+MAX_KEPT_BYTES = 1 << 20
+"""Waiting in streams that are kept over a restart; those heard of last come first, and those without any always."""
 SWEEP_SECONDS = 1.0
 SEQUENCES = 1 << 32
 PROTOCOL_UDP = 17
@@ -58,12 +62,14 @@ class Handed(NamedTuple):
 class Assembly:
     """``chunks``: offset -> bytes. ``at``: where the next message begins. ``whole``: a datagram's length, if known.
 
-    ``checksum``: the kernel's part of a datagram's, 0 for none.
+    ``checksum``: the kernel's part of a datagram's, 0 for none. ``heard``, ``since``: of the last piece, and of the
+    first since the last message (seconds).
     """
 
     origin: int
     heard: float
     begun_nanos: int
+    since: float = 0.0
     at: int = 0
     whole: int = 0
     checksum: int = 0
@@ -72,6 +78,14 @@ class Assembly:
 
     def is_waiting(self) -> bool:
         return bool(self.chunks)
+
+    def find_offset(self, place: int) -> int:
+        """Of a sequence number, from the first message on; the one that is nearest to the next message."""
+        return self.at + (place - self.origin - self.at + SEQUENCES // 2) % SEQUENCES - SEQUENCES // 2
+
+    def is_late(self, now: float) -> bool:
+        """Whether the rest of a message is given up."""
+        return self.is_waiting() and now - self.since > WAIT_SECONDS
 
 
 class Handovers:
@@ -82,6 +96,8 @@ class Handovers:
 
     def __init__(self) -> None:
         self.counters: Counter[str] = Counter()
+        self.idle_seconds = float(FlowTimeouts().tcp)
+        """How long a stream between two messages is remembered: as long as the kernel keeps its flow."""
         self._assemblies: OrderedDict[Key, Assembly] = OrderedDict()
         self._swept = 0.0
 
@@ -102,27 +118,47 @@ class Handovers:
             return
         self._swept = now
         for key, one in list(self._assemblies.items()):
-            if now - one.heard > (WAIT_SECONDS if one.is_waiting() else IDLE_SECONDS):
+            if one.is_late(now):
+                self._give_up(key, one, now)
+            elif now - one.heard > self.idle_seconds:
                 self._drop(key)
+
+    def dump(self) -> bytes:
+        """Where streams are, for whoever reads the ring next."""
+        kept: list[tuple[Key, Assembly]] = []
+        room = MAX_KEPT_BYTES
+        for key, one in reversed(self._assemblies.items()):
+            if key.port and one.waiting <= room:
+                kept.append((key, one))
+                room -= one.waiting
+        return msgspec.msgpack.encode(kept[::-1])
+
+    def load(self, content: bytes) -> None:
+        """Take up what was dumped in the same boot of the machine; ValueError if it is none."""
+        try:
+            self._assemblies.update(msgspec.msgpack.decode(content, type=list[tuple[Key, Assembly]]))
+        except msgspec.DecodeError as error:
+            raise ValueError(f"no streams: {error}") from error
 
     # -- streams
 
     def _take_segment(self, event: ResolutionEvent, now: float) -> list[Handed]:
         key = Key(event.endpoint, event.resolver, event.resolver_port, event.own_port, 0)
         assembly = self._assemblies.get(key)
-        if event.piece is Piece.BEGIN and (assembly is None or not assembly.is_waiting()):
+        if event.piece is Piece.BEGIN and (assembly is None or _gives_way(assembly, event.whole, now)):
             assembly = self._begin(key, Assembly(event.whole, now, event.boottime_nanos))
         if assembly is None:
             self.counters["handover_unannounced"] += 1
             return []
         if not assembly.is_waiting():
-            assembly.begun_nanos = event.boottime_nanos
-        offset = (event.place - assembly.origin + SEQUENCES // 2) % SEQUENCES - SEQUENCES // 2
+            assembly.begun_nanos, assembly.since = event.boottime_nanos, now
+        offset = assembly.find_offset(event.place)
         self._touch(key, assembly, now)
         if not self._put(key, assembly, max(offset, assembly.at), event.message[max(0, assembly.at - offset) :]):
             return []
         made = []
         while (message := _cut_message(assembly)) is not None:
+            assembly.since = now
             made.append(self._finish(message, assembly, event))
         return made
 
@@ -132,7 +168,7 @@ class Handovers:
         key = Key(event.endpoint, event.resolver, event.resolver_port, 0, event.datagram)
         assembly = self._assemblies.get(key)
         if assembly is None:
-            assembly = self._begin(key, Assembly(0, now, event.boottime_nanos))
+            assembly = self._begin(key, Assembly(0, now, event.boottime_nanos, since=now))
         self._touch(key, assembly, now)
         if _contradicts(assembly.chunks, event.place, event.message):
             self.counters["handover_overlapping"] += 1
@@ -154,13 +190,18 @@ class Handovers:
     # -- both
 
     def _begin(self, key: Key, assembly: Assembly) -> Assembly:
-        own = [one for one in self._assemblies if one.endpoint == key.endpoint]
-        if len(own) >= MAX_OF_ONE_ENDPOINT:
-            self._drop(own[0])
+        if key in self._assemblies:
+            self._drop(key)
+        has = Counter(one.endpoint for one in self._assemblies)
+        if has[key.endpoint] >= MAX_OF_ONE_ENDPOINT:
+            self._drop_oldest_of(key.endpoint)
         elif len(self._assemblies) >= MAX_ASSEMBLIES:
-            self._drop(next(iter(self._assemblies)))
+            self._drop_oldest_of(max(has, key=has.__getitem__))
         self._assemblies[key] = assembly
         return assembly
+
+    def _drop_oldest_of(self, endpoint: int) -> None:
+        self._drop(next(one for one in self._assemblies if one.endpoint == endpoint))
 
     def _touch(self, key: Key, assembly: Assembly, now: float) -> None:
         assembly.heard = now
@@ -175,8 +216,18 @@ class Handovers:
         if assembly.waiting <= MAX_BYTES:
             return True
         self.counters["handover_too_long"] += 1
+        if key.port and _pass_over(assembly):
+            return True  # what is whole behind the gap is taken out now
         del self._assemblies[key]
         return False
+
+    def _give_up(self, key: Key, one: Assembly, now: float) -> None:
+        """What is missing of one message is not worth a stream's place."""
+        if key.port and _pass_over(one):
+            self.counters["handover_abandoned"] += 1
+            one.since = now
+        else:
+            self._drop(key)
 
     def _drop(self, key: Key) -> None:
         if self._assemblies.pop(key).is_waiting():
@@ -208,16 +259,41 @@ def _read(chunks: dict[int, bytes], at: int, size: int) -> bytes:
     return bytes(made[:size])
 
 
+def _gives_way(assembly: Assembly, begins: int, now: float) -> bool:
+    """Whether a message that is announced to begin there is the first of another assembly: of another connection on the
+    same ports, or of this one between two messages or after what it waits for in vain."""
+    is_far = abs(assembly.find_offset(begins) - assembly.at) > MAX_BYTES
+    return is_far or not assembly.is_waiting() or assembly.is_late(now)
+
+
+def _read_size(assembly: Assembly) -> int | None:
+    """Bytes of the stream's next message, its length included; None while that is not there."""
+    if _count_from(assembly.chunks, assembly.at) < 2:
+        return None
+    return 2 + int.from_bytes(_read(assembly.chunks, assembly.at, 2), "big")
+
+
 def _cut_message(assembly: Assembly) -> bytes | None:
     """The stream's next message, taken out; None if it is not whole."""
-    there = _count_from(assembly.chunks, assembly.at)
-    if there < 2:
+    size = _read_size(assembly)
+    if size is None or _count_from(assembly.chunks, assembly.at) < size:
         return None
-    size = int.from_bytes(_read(assembly.chunks, assembly.at, 2), "big")
-    if there < 2 + size:
-        return None
-    message = _read(assembly.chunks, assembly.at + 2, size)
-    assembly.at += 2 + size
+    message = _read(assembly.chunks, assembly.at, size)[2:]
+    _advance(assembly, size)
+    return message
+
+
+def _pass_over(assembly: Assembly) -> bool:
+    """Go on behind the next message, whatever of it is missing; False where not even its length is there."""
+    size = _read_size(assembly)
+    if size is None:
+        return False
+    _advance(assembly, size)
+    return True
+
+
+def _advance(assembly: Assembly, size: int) -> None:
+    assembly.at += size
     rest: dict[int, bytes] = {}
     for offset, piece in assembly.chunks.items():
         if offset + len(piece) > assembly.at:
@@ -225,7 +301,6 @@ def _cut_message(assembly: Assembly) -> bytes | None:
             rest[begin] = max(rest.get(begin, b""), piece[begin - offset :], key=len)
     assembly.chunks = rest
     assembly.waiting = sum(len(piece) for piece in rest.values())
-    return message
 
 
 def _is_sound(message: bytes, resolver: str, checksum: int) -> bool:

@@ -17,12 +17,27 @@ DROPPED = Family("yett_resolutions_dropped_total", "counter", "Resolutions given
 BUFFERED = Family("yett_resolutions_buffered", "gauge", "Resolutions that wait for the stream.")
 REMEMBERED = Family("yett_names_remembered", "gauge", "Pairs of name and address that the recorder remembers.")
 RING = Family("yett_resolution_ring_waiting_bytes", "gauge", "How far the recorder is behind the kernel's learner.")
+UNREAD = Family(
+    "yett_handovers_unread_total",
+    "counter",
+    "Handed over and not read: pieces of streams that nobody announced, and streams and datagrams given up.",
+    ("reason",),
+)
+DELAY = Family(
+    "yett_handover_delay_seconds_total",
+    "counter",
+    "From the release of an answer's last piece until it was sent on, of all that were handed over.",
+)
+DELAY_MAX = Family("yett_handover_delay_seconds_max", "gauge", "The longest of these delays since the start.")
 FAMILIES = (
     *(ANSWERS, LEARNED, HANDED_OVER, REFUSED, SUPPRESSED, OUTCOMES, PUBLISHED, DROPPED, BUFFERED, REMEMBERED, RING),
+    *(UNREAD, DELAY, DELAY_MAX),
 )
+UNREAD_REASONS = ("unannounced", "abandoned", "too_long", "overlapping", "corrupt")
 REASONS = tuple(reason.name.lower() for reason in Reason if reason.name.startswith("LEARN_"))
 KNOWN_OUTCOMES = (
     *("uncovered", "known", "forgotten", "over_addresses_per_name", "over_endpoint_budget", "over_parent_budget"),
+    *("over_endpoint_pairs", "over_addresses_of_one_name"),
     *("mismatch", "observed_dropped", "event_malformed"),
 )
 
@@ -46,3 +61,7 @@ def put_recorder(page: Page, status: RecorderStatus) -> None:
     page.put(BUFFERED, status.buffered)
     page.put(REMEMBERED, counters.get("remembered", 0))
     page.put(RING, counters.get("ring_waiting_bytes", 0))
+    for reason in UNREAD_REASONS:
+        page.put(UNREAD, counters.get(f"handover_{reason}", 0), reason)
+    page.put(DELAY, counters.get("handover_delay_micros_total", 0) / 1e6)
+    page.put(DELAY_MAX, counters.get("handover_delay_micros_max", 0) / 1e6)

@@ -2,7 +2,7 @@
 
 Every name that this node was told is remembered, covered by a pattern or not, so that a pattern which appears later
 finds names already known. Only covered names are published (unless ``learn_all``), each again when its time on the bus
-has half gone, within a budget for the asking endpoint and for the pattern's parent name.
+has half gone, within a budget and a share for the asking endpoint and a budget for the pattern's parent name.
 
 Pure: time comes in as seconds of a monotonic clock that survives a restart of the process.
 Deliberately absent: NATS, files, and the question whether an answer is to be believed.
@@ -11,34 +11,26 @@ Deliberately absent: NATS, files, and the question whether an answer is to be be
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-
-import msgspec
 
 from schemas.policy import Config
 from services.common.bucket import Buckets
+from services.common.shares import Shares
 from services.dnsrecorder.dnswire import Answer
+from services.dnsrecorder.memory import Known, Memory, Pairs
 
-MAX_REMEMBERED = 50_000
-"""(name, address) pairs kept; beyond it those told longest ago are forgotten first, and counted."""
 ENDPOINT_RATE = 200.0
 ENDPOINT_BURST = 2_000.0
 """Publications a second, and at once, that one endpoint can cause."""
+ENDPOINT_PAIRS = 4_096
+"""Pairs of address and pattern that one endpoint's names may have on the bus at a time: as many as it may learn here.
+Other nodes write them into the half of their names' map that all share."""
 PARENT_RATE = 500.0
 PARENT_BURST = 5_000.0
 """The same for all fresh names below one parent, from this node: a flood of subdomains under one wildcard."""
 ROUNDING_SECONDS = 2.0
 """The kernel tells a name again by the same half, in whole seconds, and an answer may wait in its ring."""
-
-
-class Known(msgspec.Struct):
-    """One (name, address). Times in seconds; ``published_until``: how long the bus will hold it."""
-
-    ttl_seconds: int
-    expires: float
-    published_until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +66,18 @@ class Patterns:
 
     def covers(self, name: str) -> bool:
         """Whether some pattern covers the name; ``*.x`` covers one or more labels under x, and not x."""
+        return bool(self.find(name))
+
+    def find(self, name: str) -> str:
+        """The most specific pattern that covers the name; empty if there is none."""
         if name in self.exact:
-            return True
+            return name
         parent = name.partition(".")[2]
         while parent:
             if parent in self.below:
-                return True
+                return f"*.{parent}"
             parent = parent.partition(".")[2]
-        return False
+        return ""
 
     def _side(self, pattern: str) -> set[str]:
         return self.below if pattern.startswith("*.") else self.exact
@@ -93,31 +89,36 @@ class Recorder:
     def __init__(self) -> None:
         self.config = Config()
         self.patterns = Patterns()
-        self.counters: Counter[str] = Counter()
-        self._known: OrderedDict[str, dict[str, Known]] = OrderedDict()
-        self._pairs = 0
+        self.memory = Memory()
+        self.counters = self.memory.counters
         self._by_endpoint = Buckets(rate=ENDPOINT_RATE, burst=ENDPOINT_BURST)
         self._by_parent = Buckets(rate=PARENT_RATE, burst=PARENT_BURST)
+        self._on_bus: Shares[tuple[str, str]] = Shares(ENDPOINT_PAIRS)
+        """(address, pattern) by endpoint."""
 
     def note(self, answer: Answer, endpoint: str, now: float) -> Publication | None:
         """Remember an answer; what to publish of it, if anything. ``endpoint``: whose budget it is charged to."""
         if not answer.addresses:
             return None
-        self._remember(answer, now)
+        self._remember(answer, endpoint, now)
         if not self.is_sharing:
             self.counters["not_shared"] += 1
             return None
         if not self._is_wanted(answer.name):
             self.counters["uncovered"] += 1
             return None
-        publication = self._make_publication(answer.name, now)
-        if publication is None:
+        due = self._find_due(answer.name, now)
+        if not due:
             self.counters["known"] += 1
             return None
-        if not self._within_budget(answer.name, endpoint, now):
-            self._withdraw(publication)
+        if not self._by_endpoint.take(endpoint, now):
+            self.counters["over_endpoint_budget"] += 1
             return None
-        return publication
+        paid = self._charge(answer.name, due, [endpoint], now)
+        if paid and not self._by_parent.take(answer.name.partition(".")[2], now):
+            self.counters["over_parent_budget"] += 1
+            return None
+        return self._make_publication(answer.name, due, paid, now)
 
     def is_refusal(self, answer: Answer, now: float) -> bool:
         """Whether an answer without addresses is DNS' no to a covered name: not if the other family has some.
@@ -126,7 +127,7 @@ class Recorder:
         """
         if answer.is_cut or not self.patterns.covers(answer.name):
             return False
-        pairs = self._known.get(answer.name, {})
+        pairs = self.memory.find(answer.name)
         return not any((":" in address) != answer.is_ipv6 and one.expires > now for address, one in pairs.items())
 
     def add_pattern(self, pattern: str, now: float) -> list[Publication]:
@@ -156,63 +157,40 @@ class Recorder:
 
     def forget(self, name: str) -> tuple[str, ...]:
         """A name is nobody's any more; the addresses that were known for it."""
-        pairs = self._known.pop(name, {})
-        self._pairs -= len(pairs)
-        return tuple(sorted(pairs))
+        return tuple(sorted(self.memory.forget(name)))
 
     def forget_all(self) -> None:
         """Nothing is known any more."""
-        self._known.clear()
-        self._pairs = 0
+        self.memory.clear()
+
+    def drop_expired(self, now: float) -> None:
+        """What is over takes no memory; call it now and then."""
+        self.memory.drop_expired(now)
+        self._on_bus.drop_expired(now)
 
     def republish(self, now: float) -> list[Publication]:
         """The bus has forgotten everything: publish again what is covered and still valid."""
-        for pairs in self._known.values():
-            for known in pairs.values():
+        for name in self.memory:
+            for known in self.memory.find(name).values():
                 known.published_until = 0.0
         return self._publish_known(self._is_wanted, now)
 
     def dump(self) -> bytes:
         """The memory as bytes, for a file."""
-        # As a plain dict: the encoder would not see an OrderedDict's own order, in which names are forgotten.
-        return msgspec.msgpack.encode(dict(self._known.items()))
+        return self.memory.dump()
 
     def load(self, content: bytes, now: float) -> None:
         """Take up a dumped memory, without what has expired; ValueError if it is no memory."""
-        try:
-            known = msgspec.msgpack.decode(content, type=dict[str, dict[str, Known]])
-        except msgspec.DecodeError as error:
-            raise ValueError(f"not a recorder's memory: {error}") from error
-        for name, pairs in known.items():
-            live = {address: pair for address, pair in pairs.items() if pair.expires > now}
-            if live:
-                self._pairs += len(live) - len(self._known.get(name, ()))
-                self._known[name] = live
-        self._trim()
+        self.memory.load(content, now)
 
     def __len__(self) -> int:
-        return self._pairs
+        return len(self.memory)
 
-    # -- memory
-
-    def _remember(self, answer: Answer, now: float) -> None:
-        pairs = self._known.setdefault(answer.name, {})
-        self._known.move_to_end(answer.name)
-        before = len(pairs)
-        for record in answer.records:
-            expires = now + self._keep_seconds(record.ttl_seconds)
-            old = pairs.get(record.address)
-            until = old.published_until if old else 0.0
-            if old is None or expires > old.expires:
-                pairs[record.address] = Known(record.ttl_seconds, expires, until)
-        self._pairs += len(pairs) - before
-        self._trim()
-
-    def _trim(self) -> None:
-        while self._pairs > MAX_REMEMBERED and len(self._known) > 1:
-            _, pairs = self._known.popitem(last=False)
-            self._pairs -= len(pairs)
-            self.counters["forgotten"] += len(pairs)
+    def _remember(self, answer: Answer, endpoint: str, now: float) -> None:
+        told = (
+            (one.address, Known(one.ttl_seconds, now + self._keep_seconds(one.ttl_seconds))) for one in answer.records
+        )
+        self.memory.note(answer.name, told, endpoint, now)
 
     def _keep_seconds(self, ttl_seconds: int) -> int:
         clamped = min(max(ttl_seconds, self.config.ttl_min_seconds), self.config.ttl_max_seconds)
@@ -226,37 +204,49 @@ class Recorder:
     def _publish_known(self, covers: Callable[[str], bool], now: float) -> list[Publication]:
         if not self.is_sharing:
             return []
-        made = (self._make_publication(name, now) for name in list(self._known) if covers(name))
+        made = []
+        for name in self.memory:
+            if covers(name):
+                due = self._find_due(name, now)
+                paid = self._charge(name, due, self.memory.askers(name), now)
+                made.append(self._make_publication(name, due, paid, now))
         return [publication for publication in made if publication is not None]
 
-    def _make_publication(self, name: str, now: float) -> Publication | None:
-        """What of the name is not on the bus for at least half of its time, and still valid; marks it as published."""
-        pairs = self._known.get(name, {})
-        due = {address: known for address, known in pairs.items() if known.expires > now and _is_due(known, now)}
-        if not due:
+    def _find_due(self, name: str, now: float) -> Pairs:
+        """What of the name is not on the bus for at least half of its time, and still valid."""
+        pairs = self.memory.find(name)
+        return {address: known for address, known in pairs.items() if known.expires > now and _is_due(known, now)}
+
+    def _list_travelling(self, due: Pairs) -> list[str]:
+        return sorted(due)[: self.config.addresses_per_name]
+
+    def _charge(self, name: str, due: Pairs, askers: Collection[str], now: float) -> tuple[str, ...]:
+        """Of what is due the addresses that travel, each charged to one of the askers that has room for it."""
+        pattern = self.patterns.find(name) or name
+        until = min((known.expires for known in due.values()), default=now)
+        travelling = self._list_travelling(due)
+        paid = tuple(
+            address
+            for address in travelling
+            if any(self._on_bus.take(one, (address, pattern), until=until, now=now) for one in askers)
+        )
+        self.counters["over_endpoint_pairs"] += len(travelling) - len(paid)
+        return paid
+
+    def _make_publication(self, name: str, due: Pairs, paid: tuple[str, ...], now: float) -> Publication | None:
+        """Of what is due what was paid for. It counts as published, and what is over the limit of a name too."""
+        if not paid:
             return None
         shortest = min(due.values(), key=lambda known: known.expires)
-        addresses = tuple(sorted(due))[: self.config.addresses_per_name]
-        if len(due) > len(addresses):
+        unpaid = set(self._list_travelling(due)) - set(paid)
+        if len(due) > len(paid) + len(unpaid):
             self.counters["over_addresses_per_name"] += 1
-        for known in due.values():
-            known.published_until = shortest.expires
+        for address, known in due.items():
+            if address not in unpaid:
+                known.published_until = shortest.expires
         keep_seconds = max(1, math.ceil(shortest.expires - now))
         ttl_seconds = max(0, min(shortest.ttl_seconds, keep_seconds - self.config.grace_seconds))
-        return Publication(name, addresses, ttl_seconds, keep_seconds)
-
-    def _within_budget(self, name: str, endpoint: str, now: float) -> bool:
-        if not self._by_endpoint.take(endpoint, now):
-            self.counters["over_endpoint_budget"] += 1
-            return False
-        if not self._by_parent.take(name.partition(".")[2], now):
-            self.counters["over_parent_budget"] += 1
-            return False
-        return True
-
-    def _withdraw(self, publication: Publication) -> None:
-        for address in publication.addresses:
-            self._known[publication.name][address].published_until = 0.0
+        return Publication(name, paid, ttl_seconds, keep_seconds)
 
 
 def _is_due(known: Known, now: float) -> bool:

@@ -381,6 +381,7 @@ class App:
     async def _prepared(self, tables: Tables, state: PolicyState) -> None:
         """Names that new patterns already have are written before the flip that uses them."""
         self._names.set_tables(state.config, tables.domains, tables.guard, tables.ipcache)
+        self._names.set_quota(tables.config.names_per_endpoint)
         patterns = frozenset(tables.domains)
         if patterns != self._patterns:
             self._patterns = patterns

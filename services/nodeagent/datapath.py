@@ -40,6 +40,7 @@ SHARED_SHARE = 0.5
 KEEP_EXPIRED_SECONDS = 3600
 """How long an expired name still explains a denial and admits the packets of a flow that was evicted."""
 KEEP_EXPIRED_WHEN_FULL_SECONDS = 60
+"""The same, of a map, or of its shared half, that is fuller than ``FULL``."""
 FULL = 0.75
 CROWDED = 0.5
 """An endpoint that holds more than so much of its quota of names is full: the rest is what it may learn meanwhile."""
@@ -302,8 +303,7 @@ class Datapath:
             return False
         pages = list(list_pages(slots))
         resolutions = self._maps["resolutions"]
-        room = resolutions.info.max_entries * SHARED_SHARE
-        if self._shared_pages + len(pages) - before > room:
+        if self._shared_pages + len(pages) - before > self._shared_room:
             self.counters["names_full_map"] += 1
             self._turned_away += 1
             self._drop_slots(address, slots)
@@ -319,6 +319,10 @@ class Datapath:
             return False
         self._shared_pages += len(pages) - before
         return True
+
+    @property
+    def _shared_room(self) -> float:
+        return self._maps["resolutions"].info.max_entries * SHARED_SHARE
 
     def _drop_slots(self, address: str, slots: Slots) -> None:
         """What was planned in memory and is not in the map."""
@@ -429,7 +433,7 @@ class Datapath:
                 credited.update(owner for (row, _), owner in zip(names.slots, names.owners, strict=True) if row)
             else:
                 referred.update(row for row, _ in names.slots)
-        self._collect_shared(keep.before)
+        self._collect_shared(keep.hurried if self._shared_pages > self._shared_room * FULL else keep.before)
         self._resolutions = len(present)
         self._credit(credited)
         return referred - {0}

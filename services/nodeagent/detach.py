@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from services.common import forgetting
-from services.common.cache import PROGRAMS, RECORDER_MEMORY
+from services.common.cache import PROGRAMS, RECORDER_MEMORY, RECORDER_STREAMS
 from services.common.settings import NodeagentSettings
 from services.nodeagent import memory, statefile, strict, usagebus
 from services.nodeagent.lock import Lock
@@ -36,6 +36,9 @@ def detach(settings: NodeagentSettings) -> int:
         lock.release()
 
 
-_REPLACED = (memory.FILE_NAME, statefile.FILE_NAME, usagebus.FILE_NAME, RECORDER_MEMORY, *forgetting.FILES)
+_REPLACED = (
+    *(memory.FILE_NAME, statefile.FILE_NAME, usagebus.FILE_NAME),
+    *(RECORDER_MEMORY, RECORDER_STREAMS, *forgetting.FILES),
+)
 """Each may have left one beside it that was not renamed."""
 _STATE_FILES = (*_REPLACED, *(f"{name}.new" for name in _REPLACED), "recorder.new", "layout-*")

@@ -5,6 +5,7 @@ Rules of this module:
 * What comes from the bus is judged as if the sender lied: the rebinding guard, the TTL clamp, a limit of addresses a
   name and a budget a node are applied here again.
 * Who said it is the node in the *subject*, which the server's permissions bind, never the one in the body.
+* What this node's own recorder finished is charged to the endpoints that asked, within a quota each.
 * Age is the server's, expiry is of the local clock. What is known already for as long is no news.
 * What was to be forgotten is void if the stream had it before. A pair of address and domain row goes only where no
   other name and no other node vouches for it.
@@ -27,7 +28,9 @@ from schemas.selectors import parse_network
 from schemas.status import LearnedName
 from schemas.terms import NodeName
 from services.common.bucket import Buckets
+from services.common.shares import Shares
 from services.nodeagent.patterns import find_node
+from services.nodeagent.tables import ConfigEntry
 
 NODE_RATE = 2_000.0
 NODE_BURST = 50_000.0
@@ -114,6 +117,8 @@ class BusNames:
         """Name, or ``node/`` and a node -> what the stream had of it before this sequence is void."""
         self._addresses: Counter[str] = Counter()
         self._budgets = Buckets(rate=NODE_RATE, burst=NODE_BURST)
+        self._handed_over: Shares[tuple[str, int]] = Shares(ConfigEntry().names_per_endpoint)
+        """(address, domain row) by the endpoint that asked for a name whose answer was handed over."""
 
     def set_tables(
         self, config: Config, rows: Mapping[str, int], guard: Mapping[str, bool], owned: Mapping[str, int]
@@ -123,6 +128,10 @@ class BusNames:
         self._rows = rows
         self._guard = Guard(guard)
         self._owned = owned
+
+    def set_quota(self, names_per_endpoint: int) -> None:
+        """How many pairs of address and domain row answers that were handed over may give one endpoint at a time."""
+        self._handed_over.limit = names_per_endpoint
 
     @property
     def criteria(self) -> tuple[object, ...]:
@@ -163,7 +172,11 @@ class BusNames:
         return [lesson for lesson in made if lesson is not None]
 
     def hear_own(self, observed: Observed, node: str, *, now: float) -> list[Lesson]:
-        """What an answer teaches that the kernel handed over to this node's own recorder; nothing of any other."""
+        """What an answer teaches that the kernel handed over to this node's own recorder; nothing of any other.
+
+        Each pair is charged to every endpoint that asked, until it expires. Beyond its quota an endpoint teaches
+        nothing new, not even what another has, which would live on unpaid.
+        """
         if not observed.handed_over or observed.rcode:
             return []
         row = self._rows.get(find_node(observed.name, self._rows.keys()), 0)
@@ -171,9 +184,13 @@ class BusNames:
             return self._refuse("uncovered")
         expires = int(now) + self._keep_seconds(observed.ttl_seconds)
         allowed = [address for address in observed.addresses[:MAX_HANDED_OVER] if self._may_have(address)]
-        self.counters["refused_address"] += len(observed.addresses) - len(allowed)
-        self.counters["handed_over"] += len(allowed)
-        return [Lesson(address, row, expires, observed.name, node) for address in allowed]
+        endpoint, share = str(observed.endpoint_id), self._handed_over
+        taught = [one for one in allowed if share.take(endpoint, (one, row), until=expires, now=now)]
+        self.counters["refused_address"] += min(len(observed.addresses), MAX_HANDED_OVER) - len(allowed)
+        self.counters["over_addresses_per_name"] += max(0, len(observed.addresses) - MAX_HANDED_OVER)
+        self.counters["over_endpoint_quota"] += len(allowed) - len(taught)
+        self.counters["handed_over"] += len(taught)
+        return [Lesson(address, row, expires, observed.name, node) for address in taught]
 
     def list_learned(self, now: float) -> tuple[LearnedName, ...]:
         """Those heard of last, at most ``MAX_LISTED``, with the seconds they have left."""
@@ -189,6 +206,7 @@ class BusNames:
         self._known.clear()
         self._tellers.clear()
         self._addresses.clear()
+        self._handed_over.clear()
 
     def forget_name(self, name: str, addresses: Iterable[str], sequence: int) -> Withdrawn:
         """A name is nobody's any more. ``addresses``: those that others know of it."""
@@ -198,7 +216,9 @@ class BusNames:
         pairs = {(address, one) for _, address, one in held} | ({(one, row) for one in addresses} if row else set())
         for key in held:
             self._drop(key)
-        return Withdrawn(frozenset(pairs), frozenset(pairs - self._vouched()))
+        shared = frozenset(pairs - self._vouched())
+        self._handed_over.release(shared)
+        return Withdrawn(frozenset(pairs), shared)
 
     def void_node(self, node: str, sequence: int) -> list[Key]:
         """What a node published is void; what stands by its word here. Hear the stream again, then ``drop_told``."""
@@ -257,6 +277,7 @@ class BusNames:
         for key in [key for key, expires in self._known.items() if expires <= now]:
             self._drop(key)
         self._addresses = +self._addresses
+        self._handed_over.drop_expired(now)
 
     def _may_have(self, address: str) -> bool:
         try:

@@ -62,7 +62,7 @@ class StandInRing:
         port = (53).to_bytes(2, "big")
         header = LAYOUT.pack(
             *(1, endpoint, suppressed, RESOLVER, port, len(message), reason, answers, answers, 17, 1),
-            *(flags, piece, bytes(2), place, whole, 0, 0),
+            *(flags, piece, (4000).to_bytes(2, "big"), place, whole, 0, 0),
         )
         self.queue.put_nowait(header + message)
 
@@ -200,6 +200,23 @@ def test_a_mismatch_with_the_kernel_is_counted(nats_server: NatsServer, tmp_path
     asyncio.run(scene())
 
 
+def test_more_addresses_than_the_kernels_byte_can_count_are_no_mismatch(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """255 stands for as many and more; of fewer each one is told."""
+
+    async def scene() -> None:
+        async with running(nats_server, tmp_path) as scene:
+            many = [("x.test.", "A", f"198.18.{n // 250}.{n % 250 + 1}") for n in range(268)]
+            scene.ring.tell(make_answer("x.test.", *many), answers=255)
+            scene.ring.tell(make_answer("y.test.", *(("y.test.", *one[1:]) for one in many[:255])), answers=255)
+            scene.ring.tell(make_answer("z.test.", *(("z.test.", *one[1:]) for one in many[:254])), answers=255)
+            await scene.wait_for(lambda message: b"z.test" in message.data)
+            assert scene.app._counters["mismatch"] == 1
+
+    asyncio.run(scene())
+
+
 def test_a_record_that_is_no_event_is_counted_and_skipped(nats_server: NatsServer, tmp_path: Path) -> None:
     """Garbage in the ring costs that record and nothing else."""
 
@@ -232,6 +249,37 @@ def test_an_answer_in_pieces_is_taught_and_published_with_its_delay(nats_server:
             counted = scene.app._count()
             assert (counted["handover_messages"], counted["handover_learned"], counted["handover_pieces"]) == (1, 1, 2)
             assert counted["handover_delay_micros_max"] == counted["handover_delay_micros_total"] > 0
+
+    asyncio.run(scene())
+
+
+def test_a_stream_goes_on_after_a_clean_stop_and_not_after_a_kill(nats_server: NatsServer, tmp_path: Path) -> None:
+    """What waited in the ring meanwhile is read from where the last one ended; a file that is old says nothing."""
+
+    def tell(scene: Scene, name: str, *, piece: int, place: int) -> int:
+        message = make_answer(f"{name}.test.", (f"{name}.test.", "A", "192.0.2.1"))
+        stream = len(message).to_bytes(2, "big") + message
+        scene.pieces.tell(stream, piece=piece, place=place, whole=place)
+        return place + len(stream)
+
+    async def wait_for(scene: Scene, name: str) -> None:
+        await scene.wait_for(lambda message: message.subject == "yett.observed.node_a" and name in str(message.data))
+
+    async def scene() -> None:
+        streams = tmp_path / "recorder-streams.msgpack"
+        async with running(nats_server, tmp_path) as scene:
+            end = tell(scene, "one", piece=1, place=500)
+            await wait_for(scene, "one.test")
+        async with running(nats_server, tmp_path) as scene:
+            end = tell(scene, "two", piece=2, place=end)
+            await wait_for(scene, "two.test")
+            assert not streams.exists(), "a kill from here on leaves no place that is not true any more"
+        streams.unlink()
+        async with running(nats_server, tmp_path) as scene:
+            tell(scene, "three", piece=2, place=end)
+            tell(scene, "four", piece=1, place=9000)
+            await wait_for(scene, "four.test")
+            assert scene.app._count()["handover_unannounced"] == 1
 
     asyncio.run(scene())
 

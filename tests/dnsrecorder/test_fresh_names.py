@@ -17,7 +17,8 @@ from schemas.policy import Config
 from schemas.resolution import Observed, Resolution
 from schemas.terms import NodeName, Reason
 from services.dnsrecorder.dnswire import Answer, Record
-from services.dnsrecorder.record import ENDPOINT_BURST, ENDPOINT_RATE, MAX_REMEMBERED, Publication, Recorder
+from services.dnsrecorder.memory import MAX_REMEMBERED
+from services.dnsrecorder.record import ENDPOINT_BURST, ENDPOINT_RATE, Publication, Recorder
 from services.nodeagent.names import BusNames
 from services.nodeagent.refusals import Refusals
 from services.nodeagent.verdicts import MAX_REMEMBERED as MAX_TOLD

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from schemas.policy import Config
 from services.dnsrecorder import record
 from services.dnsrecorder.dnswire import Answer, Record
-from services.dnsrecorder.record import Patterns, Recorder
+from services.dnsrecorder.record import Patterns, Publication, Recorder
 
 CONFIG = Config(ttl_min_seconds=30, ttl_max_seconds=3600, grace_seconds=60)
 labels = st.text("ab", min_size=1, max_size=2)
@@ -123,6 +123,45 @@ def test_an_endpoint_over_its_budget_is_not_published_and_others_are() -> None:
     assert recorder.note(answer("example.com", "192.0.2.9"), "2", 0.0) is not None
 
 
+def flood(recorder: Recorder, names: int, addresses: int, *, endpoint: str = "1") -> list[Publication]:
+    """Fresh names with fresh addresses, as many a second as the budget for publications allows."""
+    made = []
+    for name in range(names):
+        told = [f"2001:db8::{name:x}:{number:x}" for number in range(addresses)]
+        made.append(recorder.note(answer(f"n{name}.evil.test", *told), endpoint, name / record.ENDPOINT_RATE))
+    return [one for one in made if one is not None]
+
+
+def test_one_endpoint_has_so_many_pairs_on_the_bus_and_no_more() -> None:
+    """200 names of 100 addresses would fill the half of every other node's map that all share."""
+    recorder = make_recorder("*.evil.test", "example.com")
+    made = flood(recorder, 200, 100)
+    assert sum(len(one.addresses) for one in made) == record.ENDPOINT_PAIRS
+    assert recorder.counters["over_endpoint_pairs"] == 200 * 100 - record.ENDPOINT_PAIRS
+    assert recorder.note(answer("example.com", "192.0.2.9"), "2", 1.0) is not None
+    later = recorder.note(answer("n0.evil.test", "2001:db8::ffff"), "1", 170.0)
+    assert later is not None, "its first ones are over"
+
+
+def test_an_address_that_nobody_paid_for_does_not_travel_in_anothers_place() -> None:
+    """Of a name with more addresses than travel the rest takes no place that the quota left empty."""
+    recorder = make_recorder("*.evil.test")
+    flood(recorder, 41, 100)
+    told = ["2001:db8::0:0", *(f"2001:db9::{number:x}" for number in range(600))]
+    made = recorder.note(answer("n0.evil.test", *told), "1", 100.0)
+    assert made is not None and made.addresses == ("2001:db8::0:0",), "it has this one already"
+
+
+def test_a_pattern_publishes_no_more_of_one_endpoint_than_its_own_answers_would() -> None:
+    """What it filled the memory with beforehand waits for no pattern; a neighbour's name is published with it."""
+    recorder = make_recorder()
+    recorder.note(answer("good.test", "192.0.2.9"), "2", 0.0)
+    flood(recorder, 200, 100)
+    made = recorder.add_pattern("*.test", 2.0)
+    assert sum(len(one.addresses) for one in made) == record.ENDPOINT_PAIRS + 1
+    assert "good.test" in [one.name for one in made]
+
+
 def test_what_was_over_budget_is_published_once_there_is_budget_again() -> None:
     """Refused for now is not published for ever: the name stays due."""
     recorder = make_recorder("*.evil.test")
@@ -130,19 +169,6 @@ def test_what_was_over_budget_is_published_once_there_is_budget_again() -> None:
         recorder.note(answer(f"n{number}.evil.test", "192.0.2.1"), "1", 0.0)
     assert recorder.note(answer("late.evil.test", "192.0.2.2"), "1", 0.0) is None
     assert recorder.note(answer("late.evil.test", "192.0.2.2"), "1", 5.0) is not None
-
-
-def test_memory_is_bounded_and_the_names_told_longest_ago_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh subdomains for ever take no more memory, and what is lost is counted."""
-    monkeypatch.setattr(record, "MAX_REMEMBERED", 10)
-    recorder = make_recorder()
-    for number in range(25):
-        recorder.note(answer(f"n{number}.test", "192.0.2.1"), "1", float(number))
-    assert len(recorder) == 10
-    assert recorder.counters["forgotten"] == 15
-    assert [item.name for item in recorder.add_pattern("*.test", 25.0)] == [
-        f"n{number}.test" for number in range(15, 25)
-    ]
 
 
 def test_addresses_beyond_the_limit_of_a_name_are_counted() -> None:

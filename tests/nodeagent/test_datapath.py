@@ -211,6 +211,20 @@ def test_shared_names_leave_room_for_local_ones(datapath) -> None:
     assert not datapath.full
 
 
+def test_expired_names_leave_a_full_shared_half_after_a_minute(datapath, monkeypatch) -> None:
+    """They explain denials for an hour where there is room; here they would shut out what others tell for that long."""
+    now = boottime_seconds()
+    assert all(datapath.learn(f"198.51.100.{n}", 1, now + 100) for n in range(25))
+    for later, entries in ((159, 25), (161, 0)):
+        monkeypatch.setattr("services.nodeagent.datapath.boottime_seconds", lambda later=later: now + later)
+        datapath.collect()
+        assert datapath._shared_pages == entries
+    assert all(datapath.learn(f"198.51.100.{n}", 1, now + 300) for n in range(20))
+    monkeypatch.setattr("services.nodeagent.datapath.boottime_seconds", lambda: now + 400)
+    datapath.collect()
+    assert datapath._shared_pages == 20, "there is room"
+
+
 def test_old_names_go_and_are_credited(datapath, monkeypatch) -> None:
     """What expired long ago is removed and credited to the endpoint that had learned it; the live stays."""
     now = 100_000  # of a machine that is up for longer than expired names are kept

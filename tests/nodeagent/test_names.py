@@ -140,6 +140,44 @@ def test_an_answer_that_was_handed_over_is_taught_in_full() -> None:
     assert {lesson.expires for lesson in lessons} == {1160}
 
 
+def handed_over(first: int, count: int, *, endpoint: int = 3, name: str = "a.example.com", ttl: int = 100) -> Observed:
+    addresses = tuple(f"198.18.{n // 250}.{n % 250}" for n in range(first, first + count))
+    return Observed(endpoint_id=endpoint, name=name, addresses=addresses, ttl_seconds=ttl, handed_over=True)
+
+
+def test_long_answers_fill_a_quota_of_the_endpoint_that_asked_and_no_neighbours() -> None:
+    """What 32 names with 1,024 addresses each would put into everybody's half ends at the pod's own quota."""
+    names = make_names()
+    names.set_quota(2000)
+    taught = [names.hear_own(handed_over(n * 1024, 1024, name=f"n{n}.example.com"), "a", now=1000.0) for n in range(32)]
+    assert sum(map(len, taught)) == 2000
+    assert names.counters["over_endpoint_quota"] == 32 * 1024 - 2000
+    assert len(names.hear_own(handed_over(0, 1024, endpoint=4), "a", now=1000.0)) == 1024
+    assert len(names.hear_own(handed_over(0, 1024), "a", now=1001.0)) == 1024, "what it has it may renew"
+
+
+def test_a_pair_is_charged_to_every_endpoint_that_asks_for_it() -> None:
+    """One that has no room keeps nobody else's alive: it is paid for by somebody as long as it is there."""
+    names = make_names()
+    names.set_quota(10)
+    assert len(names.hear_own(handed_over(0, 10, endpoint=3), "a", now=1000.0)) == 10
+    assert len(names.hear_own(handed_over(0, 10, endpoint=4), "a", now=1100.0)) == 10
+    assert names.hear_own(handed_over(10, 10, endpoint=4), "a", now=1100.0) == []
+    assert len(names.hear_own(handed_over(10, 10, endpoint=3), "a", now=1161.0)) == 10, "its own are over"
+    assert names.hear_own(handed_over(0, 10, endpoint=3), "a", now=1161.0) == []
+
+
+def test_pairs_are_credited_when_they_expire_or_are_forgotten() -> None:
+    """A quota is of what lives."""
+    names = make_names()
+    names.set_quota(10)
+    assert len(names.hear_own(handed_over(0, 10), "a", now=1000.0)) == 10
+    assert names.hear_own(handed_over(10, 10), "a", now=1159.0) == []
+    assert len(names.hear_own(handed_over(10, 10), "a", now=1160.0)) == 10
+    names.forget_name("a.example.com", handed_over(10, 10).addresses, 1)
+    assert len(names.hear_own(handed_over(20, 10), "a", now=1160.0)) == 10
+
+
 @pytest.mark.parametrize(
     "told",
     [
