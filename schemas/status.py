@@ -6,6 +6,8 @@ import msgspec
 
 from schemas.terms import Default, NodeName, RevisionNumber
 
+FORGED_PACKETS = "forged_resolver_packets"
+"""Counter of an agent: packets that came to its node with its resolver's own address, and were dropped."""
 FOREIGN_ENFORCER = "ForeignEnforcer"
 """The condition that another policy program runs before ours: the reason of a Node's Event, the object of a problem."""
 STALE_SINCE = "stale since"

@@ -10,7 +10,7 @@ import typer
 
 
 def command() -> None:
-    """Remove every trace of this node's agent, which must not run: filters, gate, pinned maps, state. Needs root.
+    """Remove every trace of this node's agent, which must not run: filters, nftables, pinned maps, state. Needs root.
 
     Settings come from the same YETT_ variables or file as the agent's.
     """

@@ -115,6 +115,8 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     """Interfaces that are never touched, as globs."""
     resolver_interfaces: tuple[str, ...] = ("nodelocaldns",)
     """Interfaces on which the node's own DNS cache has its addresses, as globs: those are trusted resolvers."""
+    resolver_sources: Literal["checked", "any"] = "checked"
+    """Whether packets that come to the node with its resolver's own address are dropped."""
     cni_results: tuple[str, ...] = ("/var/lib/cni/results", "/var/lib/cni/cache/results")
     """Folders in which libcni keeps the plugins' answers: pods behind a bridge are found by them, and routed
     ones whose interface's name tells nothing before their address is known."""

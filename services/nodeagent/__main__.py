@@ -17,9 +17,13 @@ from services.nodeagent.app import App
 from services.nodeagent.compiled import LoaderError
 from services.nodeagent.detach import detach
 from services.nodeagent.lock import AlreadyRunning
+from services.nodeagent.nft import NftError
 from services.nodeagent.strict import GateError
 
-UNUSABLE = (SettingsError, nats.ServerTooOldError, AlreadyRunning, LoaderError, GateError, BpfError, PermissionError)
+UNUSABLE = (
+    *(SettingsError, nats.ServerTooOldError, AlreadyRunning, LoaderError),
+    *(GateError, NftError, BpfError, PermissionError),
+)
 
 
 def main(arguments: list[str]) -> int:

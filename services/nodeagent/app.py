@@ -25,7 +25,7 @@ from opentelemetry.util.types import AttributeValue
 
 from schemas import wire
 from schemas.resolution import Observed
-from schemas.status import AgentStatus, EndpointStatus, LearnedName, Problem
+from schemas.status import FORGED_PACKETS, AgentStatus, EndpointStatus, LearnedName, Problem
 from schemas.terms import NodeName, RevisionNumber
 from services.common import nats as bus
 from services.common.cache import PROGRAMS
@@ -38,7 +38,7 @@ from services.common.metrics import Page, make_histogram, serve_metrics
 from services.common.settings import NodeagentSettings, SettingsError
 from services.common.telemetry import extract, get_tracer, links, traceparent
 from services.common.trust import read_verifier
-from services.nodeagent import carry, loader, metrics, replica, strict
+from services.nodeagent import carry, gate, loader, metrics, nft, replica, sourcecheck, strict
 from services.nodeagent import links as interfaces
 from services.nodeagent.bootstrap import VARIABLE, parse_bootstrap
 from services.nodeagent.datapath import Datapath, boottime_seconds
@@ -67,7 +67,8 @@ from services.nodeagent.wanted import Limits
 STATUS_SECONDS = 1.0
 COLLECT_SECONDS = 10.0
 SAVE_SECONDS = 1.0
-GATE_SECONDS = 5.0
+TABLES_SECONDS = 5.0
+"""How often our nftables are looked at without a notification."""
 RETRY_SECONDS = 5.0
 """After a change that could not be enforced."""
 DOUBT_TICK_SECONDS = 1.0
@@ -151,6 +152,10 @@ class App:
             is_deferring=bool(settings.bootstrap),
         )
         self._gate = _make_gate(settings)
+        is_checked = settings.resolver_sources == "checked"
+        self._source_check = nft.Kept(sourcecheck.TABLE, needs=("inet",)) if is_checked else None
+        self._tables_due = asyncio.Event()
+        """Our nftables are to be looked at."""
         self._mailbox = Mailbox()
         self._names = BusNames(self._node)
         self._forgetting: Forgetting | None = None
@@ -180,7 +185,6 @@ class App:
         self._patterns_due = asyncio.Event()
         self._patterns_heard = asyncio.Event()
         self._counters: Counter[str] = Counter()
-        self._gate_problem = ""
         self._descriptions = carry.Descriptions(Path(settings.state_dir))
         self._carrier: carry.Carrier | None = None
         self._swapped = asyncio.Event()
@@ -207,7 +211,7 @@ class App:
         self._enforcer = Enforcer(place, self._datapath, make_capacities(settings), limits)
         self._usage = self._open_usage(loaded)
         self._occupancy = Occupancy(loaded.maps)
-        await self._close_gate()
+        await self._put_up_tables()
         is_empty = former is None and not self._datapath.present_revision()
         await self._links.open(dict(loaded.programs), is_held=former is not None, is_empty=is_empty)
         ring = self._datapath.open_verdicts()
@@ -225,7 +229,7 @@ class App:
                 group.create_task(self._count_usage())
                 if self._flow_log:
                     group.create_task(self._flow_log.run())
-                group.create_task(self._watch_gate())
+                group.create_task(self._watch_tables())
                 group.create_task(self._live_on_bus())
                 group.create_task(self._tidy_pins(loaded))
         finally:
@@ -348,6 +352,7 @@ class App:
             span.set_attribute("yett.enforced", done)
             trace = traceparent(span)
         if done:
+            self._check_sources()
             if not self._swapped.is_set():
                 await self._swap()
             self._usage.follow(self._enforcer, self._storyteller)
@@ -442,12 +447,17 @@ class App:
             self._counters["state_not_saved"] += 1
             _log.error("state not saved", problem=str(error))
 
-    # -- the gate
+    # -- nftables
 
-    async def _close_gate(self) -> None:
-        """Before anything is attached: only the way out is open, and what an earlier agent had judged stays so."""
+    async def _put_up_tables(self) -> None:
+        """Before anything is attached: only the way out is open, and what an earlier agent had judged stays so.
+
+        Which sources are to be dropped is not known yet; what an earlier agent dropped stays dropped.
+        """
+        if self._source_check is None:
+            await asyncio.to_thread(nft.remove, sourcecheck.TABLE)
         if self._gate is None:
-            await asyncio.to_thread(strict.remove)
+            await asyncio.to_thread(nft.remove, gate.TABLE)
             return
         settings = self._settings
         taken = await asyncio.to_thread(interfaces.open_uplinks, settings.interfaces, settings.uplinks)
@@ -455,26 +465,30 @@ class App:
             raise strict.GateError(f"{', '.join(taken)}: an uplink that is a veth in a device group of somebody else's")
         await self._gate.put_up()
 
-    async def _watch_gate(self) -> None:
-        """A gate that somebody took away is back as soon as the kernel tells of it; looked at now and then anyway."""
-        if self._gate is None:
-            return
-        watch = NftWatch()
-        try:
-            while True:
-                await wait_event(watch.heard, GATE_SECONDS)
-                watch.heard.clear()
-                await self._check_gate(self._gate)
-        finally:
-            watch.close()
+    def _check_sources(self) -> None:
+        """The resolvers may be other ones; who keeps the tables writes them."""
+        enforcer = self._enforcer
+        found = sourcecheck.find_addresses(
+            enforcer.tables.resolvers, enforcer.state.frontends, enforcer.snapshot.resolvers
+        )
+        if self._source_check is not None and self._source_check.want(sourcecheck.make_check(found)):
+            self._tables_due.set()
 
-    async def _check_gate(self, gate: strict.Gate) -> None:
-        try:
-            await gate.check()
-            self._gate_problem = ""
-        except strict.GateError as error:
-            self._gate_problem = str(error)
-            _log.error("gate not put back", problem=str(error))
+    def _list_kept(self) -> list[nft.Kept]:
+        return [one for one in (self._gate, self._source_check) if one is not None]
+
+    async def _watch_tables(self) -> None:
+        """A table that somebody took away is back as soon as the kernel tells of it; looked at now and then anyway."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.callback(NftWatch(self._tables_due).close)
+            except OSError as error:  # no nftables in this kernel: in strict mode there would be no agent either
+                _log.warning("nobody tells of nftables", problem=str(error))
+            while kept := self._list_kept():
+                await wait_event(self._tables_due, TABLES_SECONDS)
+                self._tables_due.clear()
+                for one in kept:
+                    await one.check()
 
     # -- the bus
 
@@ -651,8 +665,11 @@ class App:
 
     def _problems(self) -> tuple[Problem, ...]:
         found = (*self._enforcer.problems(), *self._replica.problems)
-        if self._gate_problem:
-            found = (Problem(object="gate", path="", message=self._gate_problem), *found)
+        for kept in self._list_kept():
+            if kept.problem:
+                severity = "error" if kept is self._gate else "warning"
+                told = Problem(object=f"nftables {kept.table}", path="", message=kept.problem, severity=severity)
+                found = (told, *found)
         if self._links.taken_groups:
             names = ", ".join(sorted(self._links.taken_groups))
             message = "in a device group of somebody else's, which strict mode needs: shut"
@@ -674,6 +691,9 @@ class App:
         ]
         if self._gate is not None:
             parts.append({"gate_put_back": self._gate.restored})
+        if self._source_check is not None:
+            check = self._source_check
+            parts.append({FORGED_PACKETS: check.packets, "source_check_put_back": check.restored})
         return {name: count for part in parts for name, count in part.items()}
 
     def _put_metrics(self, page: Page) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from services.common import forgetting
 from services.common.cache import PROGRAMS, RECORDER_MEMORY, RECORDER_STREAMS
 from services.common.settings import NodeagentSettings
-from services.nodeagent import memory, statefile, strict, usagebus
+from services.nodeagent import gate, memory, nft, sourcecheck, statefile, usagebus
 from services.nodeagent.lock import Lock
 from services.nodeagent.netlink import detach_all
 
 
 def detach(settings: NodeagentSettings) -> int:
-    """Every trace of an agent that is not running: filters, marks, gate, pins, state. How many interfaces were let go.
+    """Every trace of an agent that is not running: filters, marks, nftables, pins, state. How many interfaces it had.
 
     AlreadyRunning if an agent has them.
     """
@@ -23,7 +23,8 @@ def detach(settings: NodeagentSettings) -> int:
     lock = Lock(pin_root)
     try:
         count = detach_all()
-        strict.remove()
+        for table in (gate.TABLE, sourcecheck.TABLE):
+            nft.remove(table)
         shutil.rmtree(pin_root)
         for pattern in _STATE_FILES:
             for path in state_dir.glob(pattern):

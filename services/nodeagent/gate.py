@@ -3,7 +3,7 @@
 An interface is judged while it is in the device group ``GROUP``. A set of numbers or names would outlive its members:
 a pod that starts while no agent runs could get the number of one that was judged. The group is an attribute of the
 interface and dies with it. A routed packet meets the inet hooks, a bridged one those of family bridge. The gate
-outlives the agent: pods started while it is down stay shut. Pure; ``strict`` runs ``nft``, ``netlink`` sets the group.
+outlives the agent: pods started while it is down stay shut. Pure; ``nft`` runs it, ``netlink`` sets the group.
 
 Openings (``bootstrap``) stand before the drop, for interfaces that are not judged alone:
 
@@ -19,22 +19,19 @@ Source: nft(8), libnftables-json(5), ip-link(8).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from services.nodeagent.bootstrap import Opening
+from services.nodeagent.nftrules import ACCEPT, DROP, FAMILIES, Command, add_chain, add_table, compare, field, match
 
 TABLE = "yett"
 GROUP = 0x7E77
 """Device group of the interfaces that are judged, and of the node's own way out where that is a veth."""
-FAMILIES = ("inet", "bridge")
 PRIORITY_IN = -450
 """Before conntrack and everything that could let a packet by."""
 PRIORITY_OUT = 500
 
 HOOKS = (("prerouting", PRIORITY_IN, "iifkind", "iifgroup"), ("postrouting", PRIORITY_OUT, "oifkind", "oifgroup"))
 """Hook, priority, and the packet's interface there by kind and by group."""
-
-Command = dict[str, Any]
 
 
 def make_gate(openings: Sequence[Opening] = ()) -> list[Command]:
@@ -43,43 +40,24 @@ def make_gate(openings: Sequence[Opening] = ()) -> list[Command]:
 
 
 def _make_family(family: str, openings: Sequence[Opening]) -> list[Command]:
-    named = {"family": family, "table": TABLE}
-    commands: list[Command] = [{"add": {"table": {"family": family, "name": TABLE}}}]
+    commands = [add_table(family, TABLE)]
     for hook, priority, kind, group in HOOKS:
-        chain = {**named, "name": hook, "type": "filter", "hook": hook, "prio": priority, "policy": "accept"}
-        commands += [{"add": {"chain": chain}}, {"flush": {"chain": {**named, "name": hook}}}]
         passing = _make_passing(family, hook, openings) if openings else []
-        early = [[_match("!=", kind, "veth")], [_match("==", group, GROUP)]] if openings else []
-        rules = [*([*one, _ACCEPT] for one in (*early, *passing)), [*_make_unjudged(kind, group), _DROP]]
-        commands += [{"add": {"rule": {**named, "chain": hook, "expr": rule}}} for rule in rules]
+        early = [[match("!=", kind, "veth")], [match("==", group, GROUP)]] if openings else []
+        rules = [*([*one, ACCEPT] for one in (*early, *passing)), [*_make_unjudged(kind, group), DROP]]
+        commands += add_chain(family, TABLE, hook, priority, rules)
     return commands
 
 
-_DROP: Command = {"drop": None}
-_ACCEPT: Command = {"accept": None}
-
-
 def _make_unjudged(kind: str, group: str) -> list[Command]:
-    return [_match("==", kind, "veth"), _match("!=", group, GROUP)]
+    return [match("==", kind, "veth"), match("!=", group, GROUP)]
 
 
-def _match(operator: str, key: str, right: object) -> Command:
-    return _compare(operator, {"meta": {"key": key}}, right)
-
-
-def _compare(operator: str, left: object, right: object) -> Command:
-    return {"match": {"op": operator, "left": left, "right": right}}
-
-
-def _field(protocol: str, field: str, right: object) -> Command:
-    return _compare("==", {"payload": {"protocol": protocol, "field": field}}, right)
-
-
-_NO_OPENER = _compare("!=", {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, ["syn", "ack"]]}, "syn")
+_NO_OPENER = compare("!=", {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, ["syn", "ack"]]}, "syn")
 """A TCP segment that opens no connection."""
-_AT_HOME = _compare("==", {"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, True)
+_AT_HOME = compare("==", {"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, True)
 """The node's route to the packet's source leads to where it came from."""
-_DISCOVERY = _field("icmpv6", "type", {"set": ["nd-neighbor-solicit", "nd-neighbor-advert"]})
+_DISCOVERY = field("icmpv6", "type", {"set": ["nd-neighbor-solicit", "nd-neighbor-advert"]})
 _LINK_SCOPE = {"set": [{"prefix": {"addr": "fe80::", "len": 10}}, {"prefix": {"addr": "ff02::", "len": 16}}]}
 """Where neighbours talk; never forwarded."""
 
@@ -91,8 +69,8 @@ def _make_passing(family: str, hook: str, openings: Sequence[Opening]) -> list[l
     found = []
     for one in openings:
         answers = [_NO_OPENER] if one.protocol == "tcp" else []
-        found.append([_within(one, "daddr"), _field(one.protocol, "dport", one.port)])
-        found.append([_within(one, "saddr"), _field(one.protocol, "sport", one.port), *answers, *home])
+        found.append([_within(one, "daddr"), field(one.protocol, "dport", one.port)])
+        found.append([_within(one, "saddr"), field(one.protocol, "sport", one.port), *answers, *home])
     speakers = [one for index, one in enumerate(openings) if one.network not in {o.network for o in openings[:index]}]
     return found + _make_neighbours(family, speakers, is_out=is_out)
 
@@ -102,16 +80,16 @@ def _make_neighbours(family: str, speakers: Sequence[Opening], *, is_out: bool) 
     sixes = [one for one in speakers if one.network.version == 6]
     fours = [one for one in speakers if one.network.version == 4 and family == "bridge"]
     if not is_out:
-        return [*([_field("ether", "type", "arp")] for _ in fours[:1]), *([_DISCOVERY] for _ in sixes[:1])]
+        return [*([field("ether", "type", "arp")] for _ in fours[:1]), *([_DISCOVERY] for _ in sixes[:1])]
     if family == "bridge":
-        claims = [[_field("arp", "saddr ip", _range(one))] for one in fours]
+        claims = [[field("arp", "saddr ip", _range(one))] for one in fours]
         return claims + [[_within(one, "saddr"), _DISCOVERY] for one in sixes]
-    link = [[_field("ip6", "daddr", _LINK_SCOPE), _DISCOVERY]] if sixes else []
+    link = [[field("ip6", "daddr", _LINK_SCOPE), _DISCOVERY]] if sixes else []
     return link + [[_within(one, "saddr"), _DISCOVERY, _AT_HOME] for one in sixes]
 
 
-def _within(opening: Opening, field: str) -> Command:
-    return _field("ip6" if opening.network.version == 6 else "ip", field, _range(opening))
+def _within(opening: Opening, name: str) -> Command:
+    return field("ip6" if opening.network.version == 6 else "ip", name, _range(opening))
 
 
 def _range(opening: Opening) -> object:
@@ -119,12 +97,3 @@ def _range(opening: Opening) -> object:
     if network.prefixlen == network.max_prefixlen:
         return str(network.network_address)
     return {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
-
-
-def remove_gate() -> list[Command]:
-    """No trace. Adding first makes the delete succeed where there is none."""
-    commands: list[Command] = []
-    for family in FAMILIES:
-        table = {"table": {"family": family, "name": TABLE}}
-        commands += [{"add": table}, {"delete": table}]
-    return commands

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from schemas.status import AgentStatus
+from schemas.status import FORGED_PACKETS, AgentStatus
 from schemas.terms import RefusalReason
 from schemas.verdict import NameRefused, VerdictEvent
 from services.common.metrics import Family, Page
@@ -54,6 +54,11 @@ PROBLEMS = Family("yett_problems", "gauge", "What a person must hear about, on t
 ENFORCING = Family("yett_enforcing", "gauge", "0 where the switch enforce is off: nothing is enforced by policy.")
 FOREIGN = Family("yett_foreign_enforcers", "gauge", "Pod interfaces on which a program of others runs before ours.")
 FILTERS = Family("yett_filters_put_back_total", "counter", "Filters that somebody removed and the agent put back.")
+FORGED = Family(
+    "yett_forged_resolver_packets_total",
+    "counter",
+    "Packets dropped because they came to the node with its resolver's own address.",
+)
 FAMILIES = (
     *(
         PACKETS,
@@ -83,6 +88,7 @@ FAMILIES = (
         ENFORCING,
         FOREIGN,
         FILTERS,
+        FORGED,
     ),
 )
 SOURCES = ("learned", "shared", "outside")
@@ -176,3 +182,4 @@ def put_agent(page: Page, status: AgentStatus, numbers: Numbers) -> None:
     page.put(ENFORCING, int(status.enforcing))
     page.put(FOREIGN, sum(bool(one.foreign) for one in status.endpoints))
     page.put(FILTERS, status.counters.get("filters_put_back", 0))
+    page.put(FORGED, status.counters.get(FORGED_PACKETS, 0))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from schemas.policy import Config
-from schemas.status import FOREIGN_ENFORCER, STALE_SINCE, AgentStatus, ControllerStatus
+from schemas.status import FOREIGN_ENFORCER, FORGED_PACKETS, STALE_SINCE, AgentStatus, ControllerStatus
 from schemas.terms import Default
 
 NAMED = 5
@@ -207,6 +207,8 @@ def check_dns(facts: Facts) -> Finding:
         addresses = ", ".join(sorted({address for one in own.values() for address in one}))
         cache = f"the node's own cache ({addresses}) on {len(own)} of {len(facts.agents)} nodes"
         trusted = f"{trusted}, {cache}" if config.resolvers else cache
+    if forged := sorted(name for name, one in facts.agents.items() if one.counters.get(FORGED_PACKETS)):
+        trusted += f"; dropped on {_list(forged)}: packets from elsewhere that bear such an address"
     return _fine("dns", f"trusted: {trusted}")
 
 

@@ -20,9 +20,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import nats
 import uvloop
+from nats.js.errors import NotFoundError
 
+from schemas import wire
 from schemas.status import AgentStatus
+from schemas.terms import NodeName
 from schemas.verdict import VerdictEvent
 from services.common.bus import Bus
 from services.demo import objects, servers
@@ -34,12 +38,14 @@ from services.demo.netns import open_socket
 from services.demo.pipeline import Pipeline, agent_name
 from services.demo.state import Process, Run, is_alive
 from services.demo.topology import NODE_A, Pod
+from services.nodeagent import sourcecheck
 
 ALLOWED, DENIED = "203.0.113.10", "203.0.113.66"
 ALLOWED6, DENIED6 = "2001:db8:1::10", "2001:db8:1::66"
 """Two addresses of the fabric in each family, as most tests judge them."""
 PORT = 9000
 _SO_RCVBUFFORCE = 33
+_IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 _SOL_PACKET, _PACKET_STATISTICS = 263, 6
 _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
 _SYN, _SYN_ACK = 0x02, 0x12
@@ -194,6 +200,22 @@ class OneNode:
 
         until(look, 20, what)
         return found[0]
+
+    def is_published(self, name: str) -> bool:
+        """Whether the stream has an address of the name, as this node was told it."""
+
+        async def ask() -> bool:
+            connection = await nats.connect(self.run.state.nats_url)
+            subject = wire.subject_resolution(NodeName(NODE_A.name), name)
+            try:
+                await connection.jetstream().get_last_msg(wire.STREAM_RESOLUTION, subject)
+            except NotFoundError:
+                return False
+            finally:
+                await connection.close()
+            return True
+
+        return self._runner.run(ask())
 
     def await_agent(self, seconds: float = START_SECONDS) -> AgentStatus:
         """The newest agent enforces something on every pod."""
@@ -386,6 +408,37 @@ def _echo_streams(listener: socket.socket, over: threading.Event) -> None:
                 if not data:
                     selector.unregister(key.fileobj)
                     key.fileobj.close()
+
+
+def list_checked(node: OneNode) -> str:
+    """The node's table against forged sources, as nft tells it; nothing where there is none."""
+    return node.in_node("nft", "list", "table", "inet", sourcecheck.TABLE, check=False)
+
+
+def forge(namespace: str, source: str, message: bytes, whom: tuple[str, int]) -> None:
+    """The message to address and port from there, as if ``source`` had sent it from port 53."""
+    family, level, transparent = (
+        (socket.AF_INET6, socket.IPPROTO_IPV6, _IPV6_TRANSPARENT)
+        if ":" in source
+        else (socket.AF_INET, socket.IPPROTO_IP, _IP_TRANSPARENT)
+    )
+    with contextlib.closing(open_socket(namespace, family, socket.SOCK_DGRAM)) as opened:
+        opened.setsockopt(level, transparent, 1)
+        opened.bind((source, 53))
+        opened.sendto(message, whom)
+
+
+def hears(opened: socket.socket, seconds: float) -> bytes:
+    """What comes within the time."""
+    return opened.recv(4096) if select.select([opened], [], [], seconds)[0] else b""
+
+
+def passes(node: OneNode, pod: Pod, address: str, seconds: float) -> bool:
+    """Whether a datagram of a new flow of the pod's arrives there within the time."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with node.listen() as listener, contextlib.closing(node.open(pod, family=family)) as opened:
+        opened.sendto(b"x", (address, PORT))
+        return listener.wait(seconds) and (address, b"x") in list(listener.receive())
 
 
 def count_live(connections: Iterable[socket.socket], seconds: float) -> int:

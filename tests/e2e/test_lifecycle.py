@@ -244,9 +244,11 @@ def is_attached(node: OneNode, pod: Pod) -> bool:
 
 
 def test_yett_detach_removes_every_trace(node: OneNode) -> None:
-    """Filters, marks, gate, pins, state: what is left is what was there before the agent, and traffic flows."""
+    """Filters, marks, nftables, pins, state: what is left is what was there before the agent, and traffic flows."""
     refused = run_agent(node, "services.cli", "detach")
     assert refused.returncode == 2 and "another agent" in refused.stderr
+    tables = [f"table {family} {name}" for family in ("inet", "bridge") for name in ("yett", "yett-resolvers")]
+    until(lambda: set(tables) <= set(node.in_node("nft", "list", "tables").splitlines()), 10, "all tables are there")
     node.end_agent()
     done = run_agent(node, "services.cli", "detach")
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import time
 from collections.abc import Iterator
@@ -10,17 +9,28 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from schemas.status import FORGED_PACKETS
 from schemas.terms import Reason, Verdict
 from services.demo.netns import open_socket
-from tests.bpf import packets
 from tests.bpf.messages import answer, query
-from tests.e2e.onenode import ALLOWED, DENIED, PORT, Listener, OneNode, make_pod, one_node
+from tests.e2e.onenode import (
+    ALLOWED,
+    DENIED,
+    OneNode,
+    forge,
+    hears,
+    list_checked,
+    make_pod,
+    one_node,
+    passes,
+    until,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 POD, NEIGHBOUR = make_pod(10), make_pod(11, "u")
 CACHE, CACHE6 = "169.254.20.10", "fd00:20::10"
-NAME, FORGED = "www.example.com", "forged.example.com"
+NAME, FORGED, UNHEARD = "www.example.com", "forged.example.com", "unheard.example.com"
 POLICY = """\
 apiVersion: networking.k8s.aws/v1alpha1
 kind: ApplicationNetworkPolicy
@@ -68,53 +78,61 @@ def node_cache(node: OneNode) -> Iterator[socket.socket]:
     node.await_status(lambda one: not one.resolvers, "the cache is gone")
 
 
-def passes(node: OneNode, listener: Listener, address: str, seconds: float) -> bool:
-    """Whether a datagram of the pod's arrives there within the time."""
-    with node.open(POD) as opened:
-        opened.sendto(b"x", (address, PORT))
-        return listener.wait(seconds) and (address, b"x") in list(listener.receive())
-
-
-def forge(namespace: str, message: bytes, port: int) -> None:
-    """The message to the pod, as if the cache had sent it."""
-    body = packets.udp(53, port, message)
-    with closing(open_socket(namespace, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)) as raw:
-        raw.sendto(packets.ipv4(CACHE, POD.address, packets.UDP, body), (POD.address, 0))
-
-
-def hears(opened: socket.socket, seconds: float) -> bytes:
-    """What comes within the time."""
-    return opened.recv(4096) if select.select([opened], [], [], seconds)[0] else b""
-
-
 def test_a_name_that_the_nodes_cache_tells_is_open_at_once(node: OneNode) -> None:
     """The pod has a domain rule and no rule for DNS; its first packet after the answer arrives."""
-    with node_cache(node) as cache, node.listen() as listener, node.open(POD) as asker:
-        assert not passes(node, listener, ALLOWED, 0.3)
+    with node_cache(node) as cache, node.open(POD) as asker:
+        assert not passes(node, POD, ALLOWED, 0.3)
         asker.sendto(query(NAME), (CACHE, 53))
         asked, whom = cache.recvfrom(4096)
         assert asked == query(NAME) and whom[0] == POD.address
         told = answer(NAME, ALLOWED)
         cache.sendto(told, whom)
         assert hears(asker, 5) == told
-        assert passes(node, listener, ALLOWED, 5)
+        assert passes(node, POD, ALLOWED, 5)
+
+
+@contextmanager
+def restarted(node: OneNode, sources: str) -> Iterator[None]:
+    """An agent with this ``YETT_RESOLVER_SOURCES`` while the block runs."""
+    node.end_agent()
+    node.start_agent(YETT_RESOLVER_SOURCES=sources)
+    node.await_agent()
+    yield
+    node.end_agent()
+    node.start_agent()
+    node.await_agent()
 
 
 def test_what_others_say_in_its_name_teaches_nothing(node: OneNode) -> None:
-    """A right answer to an outstanding question: a neighbour's is a forged source, one from beyond the node comes as
-    far as the pod and is not believed; the cache's own still is."""
-    with node_cache(node) as cache, node.listen() as listener, node.open(POD) as asker:
+    """A right answer to an outstanding question, where nothing drops it on its way: a neighbour's is a forged source,
+    one from beyond the node comes as far as the pod and is not believed; the cache's own still is."""
+    with restarted(node, "any"), node_cache(node) as cache, node.open(POD) as asker:
         asker.sendto(query(FORGED), (CACHE, 53))
         _, whom = cache.recvfrom(4096)
         told = answer(FORGED, DENIED)
-        forge(node.lab.pod_namespace(NEIGHBOUR), told, whom[1])
+        forge(node.lab.pod_namespace(NEIGHBOUR), CACHE, told, whom)
         assert hears(asker, 0.3) == b""
-        forge(node.lab.fabric, told, whom[1])
+        forge(node.lab.fabric, CACHE, told, whom)
         assert hears(asker, 5) == told
-        assert not passes(node, listener, DENIED, 0.3)
+        assert not passes(node, POD, DENIED, 0.3)
         cache.sendto(told, whom)
         assert hears(asker, 5) == told
-        assert passes(node, listener, DENIED, 5)
+        assert passes(node, POD, DENIED, 5)
+
+
+def test_what_others_say_in_its_name_does_not_come_to_the_pod(node: OneNode) -> None:
+    """While the cache is there its address is dropped as a source, and counted; the cache's own answers pass."""
+    with node_cache(node) as cache, node.open(POD) as asker:
+        until(lambda: CACHE in list_checked(node) and CACHE6 in list_checked(node), 10, "the node checks sources")
+        asker.sendto(query(UNHEARD), (CACHE, 53))
+        _, whom = cache.recvfrom(4096)
+        told = answer(UNHEARD, ALLOWED)
+        forge(node.lab.fabric, CACHE, told, whom)
+        assert hears(asker, 0.3) == b""
+        node.await_status(lambda one: one.counters[FORGED_PACKETS] == 1, "it is counted")
+        cache.sendto(told, whom)
+        assert hears(asker, 5) == told
+    until(lambda: CACHE not in list_checked(node), 10, "the address is nobody's any more")
 
 
 def test_it_may_be_asked_only_while_it_is_there(node: OneNode) -> None:

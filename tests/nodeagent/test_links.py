@@ -21,7 +21,7 @@ import pytest
 from services.common import bpf
 from services.demo.netns import open_socket
 from services.demo.servers import connects
-from services.nodeagent import loader, strict
+from services.nodeagent import loader, nft, strict
 from services.nodeagent.bootstrap import parse_bootstrap
 from services.nodeagent.gate import GROUP, TABLE
 from services.nodeagent.links import Links, PodLink, Snapshot
@@ -450,7 +450,7 @@ def test_the_gate_shuts_what_is_not_in_its_group(node) -> None:
         await guarded.check()
         assert guarded.restored == 1
         assert not await asyncio.to_thread(reaches, node, 81)
-        await asyncio.to_thread(strict.remove)
+        await asyncio.to_thread(nft.remove, TABLE)
         await asyncio.to_thread(ip, "-n", node.name, "link", "set", "pod81", "group", "0")
         assert await asyncio.to_thread(reaches, node, 81)
 
@@ -477,22 +477,22 @@ def test_an_opening_leads_through_a_bridge_too(node) -> None:
     async def work() -> None:
         with listening(f"{node.name}-p83", 4222), listening(f"{node.name}-p83", 4223):
             await strict.Gate().put_up()
-            bare = await asyncio.to_thread(strict.list_tables)
+            bare = await asyncio.to_thread(nft.list_tables, TABLE)
             assert not await asyncio.to_thread(connects, "10.66.0.83", 4222, node.name)
             gate = strict.Gate(open_port)
             await gate.put_up()
             assert await asyncio.to_thread(connects, "10.66.0.83", 4222, node.name)
             assert not await asyncio.to_thread(connects, "10.66.0.83", 4223, node.name)
             await asyncio.to_thread(_delete_rule, "bridge", "prerouting", "arp")
-            assert "arp" not in (await asyncio.to_thread(strict.list_tables))[1].partition("postrouting")[0]
+            assert "arp" not in (await asyncio.to_thread(nft.list_tables, TABLE))[1].partition("postrouting")[0]
             await gate.check()
             assert gate.restored == 1 and await asyncio.to_thread(connects, "10.66.0.83", 4222, node.name)
             await strict.Gate().put_up()
-            assert await asyncio.to_thread(strict.list_tables) == bare
+            assert await asyncio.to_thread(nft.list_tables, TABLE) == bare
             assert not await asyncio.to_thread(connects, "10.66.0.83", 4222, node.name)
             await gate.put_up()
-            await asyncio.to_thread(strict.remove)
-            assert await asyncio.to_thread(strict.list_tables) == ["", ""]
+            await asyncio.to_thread(nft.remove, TABLE)
+            assert await asyncio.to_thread(nft.list_tables, TABLE) == ["", ""]
 
     node.run(work)
 

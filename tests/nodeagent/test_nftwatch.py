@@ -1,4 +1,4 @@
-"""Deletions among nftables' notifications: only those of our own table count."""
+"""Deletions among nftables' notifications: only those of our own tables count."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from services.nodeagent.nftwatch import is_ours_deleted
 
-NEW_TABLE, DELETED_TABLE, DELETED_CHAIN, DELETED_RULE = 0, 2, 5, 8
+NEW_TABLE, DELETED_TABLE, DELETED_CHAIN, DELETED_RULE, DELETED_SET, DELETED_ELEMENT = 0, 2, 5, 8, 11, 14
 
 
 def message(kind: int, table: str, *, subsystem: int = 10) -> bytes:
@@ -19,10 +19,11 @@ def message(kind: int, table: str, *, subsystem: int = 10) -> bytes:
     return struct.pack("=IHHII", 20 + len(attributes), subsystem << 8 | kind, 0, 0, 0) + bytes(4) + attributes
 
 
-@pytest.mark.parametrize("kind", [DELETED_TABLE, DELETED_CHAIN, DELETED_RULE])
-def test_a_deletion_of_ours_is_heard_among_others(kind: int) -> None:
+@pytest.mark.parametrize("table", ["yett", "yett-resolvers"])
+@pytest.mark.parametrize("kind", [DELETED_TABLE, DELETED_CHAIN, DELETED_RULE, DELETED_SET, DELETED_ELEMENT])
+def test_a_deletion_of_ours_is_heard_among_others(kind: int, table: str) -> None:
     """Behind whatever else came with it."""
-    assert is_ours_deleted(message(DELETED_RULE, "kube-proxy") + message(kind, "yett"))
+    assert is_ours_deleted(message(DELETED_RULE, "kube-proxy") + message(kind, table))
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,7 @@ def test_a_deletion_of_ours_is_heard_among_others(kind: int) -> None:
         b"",
         message(NEW_TABLE, "yett"),
         message(DELETED_RULE, "kube-proxy"),
+        message(DELETED_ELEMENT, "kube-proxy"),
         message(DELETED_TABLE, "yett", subsystem=1),
         message(DELETED_TABLE, "yett")[:24],
         struct.pack("=IHHII", 0, 10 << 8 | 2, 0, 0, 0),

@@ -13,7 +13,15 @@ import pytest
 from typer.testing import CliRunner
 
 from schemas.policy import Config, Resolver
-from schemas.status import FOREIGN_ENFORCER, STALE_SINCE, AgentStatus, ControllerStatus, EndpointStatus, Problem
+from schemas.status import (
+    FOREIGN_ENFORCER,
+    FORGED_PACKETS,
+    STALE_SINCE,
+    AgentStatus,
+    ControllerStatus,
+    EndpointStatus,
+    Problem,
+)
 from schemas.terms import NodeName, RevisionNumber
 from services.cli.__main__ import app
 from services.operate.doctor import CHECKS, Facts, Finding, Here, Kube, State, diagnose, find_next
@@ -141,6 +149,9 @@ def test_a_cache_on_every_node_is_a_resolver_and_is_told_of() -> None:
     own = "the node's own cache (169.254.20.10) on"
     assert told(config=Config(), agents=cached) == f"fine: trusted: {own} 2 of 2 nodes"
     assert told(agents=cached | {"b": agent("b")}) == f"fine: trusted: 10.96.0.10:53, {own} 1 of 2 nodes"
+    forged = {"a": agent("a"), "b": agent("b", counters={FORGED_PACKETS: 3})}
+    dropped = "dropped on b: packets from elsewhere that bear such an address"
+    assert told(agents=forged) == f"fine: trusted: 10.96.0.10:53; {dropped}"
     lacking = "wrong: no trusted resolver is known on b: no name is ever learned"
     assert told(config=Config(), agents=cached | {"b": agent("b")}) == lacking
 
