@@ -16,7 +16,10 @@ import dns.message
 import dns.name
 import dns.wire
 
-A, CNAME, AAAA = 1, 5, 28
+A, CNAME, AAAA, IN = 1, 5, 28, 1
+SIZES = {A: 4, AAAA: 16}
+ANSWER_MASK = 0xF80F
+"""Of the flags: response, opcode and rcode."""
 OWNER_LABELS_MAX = 16
 Learned = set[tuple[str, bytes, int]]
 """(name, address, TTL as answered)."""
@@ -47,33 +50,52 @@ class Outcome:
     learned: Learned
 
 
-def require(condition: object) -> None:
+Question = tuple[tuple[bytes, ...], int, int, int]
+"""(labels in lower case, type, class, where the records begin)."""
+
+
+def learn(message: bytes, asked: bytes, suffixes: tuple[str, ...]) -> Outcome:
+    """What the answer teaches that was given to the query ``asked``."""
+    read = Read.NO_ANSWER
+    try:
+        question = read_answer(message, asked)
+        read = Read.MALFORMED
+        return Outcome(Read.WHOLE, read_records(message, question, suffixes))
+    except (NotLearned, dns.exception.FormError) as error:
+        return Outcome(Read.DECLINED if isinstance(error, Declined) else read, set())
+
+
+def require(condition: object, otherwise: type[NotLearned] = NotLearned) -> None:
     if not condition:
-        raise NotLearned
+        raise otherwise
 
 
-def read_question(message: bytes) -> tuple[tuple[bytes, ...], int, int, int]:
-    """(labels lower case, type, class, where the records begin)."""
+def read_question(message: bytes) -> Question:
     parser = dns.wire.Parser(message, 12)
     labels = []
     while size := parser.get_uint8():
-        require(size <= 63 and parser.current + size - 12 < 255)
+        require(size <= 63 and parser.current + size - 12 < 255)  # the end's byte makes it 255 at most
         labels.append(parser.get_bytes(size).lower())
-    require(parser.current - 12 <= 255)
     return tuple(labels), parser.get_uint16(), parser.get_uint16(), parser.current
+
+
+def read_answer(message: bytes, asked: bytes) -> Question:
+    flags, questions = dns.wire.Parser(message).get_struct("!2xHH")
+    question = labels, kind, klass, _ = read_question(message)
+    require(flags & ANSWER_MASK == dns.flags.QR and questions == 1)
+    require(message[:2] == asked[:2] and question[:3] == read_question(asked)[:3])
+    require(klass == IN and kind in SIZES and labels and not any(b"." in one or b"\0" in one for one in labels))
+    return question
 
 
 def skip_owner(parser: dns.wire.Parser) -> None:
     start = parser.current
     for _ in range(OWNER_LABELS_MAX):
         size = parser.get_uint8()
-        if size == 0:
-            return
         if size >= 192:
-            to = (size & 63) << 8 | parser.get_uint8()
-            require(to < start)
-            if to < 12:
-                raise Declined
+            require((to := (size & 63) << 8 | parser.get_uint8()) < start)
+            require(to >= 12, Declined)
+        if size == 0 or size >= 192:
             return
         require(size <= 63)
         parser.get_bytes(size)
@@ -90,61 +112,29 @@ def strip_suffix(labels: tuple[bytes, ...], target: bytes, suffixes: tuple[str, 
     return labels
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Of a message whose header and question are those of an answer that may teach something."""
-
-    labels: tuple[bytes, ...]
-    kind: int
-    records: int
-    start: int
-
-
-def learn(message: bytes, asked: bytes, suffixes: tuple[str, ...]) -> Outcome:
-    """What the answer teaches that was given to the query ``asked``."""
-    read = Read.NO_ANSWER
-    try:
-        answer = _read_answer(message, asked)
-        read = Read.MALFORMED
-        return Outcome(Read.WHOLE, _read_records(message, answer, suffixes))
-    except Declined:
-        return Outcome(Read.DECLINED, set())
-    except (NotLearned, dns.exception.FormError):
-        return Outcome(read, set())
-
-
-def _read_answer(message: bytes, asked: bytes) -> Answer:
-    require(len(message) >= 17)
-    header = dns.wire.Parser(message)
-    identifier, flags, questions, answers = (header.get_uint16() for _ in range(4))
-    labels, kind, klass, start = read_question(message)
-    require(flags & dns.flags.QR and not flags & 0x7800 and questions == 1)
-    require(identifier == int.from_bytes(asked[:2], "big") and read_question(asked)[:3] == (labels, kind, klass))
-    require(not flags & 15 and klass == 1 and kind in (A, AAAA))
-    require(labels and not any(b"." in one or b"\0" in one for one in labels))
-    return Answer(labels, kind, answers, start)
-
-
-def _read_records(message: bytes, answer: Answer, suffixes: tuple[str, ...]) -> Learned:
-    labels, kind = answer.labels, answer.kind
-    parser = dns.wire.Parser(message, answer.start)
-    found: list[tuple[bytes, int]] = []
-    for index in range(answer.records):
+def read_records(message: bytes, question: Question, suffixes: tuple[str, ...]) -> Learned:
+    labels, asked, _, start = question
+    parser = dns.wire.Parser(message, start)
+    found = []
+    for index in range(int.from_bytes(message[6:8], "big")):
         skip_owner(parser)
-        record, record_class, ttl, size = parser.get_struct("!HHIH")
-        data = parser.get_bytes(size)
-        if record == kind and record_class == 1:
-            require(size == (4 if kind == A else 16))
+        kind, klass, ttl = parser.get_struct("!HHI")
+        data = parser.get_counted_bytes(2)
+        if (kind, klass) == (asked, IN):
+            require(len(data) == SIZES[kind])
             found.append((data, ttl))
-        elif index == 0 and record == CNAME and record_class == 1:
+        elif (index, kind, klass) == (0, CNAME, IN):
             labels = strip_suffix(labels, data, suffixes)
-    name = b".".join(labels).decode("latin-1")
-    return {(name, data, ttl) for data, ttl in found if kind == A or not is_mapped(data)}
+    return {(b".".join(labels).decode("latin-1"), data, ttl) for data, ttl in found if not is_mapped(data)}
 
 
 def is_mapped(data: bytes) -> bool:
     """Whether an IPv6 address has the form of a mapped IPv4 one, which no name may have."""
-    return data[:12] == bytes(10) + b"\xff\xff"
+    return len(data) == 16 and data[:12] == bytes(10) + b"\xff\xff"
+
+
+CONDITIONS = (require, read_question, read_answer, skip_owner, strip_suffix, read_records, is_mapped, learn)
+"""All that decides what is learned; the rest says how it is told."""
 
 
 def follow(message: bytes) -> set[bytes] | None:
