@@ -64,7 +64,7 @@ def _clean_nodes(cluster: Cluster, say: Say, seconds: float, leave_nodes: bool) 
         say("no agents, and no nodes to clean")
         return
     with _leaving(say, leave_nodes):
-        say("programs, gate, pins and state of every node")
+        say("programs, nftables, pins and state of every node")
         cluster.apply(_as_sent(let_go(detach)))
         cluster.run("rollout", "status", f"daemonset/{DETACH}", f"--timeout={seconds:.0f}s")
 

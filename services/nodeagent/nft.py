@@ -85,12 +85,13 @@ class Kept:
     async def _check(self) -> None:
         if not self._wanted:
             return
-        if self._done == self._wanted:
-            if await self._look() == self._texts and self._is_whole():
-                return
+        is_known = self._done == self._wanted
+        if is_known and await self._look() == self._texts and self._is_whole():
+            return
+        await self.put_up()
+        if is_known:
             self.restored += 1
             _log.warning("a table was removed or changed by somebody else, put back", table=self.table)
-        await self.put_up()
 
     def _is_whole(self) -> bool:
         """Whether each table drops as often as it must, whatever it was when it was looked at first."""
