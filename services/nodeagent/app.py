@@ -43,6 +43,7 @@ from services.nodeagent import links as interfaces
 from services.nodeagent.bootstrap import VARIABLE, parse_bootstrap
 from services.nodeagent.datapath import Datapath, boottime_seconds
 from services.nodeagent.enforcer import Enforcer, Place
+from services.nodeagent.expired import Terms
 from services.nodeagent.flowlog import FlowLog
 from services.nodeagent.links import Links, Snapshot
 from services.nodeagent.lock import Lock
@@ -200,7 +201,8 @@ class App:
         _log.info("programs loaded", layout=loaded.layout, seconds=loaded.seconds, compiled=loaded.is_compiled)
         self._loaded = loaded
         former = self._find_former(loaded)
-        self._datapath = Datapath(loaded.maps)
+        terms = Terms(settings.names_expired_seconds, settings.names_in_use_seconds)
+        self._datapath = Datapath(loaded.maps, terms)
         self._datapath.open()
         place = Place(self._node, loaded.layout, Path(settings.state_dir), former.name if former else "")
         limits = Limits(allow_events=settings.allow_ratio > 0)

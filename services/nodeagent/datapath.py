@@ -25,6 +25,8 @@ from schemas.terms import Direction, Reason
 from services.common.bpf import BpfError, BpfMap, RingBuffer
 from services.common.log import get_logger
 from services.nodeagent import mapcodec
+from services.nodeagent.expired import Keep, Place, PlacesInUse, Terms, choose_keep
+from services.nodeagent.liveflows import find_live
 from services.nodeagent.mapcodec import SCOPE_LEARNED, SCOPE_SHARED, Bytes
 from services.nodeagent.names import MAX_LISTED, Withdrawn
 from services.nodeagent.occupancy import count_charged
@@ -37,9 +39,6 @@ from services.nodeagent.tables import Tables
 REASONS = 128
 SHARED_SHARE = 0.5
 """Of ``resolutions`` at most so much may be what other nodes told: room for what this node's pods resolve."""
-KEEP_EXPIRED_SECONDS = 3600
-"""How long an expired name still explains a denial and admits the packets of a flow that was evicted."""
-KEEP_EXPIRED_WHEN_FULL_SECONDS = 60
 FULL = 0.75
 CROWDED = 0.5
 """An endpoint that holds more than so much of its quota of names is full: the rest is what it may learn meanwhile."""
@@ -72,26 +71,12 @@ def boottime_seconds() -> int:
     return int(time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
-class Keep(NamedTuple):
-    """What expired by ``before`` goes, and of ``crowded`` endpoints what did by ``hurried``."""
-
-    before: int
-    hurried: int
-    crowded: Set[int]
-
-    def is_over(self, names: mapcodec.NamesPage) -> bool:
-        """Whether nothing of a page stays."""
-        for (row, expiry), owner in zip(names.slots, names.owners, strict=True):
-            if row and expiry > (self.hurried if owner in self.crowded else self.before):
-                return False
-        return True
-
-
 class Datapath:
-    """All maps of one pin folder. ``maps``: name -> pin."""
+    """All maps of one pin folder. ``maps``: name -> pin; ``terms``: how long expired names stay."""
 
-    def __init__(self, maps: Mapping[str, Path]) -> None:
+    def __init__(self, maps: Mapping[str, Path], terms: Terms | None = None) -> None:
         self._pins = dict(maps)
+        self._in_use = PlacesInUse(terms or Terms(), boottime_seconds())
         self._maps: dict[str, BpfMap | RowMap] = {}
         self._present: dict[str, Bytes] = {}
         self._shared: dict[str, Slots] = {}
@@ -414,6 +399,8 @@ class Datapath:
         ]
         self._note_full(len(entries))
         keep = self._choose_keep(len(entries), charged, now)
+        doubtful = {key[:_PLACE] for _, key, names in entries if keep.is_doubtful(names)}
+        in_use = self._in_use.choose(doubtful, now, self._find_live)
         present = {place for place, _, _ in entries}
         pages = [(address, scope, names) for (address, scope, _), _, names in entries]
         self._count_expired(pages, now)
@@ -423,13 +410,13 @@ class Datapath:
         for (address, scope, page), key, names in sorted(entries, key=lambda one: one[0], reverse=True):
             is_last = (address, scope, page + 1) not in present
             is_owned = _is_owned(self._present["ipcache"], key[:16])
-            if scope != SCOPE_SHARED and is_last and (is_owned or keep.is_over(names)):
+            if scope != SCOPE_SHARED and is_last and (is_owned or keep.is_over(names, in_use=key[:_PLACE] in in_use)):
                 resolutions.delete(key)
                 present.discard((address, scope, page))
                 credited.update(owner for (row, _), owner in zip(names.slots, names.owners, strict=True) if row)
             else:
                 referred.update(row for row, _ in names.slots)
-        self._collect_shared(keep.before)
+        self._collect_shared(keep, in_use)
         self._resolutions = len(present)
         self._credit(credited)
         return referred - {0}
@@ -446,11 +433,15 @@ class Datapath:
 
     def _choose_keep(self, entries: int, charged: Mapping[int, int], now: int) -> Keep:
         """``entries``: of ``resolutions``."""
-        hurried = now - KEEP_EXPIRED_WHEN_FULL_SECONDS
         is_full = entries > self._maps["resolutions"].info.max_entries * FULL
         limit = mapcodec.decode_names_limit(self._present["config"].get(mapcodec.encode_index(0), b""))
         crowded = {endpoint for endpoint, count in charged.items() if count > limit * CROWDED}
-        return Keep(hurried if is_full else now - KEEP_EXPIRED_SECONDS, hurried, crowded)
+        return choose_keep(self._in_use.terms, now, is_full=is_full, crowded=crowded)
+
+    def _find_live(self, places: Set[Place]) -> Set[Place]:
+        endpoints = [*self._present["endpoints"].values(), *self._present["endpoints_far"].values()]
+        ids = {ifindex: number for ifindex, number, _ in map(mapcodec.decode_endpoint, endpoints)}
+        return find_live(self._pins, places, ids)
 
     def _count_expired(self, pages: Iterable[tuple[str, int, mapcodec.NamesPage]], now: int) -> None:
         """Names whose time, grace included, ended since the last look and was not renewed."""
@@ -459,10 +450,12 @@ class Datapath:
             self.counters[f"names_expired_{_SOURCES.get(scope, 'outside')}"] += expired
         self._looked = now
 
-    def _collect_shared(self, before: int) -> None:
+    def _collect_shared(self, keep: Keep, in_use: Set[Place]) -> None:
         for address, slots in list(self._shared.items()):
             old = list(list_pages(slots))
             gone = _is_owned(self._present["ipcache"], wire.pack_address(address))
+            place = mapcodec.encode_resolution_key(address)[:_PLACE]
+            before = keep.longest if place in in_use else keep.before
             if gone:
                 slots.clear()
             elif not any(row and expiry <= before for row, expiry in slots):
@@ -539,6 +532,8 @@ def _is_owned(known: Mapping[bytes, bytes], key: bytes) -> bool:
     return mapcodec.decode_known(known.get(key, b""))[0] != 0
 
 
+_PLACE = -4
+"""Where the page begins in a key of ``resolutions``."""
 _SOURCES = {SCOPE_LEARNED: "learned", SCOPE_SHARED: "shared"}
 """Whose answer taught a name; every other scope is one endpoint's own, taught by a resolver outside the cluster."""
 _OF_ADDRESSES = frozenset({"ipcache", "own_addresses", "frontends"})
