@@ -147,7 +147,8 @@ class Datapath:
         peers = {int.from_bytes(key[4:], "little") for key in self._present["peers"]}
         rows = {int.from_bytes(value, "little") for value in self._present["domains"].values()}
         rows |= {klass & 0x3FFFFFFF for klass in peers if klass >> 30 == 2}  # CLASS_DOMAIN
-        rows |= {row for slots in self._shared.values() for row, _ in slots}
+        for _, value in self._maps["resolutions"].items():  # in every scope, whatever its time
+            rows.update(row for row, _ in mapcodec.decode_names(value).slots)
         return {
             "handles": handles | {int.from_bytes(key[:4], "little") for key in self._present["peers"]},
             "identity_classes": {klass for klass in peers if klass >> 30 == 0},
@@ -157,6 +158,11 @@ class Datapath:
             "endpoint_ids": {mapcodec.decode_endpoint(value)[1] for value in endpoints},
             "sets": {int.from_bytes(key[4:], "little") for key in self._present["mixed"]},
         }
+
+    def rows_of_flows(self) -> set[int]:
+        """Domain rows that flows were admitted by: each is judged again with its own. Slow where there are many."""
+        with BpfMap(self._pins["flows"]) as flows:
+            return {mapcodec.decode_flow_row(value) for _, value in flows.items()} - {0}
 
     # -- applying
 

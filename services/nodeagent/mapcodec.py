@@ -443,7 +443,7 @@ def decode_names(value: bytes) -> NamesPage:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# flows, of which no more is read than where they lead and whether they live
+# flows, of which no more is read than where they lead, whether they live and by which name they were admitted
 
 
 FLOW_KEY_WORDS = 4
@@ -452,6 +452,7 @@ interface's number."""
 TCP = 6
 _FLOW_PROTOCOL = 24
 _FLOW_EXPIRES = struct.Struct("=8xI")
+_FLOW_DOMAIN = struct.Struct("=12xI")
 
 
 def is_tcp(key: bytes) -> bool:
@@ -463,3 +464,9 @@ def is_live_flow(value: bytes, ticks: int) -> bool:
     """Whether the time of a ``struct flow`` is not over at ``ticks`` of its clock."""
     expires: int = _FLOW_EXPIRES.unpack_from(value)[0]
     return (expires - ticks) & 0xFFFFFFFF < 1 << 31
+
+
+def decode_flow_row(value: bytes) -> int:
+    """The domain row that admitted a ``struct flow``; 0: none did."""
+    row: int = _FLOW_DOMAIN.unpack_from(value)[0]
+    return row

@@ -191,6 +191,7 @@ def test_where_a_flow_leads_and_whether_it_lives_is_read_where_it_is(structs: di
     assert (peer, peer + ports, last) == (liveflows._INTERFACE.start, mapcodec._FLOW_PROTOCOL, 8)
     assert peer == liveflows._PEER
     assert flow.expires.offset in offsets_of(mapcodec._FLOW_EXPIRES)
+    assert flow.domain.offset in offsets_of(mapcodec._FLOW_DOMAIN)
 
 
 def test_what_both_directions_of_a_flow_write_shares_no_line(structs: dict[str, Any]) -> None:
