@@ -404,6 +404,7 @@ class App:
         self._save_due.set()
 
     async def _collect(self) -> None:
+        await self._swapped.wait()  # names and credits are the carrier's until then
         while True:
             await asyncio.sleep(COLLECT_SECONDS)
             self._names.drop_expired(boottime_seconds())
@@ -543,6 +544,7 @@ class App:
         if not isinstance(observed, Observed):
             return
         if observed.forgotten:
+            await self._swapped.wait()
             self._datapath.unlearn(self._names.forget_name(observed.name, observed.addresses, 0))
             return
         for lesson in self._names.hear_own(observed, self._node, now=boottime_seconds()):
@@ -566,7 +568,11 @@ class App:
         return Forgetting(connection, Path(self._settings.state_dir) / AGENT_FILE, carry_out)
 
     async def _forget(self, asked: Asked, name_bus: NameBus) -> None:
-        """Out of the kernel with it; what others vouch for is read from the stream again before it is missed."""
+        """Out of the kernel with it; what others vouch for is read from the stream again before it is missed.
+
+        Not before a swap of layouts is over: what the old programs learned comes beside what is there.
+        """
+        await self._swapped.wait()
         forget = asked.forget
         if forget.name:
             withdrawn = self._names.forget_name(forget.name, forget.addresses, asked.sequence)

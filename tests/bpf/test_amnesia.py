@@ -1,4 +1,4 @@
-"""The agent's memory of numbers is lost and the maps are not: what old answers taught opens nothing under a new name."""
+"""An agent's memory of numbers is lost, its maps are not: what old answers taught opens nothing under a new name."""
 
 from __future__ import annotations
 
