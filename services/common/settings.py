@@ -141,6 +141,10 @@ class NodeagentSettings(CommonSettings, frozen=True, kw_only=True):
     """Share of the allowed flows told that become spans too; denials all do."""
     usage_seconds: Annotated[float, Meta(ge=0.2, le=3600)] = 10.0
     """How often what rules and pods are used for is read and reported."""
+    names_expired_seconds: Count = 3600
+    """How long a name whose time is over explains denials and admits the rest of a connection."""
+    names_in_use_seconds: Count = 86_400
+    """At most so long while such a connection lives."""
     map_flows: Count = 262_144
     map_resolutions: Count = 65_536
     map_ipcache: Count = 262_144

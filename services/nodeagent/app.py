@@ -43,6 +43,7 @@ from services.nodeagent import links as interfaces
 from services.nodeagent.bootstrap import VARIABLE, parse_bootstrap
 from services.nodeagent.datapath import Datapath, boottime_seconds
 from services.nodeagent.enforcer import Enforcer, Place
+from services.nodeagent.expired import Terms
 from services.nodeagent.flowlog import FlowLog
 from services.nodeagent.links import Links, Snapshot
 from services.nodeagent.lock import Lock
@@ -204,7 +205,8 @@ class App:
         _log.info("programs loaded", layout=loaded.layout, seconds=loaded.seconds, compiled=loaded.is_compiled)
         self._loaded = loaded
         former = self._find_former(loaded)
-        self._datapath = Datapath(loaded.maps)
+        terms = Terms(settings.names_expired_seconds, settings.names_in_use_seconds)
+        self._datapath = Datapath(loaded.maps, terms)
         self._datapath.open()
         place = Place(self._node, loaded.layout, Path(settings.state_dir), former.name if former else "")
         limits = Limits(allow_events=settings.allow_ratio > 0)
@@ -408,6 +410,7 @@ class App:
         self._save_due.set()
 
     async def _collect(self) -> None:
+        await self._swapped.wait()  # names and credits are the carrier's until then
         while True:
             await asyncio.sleep(COLLECT_SECONDS)
             self._names.drop_expired(boottime_seconds())
@@ -556,6 +559,7 @@ class App:
         if not isinstance(observed, Observed):
             return
         if observed.forgotten:
+            await self._swapped.wait()
             self._datapath.unlearn(self._names.forget_name(observed.name, observed.addresses, 0))
             return
         for lesson in self._names.hear_own(observed, self._node, now=boottime_seconds()):
@@ -579,7 +583,11 @@ class App:
         return Forgetting(connection, Path(self._settings.state_dir) / AGENT_FILE, carry_out)
 
     async def _forget(self, asked: Asked, name_bus: NameBus) -> None:
-        """Out of the kernel with it; what others vouch for is read from the stream again before it is missed."""
+        """Out of the kernel with it; what others vouch for is read from the stream again before it is missed.
+
+        Not before a swap of layouts is over: what the old programs learned comes beside what is there.
+        """
+        await self._swapped.wait()
         forget = asked.forget
         if forget.name:
             withdrawn = self._names.forget_name(forget.name, forget.addresses, asked.sequence)

@@ -13,8 +13,10 @@ old programs learned meanwhile is added. Deliberately absent: who decides when (
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +24,16 @@ import msgspec
 
 from services.common.bpf import BpfError, BpfMap
 from services.common.log import get_logger
+from services.nodeagent import mapcodec
+from services.nodeagent.merge import merge_names, merge_queries
 
 LEARNED = ("resolutions", "queries")
-"""Written by the old programs up to the moment they are replaced: copied before, and again after."""
+"""Written by the old programs up to the moment they are replaced: copied before, and merged after."""
 CHARGED = frozenset({"resolutions", "quotas", "credits"})
 """What was charged and what was given back is of names that are there: the two go along with each other and with them,
 or begin anew."""
 COUNTED = ("seen", "quotas", "credits", "reasons", "rule_counters")
+_SHARED = mapcodec.encode_index(mapcodec.SCOPE_SHARED)
 _PROGRAM_PIN = "program-from_pod"
 _log = get_logger("carry")
 
@@ -76,31 +81,97 @@ class Carrier:
 
     def copy_before(self) -> Counter[str]:
         """Before the new maps are read; entries by map."""
-        return self._copy((*COUNTED, *LEARNED))
+        return self._each((*COUNTED, *LEARNED), self._copy_one)
 
     def copy_after(self) -> Counter[str]:
-        """After the old programs are replaced: what they learned meanwhile."""
-        return self._copy(LEARNED)
+        """After the old programs are replaced: what they learned meanwhile comes beside what the new ones did."""
+        return self._each(LEARNED, self._merge_one)
 
-    def _copy(self, names: tuple[str, ...]) -> Counter[str]:
+    def _each(self, names: tuple[str, ...], carry: Callable[[BpfMap, BpfMap], int]) -> Counter[str]:
+        """A map that is full stops its own copy, said in the log."""
         copied: Counter[str] = Counter()
         for name in names:
-            if name in self.same:
-                copied[name] = self._copy_one(name)
-            else:
+            if name not in self.same:
                 _log.warning("starts empty: its layout changed", map=name)
+                continue
+            with BpfMap(self.former / name) as source, BpfMap(self.maps[name]) as target:
+                try:
+                    copied[name] = carry(source, target)
+                except BpfError as error:
+                    _log.warning("not all of a map was carried over", map=name, problem=str(error))
         return copied
 
-    def _copy_one(self, name: str) -> int:
-        """What is in the new map already is newer and stays. A map that is full stops the copy, said in the log."""
-        with BpfMap(self.former / name) as source, BpfMap(self.maps[name]) as target:
-            present = frozenset(target.keys())
-            entries = {key: value for key, value in source.items() if key not in present}
-            try:
-                target.put_many(entries)
-            except BpfError as error:
-                _log.warning("not all of a map was carried over", map=name, problem=str(error))
-            return len(entries)
+    def _copy_one(self, source: BpfMap, target: BpfMap) -> int:
+        """What is in the new map already is newer and stays."""
+        present = frozenset(target.keys())
+        entries = {key: value for key, value in source.items() if key not in present}
+        target.put_many(entries)
+        return len(entries)
+
+    def _merge_one(self, source: BpfMap, target: BpfMap) -> int:
+        """Of each entry that both sides may have written since it was copied. Only what changes is written, so that
+        little of what the programs do meanwhile can be lost, as when a name is withdrawn (``Datapath.unlearn``)."""
+        return self._merge_names(source, target) if target.name == "resolutions" else _merge_sets(source, target)
+
+    def _merge_names(self, source: BpfMap, target: BpfMap) -> int:
+        """What other nodes told is not among it: that was written by the agent before."""
+        now, charged, count = int(time.clock_gettime(time.CLOCK_BOOTTIME)), Counter[int](), 0
+        before, known = _group_pages(source), _group_pages(target)
+        try:
+            for place, pages in before.items():
+                if pages == known.get(place) or place.endswith(_SHARED):
+                    continue
+                present = _read_pages(target, place)
+                merged, added = merge_names(present, pages, now)
+                count += _write_pages(target, place, present, merged)
+                charged.update(added)
+        finally:
+            self._charge(charged)
+        return count
+
+    def _charge(self, charged: Counter[int]) -> None:
+        """By giving back less: what was learned is counted by the programs alone, and goes on being counted."""
+        with BpfMap(self.maps["credits"]) as credits:
+            for endpoint, names in charged.items():
+                key = mapcodec.encode_index(endpoint % credits.info.max_entries)
+                back = int.from_bytes(credits.get(key) or bytes(4), "little")
+                credits.put(key, ((back - names) & 0xFFFFFFFF).to_bytes(4, "little"))
+
+
+def _write_pages(
+    target: BpfMap, place: bytes, present: list[mapcodec.NamesPage], merged: list[mapcodec.NamesPage]
+) -> int:
+    """Those that differ, how many; the page before says "more" only when there is more."""
+    differ = [page for page in range(len(merged)) if page >= len(present) or merged[page] != present[page]]
+    for page in reversed(differ):
+        target.put(place + mapcodec.encode_index(page), mapcodec.encode_names(merged[page]))
+    return len(differ)
+
+
+def _merge_sets(source: BpfMap, target: BpfMap) -> int:
+    count = 0
+    for key, older in source.items():
+        newer = target.get(key) or bytes(len(older))
+        merged = merge_queries(newer, older)
+        if merged != newer:
+            target.put(key, merged)
+            count += 1
+    return count
+
+
+def _group_pages(names: BpfMap) -> dict[bytes, list[mapcodec.NamesPage]]:
+    """Address and scope, as they begin a key -> pages in their order."""
+    found: dict[bytes, dict[bytes, mapcodec.NamesPage]] = {}
+    for key, value in names.items():
+        found.setdefault(key[:-4], {})[key[-4:]] = mapcodec.decode_names(value)
+    return {place: [pages[one] for one in sorted(pages)] for place, pages in found.items()}
+
+
+def _read_pages(names: BpfMap, place: bytes) -> list[mapcodec.NamesPage]:
+    """As they are now."""
+    keys = (place + mapcodec.encode_index(page) for page in range(mapcodec.NAME_PAGES))
+    values = itertools.takewhile(lambda value: value is not None, map(names.get, keys))
+    return [mapcodec.decode_names(value) for value in values if value is not None]
 
 
 def plan_carrier(

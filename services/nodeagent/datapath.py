@@ -25,6 +25,8 @@ from schemas.terms import Direction, Reason
 from services.common.bpf import BpfError, BpfMap, RingBuffer
 from services.common.log import get_logger
 from services.nodeagent import mapcodec
+from services.nodeagent.expired import Keep, Place, PlacesInUse, Terms, choose_keep
+from services.nodeagent.liveflows import find_live
 from services.nodeagent.mapcodec import SCOPE_LEARNED, SCOPE_SHARED, Bytes
 from services.nodeagent.names import MAX_LISTED, Withdrawn
 from services.nodeagent.occupancy import count_charged
@@ -37,10 +39,6 @@ from services.nodeagent.tables import Tables
 REASONS = 128
 SHARED_SHARE = 0.5
 """Of ``resolutions`` at most so much may be what other nodes told: room for what this node's pods resolve."""
-KEEP_EXPIRED_SECONDS = 3600
-"""How long an expired name still explains a denial and admits the packets of a flow that was evicted."""
-KEEP_EXPIRED_WHEN_FULL_SECONDS = 60
-"""The same, of a map, or of its shared half, that is fuller than ``FULL``."""
 FULL = 0.75
 CROWDED = 0.5
 """An endpoint that holds more than so much of its quota of names is full: the rest is what it may learn meanwhile."""
@@ -73,26 +71,12 @@ def boottime_seconds() -> int:
     return int(time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
-class Keep(NamedTuple):
-    """What expired by ``before`` goes, and of ``crowded`` endpoints what did by ``hurried``."""
-
-    before: int
-    hurried: int
-    crowded: Set[int]
-
-    def is_over(self, names: mapcodec.NamesPage) -> bool:
-        """Whether nothing of a page stays."""
-        for (row, expiry), owner in zip(names.slots, names.owners, strict=True):
-            if row and expiry > (self.hurried if owner in self.crowded else self.before):
-                return False
-        return True
-
-
 class Datapath:
-    """All maps of one pin folder. ``maps``: name -> pin."""
+    """All maps of one pin folder. ``maps``: name -> pin; ``terms``: how long expired names stay."""
 
-    def __init__(self, maps: Mapping[str, Path]) -> None:
+    def __init__(self, maps: Mapping[str, Path], terms: Terms | None = None) -> None:
         self._pins = dict(maps)
+        self._in_use = PlacesInUse(terms or Terms(), boottime_seconds())
         self._maps: dict[str, BpfMap | RowMap] = {}
         self._present: dict[str, Bytes] = {}
         self._shared: dict[str, Slots] = {}
@@ -163,7 +147,8 @@ class Datapath:
         peers = {int.from_bytes(key[4:], "little") for key in self._present["peers"]}
         rows = {int.from_bytes(value, "little") for value in self._present["domains"].values()}
         rows |= {klass & 0x3FFFFFFF for klass in peers if klass >> 30 == 2}  # CLASS_DOMAIN
-        rows |= {row for slots in self._shared.values() for row, _ in slots}
+        for _, value in self._maps["resolutions"].items():  # in every scope, whatever its time
+            rows.update(row for row, _ in mapcodec.decode_names(value).slots)
         return {
             "handles": handles | {int.from_bytes(key[:4], "little") for key in self._present["peers"]},
             "identity_classes": {klass for klass in peers if klass >> 30 == 0},
@@ -173,6 +158,11 @@ class Datapath:
             "endpoint_ids": {mapcodec.decode_endpoint(value)[1] for value in endpoints},
             "sets": {int.from_bytes(key[4:], "little") for key in self._present["mixed"]},
         }
+
+    def rows_of_flows(self) -> set[int]:
+        """Domain rows that flows were admitted by: each is judged again with its own. Slow where there are many."""
+        with BpfMap(self._pins["flows"]) as flows:
+            return {mapcodec.decode_flow_row(value) for _, value in flows.items()} - {0}
 
     # -- applying
 
@@ -418,6 +408,8 @@ class Datapath:
         ]
         self._note_full(len(entries))
         keep = self._choose_keep(len(entries), charged, now)
+        doubtful = {key[:_PLACE] for _, key, names in entries if keep.is_doubtful(names)}
+        in_use = self._in_use.choose(doubtful, now, self._find_live)
         present = {place for place, _, _ in entries}
         pages = [(address, scope, names) for (address, scope, _), _, names in entries]
         self._count_expired(pages, now)
@@ -427,13 +419,15 @@ class Datapath:
         for (address, scope, page), key, names in sorted(entries, key=lambda one: one[0], reverse=True):
             is_last = (address, scope, page + 1) not in present
             is_owned = _is_owned(self._present["ipcache"], key[:16])
-            if scope != SCOPE_SHARED and is_last and (is_owned or keep.is_over(names)):
+            if scope != SCOPE_SHARED and is_last and (is_owned or keep.is_over(names, in_use=key[:_PLACE] in in_use)):
                 resolutions.delete(key)
                 present.discard((address, scope, page))
                 credited.update(owner for (row, _), owner in zip(names.slots, names.owners, strict=True) if row)
             else:
                 referred.update(row for row, _ in names.slots)
-        self._collect_shared(keep.hurried if self._shared_pages > self._shared_room * FULL else keep.before)
+        if self._shared_pages > self._shared_room * FULL:
+            keep = keep.hurry()
+        self._collect_shared(keep, in_use)
         self._resolutions = len(present)
         self._credit(credited)
         return referred - {0}
@@ -450,11 +444,15 @@ class Datapath:
 
     def _choose_keep(self, entries: int, charged: Mapping[int, int], now: int) -> Keep:
         """``entries``: of ``resolutions``."""
-        hurried = now - KEEP_EXPIRED_WHEN_FULL_SECONDS
         is_full = entries > self._maps["resolutions"].info.max_entries * FULL
         limit = mapcodec.decode_names_limit(self._present["config"].get(mapcodec.encode_index(0), b""))
         crowded = {endpoint for endpoint, count in charged.items() if count > limit * CROWDED}
-        return Keep(hurried if is_full else now - KEEP_EXPIRED_SECONDS, hurried, crowded)
+        return choose_keep(self._in_use.terms, now, is_full=is_full, crowded=crowded)
+
+    def _find_live(self, places: Set[Place]) -> Set[Place]:
+        endpoints = [*self._present["endpoints"].values(), *self._present["endpoints_far"].values()]
+        ids = {ifindex: number for ifindex, number, _ in map(mapcodec.decode_endpoint, endpoints)}
+        return find_live(self._pins, places, ids)
 
     def _count_expired(self, pages: Iterable[tuple[str, int, mapcodec.NamesPage]], now: int) -> None:
         """Names whose time, grace included, ended since the last look and was not renewed."""
@@ -463,10 +461,12 @@ class Datapath:
             self.counters[f"names_expired_{_SOURCES.get(scope, 'outside')}"] += expired
         self._looked = now
 
-    def _collect_shared(self, before: int) -> None:
+    def _collect_shared(self, keep: Keep, in_use: Set[Place]) -> None:
         for address, slots in list(self._shared.items()):
             old = list(list_pages(slots))
             gone = _is_owned(self._present["ipcache"], wire.pack_address(address))
+            place = mapcodec.encode_resolution_key(address)[:_PLACE]
+            before = keep.longest if place in in_use else keep.before
             if gone:
                 slots.clear()
             elif not any(row and expiry <= before for row, expiry in slots):
@@ -543,6 +543,8 @@ def _is_owned(known: Mapping[bytes, bytes], key: bytes) -> bool:
     return mapcodec.decode_known(known.get(key, b""))[0] != 0
 
 
+_PLACE = -4
+"""Where the page begins in a key of ``resolutions``."""
 _SOURCES = {SCOPE_LEARNED: "learned", SCOPE_SHARED: "shared"}
 """Whose answer taught a name; every other scope is one endpoint's own, taught by a resolver outside the cluster."""
 _OF_ADDRESSES = frozenset({"ipcache", "own_addresses", "frontends"})

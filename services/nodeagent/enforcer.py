@@ -155,8 +155,11 @@ class Enforcer:
 
     def _fail(self, error: NumbersExhausted | DatapathError) -> None:
         """The last good state stays; what is wanted is worked out from nothing at the next change."""
-        name = error.map if isinstance(error, DatapathError) else error.space
-        self.failure = Problem(object=f"map {name}", path="", message=f"{error}; the last good state stays in force")
+        if isinstance(error, NumbersExhausted):  # to who reads counters an array without a free index is a full map
+            self._datapath.counters[f"refused_{error.map}"] += 1
+        self.failure = Problem(
+            object=f"map {error.map}", path="", message=f"{error}; the last good state stays in force"
+        )
         self.counters["failed_changes"] += 1
         _log.error("change not enforced", problem=str(error))
         referred = self._datapath.referred_rulesets()

@@ -440,3 +440,33 @@ def decode_names(value: bytes) -> NamesPage:
     fields = _NAMES.unpack(value)
     slots = tuple((word >> 32, word & 0xFFFFFFFF) for word in fields[:NAME_SLOTS])
     return NamesPage(slots, fields[NAME_SLOTS : 2 * NAME_SLOTS], bool(fields[2 * NAME_SLOTS]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# flows, of which no more is read than where they lead, whether they live and by which name they were admitted
+
+
+FLOW_KEY_WORDS = 4
+"""``struct flow_key``, and so ``struct place``, in words of 64 bits: the peer's two, and one that begins with the
+interface's number."""
+TCP = 6
+_FLOW_PROTOCOL = 24
+_FLOW_EXPIRES = struct.Struct("=8xI")
+_FLOW_DOMAIN = struct.Struct("=12xI")
+
+
+def is_tcp(key: bytes) -> bool:
+    """Whether a flow of this key is of TCP."""
+    return key[_FLOW_PROTOCOL] == TCP
+
+
+def is_live_flow(value: bytes, ticks: int) -> bool:
+    """Whether the time of a ``struct flow`` is not over at ``ticks`` of its clock."""
+    expires: int = _FLOW_EXPIRES.unpack_from(value)[0]
+    return (expires - ticks) & 0xFFFFFFFF < 1 << 31
+
+
+def decode_flow_row(value: bytes) -> int:
+    """The domain row that admitted a ``struct flow``; 0: none did."""
+    row: int = _FLOW_DOMAIN.unpack_from(value)[0]
+    return row

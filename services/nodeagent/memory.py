@@ -96,6 +96,7 @@ def recall(found: Memory | None, datapath: Datapath, *, layout: str, capacities:
     scene = read_scene()
     if found is None or found.layout != layout:
         found = Memory(layout=layout, scene=scene, spaces=make_spaces(capacities))
+        found.spaces.domain_rows.avoid(datapath.rows_of_flows())
     if found.scene != scene:
         found = msgspec.structs.replace(found, scene=scene, bindings={}, guesses=[], named_at={})
     found.spaces.handles.learn(datapath.present_rulesets())

@@ -17,13 +17,16 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+_INDEXED = {"handles": "rulesets", "counters": "rule_counters", "endpoint_ids": "endpoints"}
+"""Space -> the array whose size its numbers are bounded by."""
+
 
 class NumbersExhausted(RuntimeError):
-    """A space has no free number: its map's size is the limit. ``space`` names it."""
+    """A space has no free number: its map's size is the limit. ``map`` names it, or the space where there is none."""
 
     def __init__(self, space: str, capacity: int) -> None:
         super().__init__(f"all {capacity} numbers of {space} are in use")
-        self.space = space
+        self.map = _INDEXED.get(space, space)
 
 
 class Numbers(msgspec.Struct, kw_only=True):

@@ -81,7 +81,13 @@ def count_charged(quotas: Entries, credits: Entries) -> dict[int, int]:
     """Of each endpoint that ever learned: the addresses charged to it and not given back, as the kernel counts them."""
     back = {key: int.from_bytes(value, "little") for key, value in credits}
     learned = {key: QUOTA.unpack(value)[_LEARNED] for key, value in quotas}
-    return {int.from_bytes(key, "little"): max(0, count - back.get(key, 0)) for key, count in learned.items()}
+    held = {key: _signed(learned.get(key, 0) - back.get(key, 0)) for key in learned.keys() | back.keys()}
+    return {int.from_bytes(key, "little"): count for key, count in held.items() if count >= 0}
+
+
+def _signed(word: int) -> int:
+    """As the kernel compares them: 32 bits, and more may be given back than was charged, or less than nothing."""
+    return ((word + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
 
 
 def count_rules(rulesets: Mapping[int, RulesetEntry]) -> dict[str, tuple[int, int]]:

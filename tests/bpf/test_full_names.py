@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from schemas.terms import Direction, NodeName, Reason
-from services.nodeagent.datapath import KEEP_EXPIRED_WHEN_FULL_SECONDS, Datapath
+from services.nodeagent.datapath import Datapath
 from services.nodeagent.enforcer import Enforcer, Place
+from services.nodeagent.expired import KEEP_WHEN_FULL_SECONDS
 from services.nodeagent.numbers import Capacities
 from tests.bpf.prog_run import SIZES, Kernel
 from tests.bpf.test_learner_scale import (
@@ -66,7 +67,7 @@ def test_a_full_map_of_names_is_counted_and_told_and_what_it_has_stays_open(smal
     assert set(small.names_of(WEB)) == {ROW, OTHER_ROW} and connects(small, WEB, 50001)
     (message,) = tell_full(enforcer)
     assert f"{ROOM} of {ROOM}" in message and "YETT_MAP_RESOLUTIONS" in message
-    let_expire(small, many, seconds_ago=KEEP_EXPIRED_WHEN_FULL_SECONDS + 1)
+    let_expire(small, many, seconds_ago=KEEP_WHEN_FULL_SECONDS + 1)
     assert tell_full(enforcer) == [message] and tell_full(enforcer) == []
     resolve(small, OTHER, "198.51.100.99")
     assert connects(small, "198.51.100.99", 50002) and count_pages(small) == 2

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from services.dnsrecorder import event as resolution_events
-from services.nodeagent import events, mapcodec, numbers, occupancy, reached, rowmap
+from services.nodeagent import events, liveflows, mapcodec, merge, numbers, occupancy, reached, rowmap
 from services.nodeagent.loader import find_sources
 from tests.bpf import test_fairness, test_races
 from tests.bpf.prog_run import Kernel
@@ -63,7 +63,10 @@ _STRUCTS = (
     "reach",
     "flow",
     "flow_key",
+    "place",
     "quota",
+    "query",
+    "query_set",
     "row",
 )
 
@@ -180,6 +183,24 @@ def test_rows_of_peers_are_words_where_they_are_read(structs: dict[str, Any]) ->
     assert [flow.expires.offset, flow.domain.offset, flow.counter.offset] == [
         reached._FLOW_AT + place for place in (0, 4, 8)
     ]
+
+
+def test_a_set_of_questions_is_read_way_by_way(structs: dict[str, Any]) -> None:
+    """Each is hash, ticks, id and port, and a set is nothing else."""
+    query = structs["query"]
+    assert [getattr(query, field).offset for field in ("hash", "asked", "id", "port_be")] == [0, 8, 12, 14]
+    assert ctypes.sizeof(query) == merge._WAY.size and ctypes.sizeof(structs["query_set"]) == 8 * merge._WAY.size
+
+
+def test_where_a_flow_leads_and_whether_it_lives_is_read_where_it_is(structs: dict[str, Any]) -> None:
+    """A place is a key; peer, interface and protocol of it, and a flow's end."""
+    flow, key = structs["flow"], structs["flow_key"]
+    assert ctypes.sizeof(structs["place"]) == ctypes.sizeof(key) == 8 * mapcodec.FLOW_KEY_WORDS
+    peer, ports, last = (ctypes.sizeof(kind) for _, kind in key._fields_)
+    assert (peer, peer + ports, last) == (liveflows._INTERFACE.start, mapcodec._FLOW_PROTOCOL, 8)
+    assert peer == liveflows._PEER
+    assert flow.expires.offset in offsets_of(mapcodec._FLOW_EXPIRES)
+    assert flow.domain.offset in offsets_of(mapcodec._FLOW_DOMAIN)
 
 
 def test_what_both_directions_of_a_flow_write_shares_no_line(structs: dict[str, Any]) -> None:

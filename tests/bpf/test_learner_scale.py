@@ -9,7 +9,8 @@ import pytest
 
 from schemas.terms import Direction, Reason
 from services.nodeagent import mapcodec
-from services.nodeagent.datapath import KEEP_EXPIRED_WHEN_FULL_SECONDS, Datapath
+from services.nodeagent.datapath import Datapath
+from services.nodeagent.expired import KEEP_WHEN_FULL_SECONDS
 from services.nodeagent.tables import ConfigEntry, Tables
 from tests.bpf import packets
 from tests.bpf.messages import address, answer, query
@@ -183,7 +184,7 @@ def test_a_pod_at_its_quota_learns_again_once_its_names_expired(dns: Kernel, dat
     many = learn_many(dns, QUOTA)
     resolve(dns, OTHER, WEB)
     assert dns.count_reason(Direction.INGRESS, Reason.LEARN_QUOTA) == 1 and not dns.names_of(WEB)
-    let_expire(dns, many[2:], seconds_ago=KEEP_EXPIRED_WHEN_FULL_SECONDS + 1)
+    let_expire(dns, many[2:], seconds_ago=KEEP_WHEN_FULL_SECONDS + 1)
     let_expire(dns, many[1:2], seconds_ago=1)
     datapath.collect()
     resolve(dns, OTHER, WEB)
@@ -198,11 +199,11 @@ def test_with_half_of_its_quota_free_a_pods_expired_names_explain_denials(
 ) -> None:
     """An hour long, as before; one name more, and those that expired a minute ago go."""
     many = learn_many(dns, held)
-    let_expire(dns, many[:1], seconds_ago=KEEP_EXPIRED_WHEN_FULL_SECONDS + 1)
+    let_expire(dns, many[:1], seconds_ago=KEEP_WHEN_FULL_SECONDS + 1)
     datapath.collect()
     assert explain(dns, many[0]) is (Reason.NAME_EXPIRED if held <= QUOTA // 2 else Reason.ISOLATED)
     datapath.collect()  # what was credited counts no more
-    let_expire(dns, many[1:2], seconds_ago=KEEP_EXPIRED_WHEN_FULL_SECONDS + 1)
+    let_expire(dns, many[1:2], seconds_ago=KEEP_WHEN_FULL_SECONDS + 1)
     datapath.collect()
     assert explain(dns, many[1]) is Reason.NAME_EXPIRED
 

@@ -347,8 +347,14 @@ def one_node(kind: type[N] = OneNode, *, mode: str = "standard") -> Iterator[N]:
             made.close()
 
 
-def allow_egress(name: str, *cidrs: str, namespace: str = "t", ports: Iterable[Mapping[str, Any]] = ()) -> str:
-    """A NetworkPolicy that isolates the namespace's pods in egress and allows these."""
+def allow_egress(
+    name: str,
+    *cidrs: str,
+    namespace: str = "t",
+    ports: Iterable[Mapping[str, Any]] = (),
+    pods: Mapping[str, str] | None = None,
+) -> str:
+    """A NetworkPolicy that isolates the namespace's pods, or those with these labels, in egress and allows these."""
     rule: dict[str, Any] = {"to": [{"ipBlock": {"cidr": cidr}} for cidr in cidrs]}
     if ports:
         rule["ports"] = [dict(port) for port in ports]
@@ -358,7 +364,11 @@ def allow_egress(name: str, *cidrs: str, namespace: str = "t", ports: Iterable[M
                 "apiVersion": "networking.k8s.io/v1",
                 "kind": "NetworkPolicy",
                 "metadata": {"name": name, "namespace": namespace},
-                "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [rule]},
+                "spec": {
+                    "podSelector": {"matchLabels": dict(pods)} if pods else {},
+                    "policyTypes": ["Egress"],
+                    "egress": [rule],
+                },
             }
         ]
     )

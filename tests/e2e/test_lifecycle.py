@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.status import FOREIGN_ENFORCER, AgentStatus
 from services.common.metrics import LIVE_PATH, READY_PATH
@@ -20,6 +21,7 @@ from services.demo.state import is_alive
 from services.demo.topology import NODE_A, Pod
 from services.nodeagent.gate import GROUP
 from services.nodeagent.links import AUDIT_SECONDS
+from services.nodeagent.metrics import MAP_REFUSED
 from tests.e2e.foreign import accept_all, add_filter, pinned
 from tests.e2e.onenode import ALLOWED, DENIED, PORT, OneNode, allow_egress, is_enforced, make_pod, one_node, until
 
@@ -72,27 +74,49 @@ def test_a_second_agent_refuses_to_start(node: OneNode, tmp_path: Path, place: s
             Path(own["YETT_PIN_ROOT"]).rmdir()
 
 
+MANY = [f"10.9.{n}.0/24" for n in range(70)]
+TINY = {"YETT_MAP_PREFIXES": "64", "YETT_MAP_RULE_COUNTERS": "64", "YETT_MAP_RULESETS": "4"}
+FULL = {
+    "cidrs4": [allow_egress("many", f"{DENIED}/32", *MANY)],
+    "rule_counters": [allow_egress(f"many-{n}", f"{DENIED}/32", ports=[{"port": n + 1}]) for n in range(70)],
+    "rulesets": [allow_egress(f"own-{n}", MANY[n], pods={"app": pod.name}) for n, pod in enumerate(PODS)],
+}
+"""What is full -> policies that need more of it than there is: content of a map, or an index of an array."""
+
+
 def test_a_full_map_is_told_and_changes_no_verdict(node: OneNode) -> None:
-    """With room for few prefixes: the policy that needs more is not enforced, the one before it is, and it is said."""
+    """The policy that needs more room is not enforced, the one before it is, and it is said: in the status, and by the
+    counter that an alert reads, on the page that is scraped."""
     node.end_agent()
-    node.start_agent(YETT_MAP_PREFIXES="64")
+    node.start_agent(**TINY)
     node.await_agent()
-    before = node.revision()
-    node.folder.write("11-many.yaml", allow_egress("many", f"{DENIED}/32", *(f"10.9.{n}.0/24" for n in range(70))))
-
-    def is_told(status: AgentStatus) -> bool:
-        return any(one.object == "map cidrs4" for one in status.problems)
-
-    status = node.await_status(is_told, "the full map is told")
-    assert status.revision <= before and status.counters["failed_changes"] >= 1
-    assert status.counters["refused_cidrs4"] >= 1
-    assert passes(node, PODS[0], ALLOWED) and not passes(node, PODS[0], DENIED)
-    node.folder.remove("11-many.yaml")
-    node.await_status(lambda one: not one.problems and one.revision > before, "the state that fits is enforced")
-    assert passes(node, PODS[0], ALLOWED) and not passes(node, PODS[0], DENIED)
+    for full, policies in FULL.items():
+        assert count_refused(node, full) == 0
+        before = node.revision()
+        node.folder.write("11-many.yaml", "---\n".join(policies))
+        status = node.await_status(lambda one, full=full: is_told(one, full), f"the full {full} is told")
+        assert status.revision <= before and status.counters["failed_changes"] >= 1
+        assert status.counters[f"refused_{full}"] >= 1 and count_refused(node, full) >= 1
+        assert passes(node, PODS[0], ALLOWED) and not passes(node, PODS[0], DENIED)
+        node.folder.remove("11-many.yaml")
+        node.await_status(
+            lambda one, before=before: not one.problems and one.revision > before, "the state that fits is enforced"
+        )
+        assert passes(node, PODS[0], ALLOWED) and not passes(node, PODS[0], DENIED)
     node.end_agent()
     node.start_agent()
     node.await_agent()
+
+
+def is_told(status: AgentStatus, full: str) -> bool:
+    return any(one.object == f"map {full}" for one in status.problems)
+
+
+def count_refused(node: OneNode, full: str) -> float:
+    """The counter of refused writes as Prometheus reads it; 0 while there is no such series."""
+    families = text_string_to_metric_families(read_page(node, "/metrics")[1])
+    samples = (one for family in families for one in family.samples if one.name == MAP_REFUSED.name)
+    return sum(one.value for one in samples if one.labels == {"map": full})
 
 
 @pytest.fixture

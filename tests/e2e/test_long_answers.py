@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 import dns.message
 import dns.query
@@ -20,6 +23,8 @@ from services.demo import topology
 from services.demo.actions import EXPIRY_SECONDS
 from services.demo.lab import UPLINK, in_namespace, run_command
 from services.demo.netns import open_socket
+from services.demo.pipeline import agent_name
+from services.demo.state import is_alive
 from services.demo.topology import FRESH_ZONE, NODE_A
 from services.demo.zones import render_zone
 from tests.e2e.conftest import Running
@@ -35,6 +40,13 @@ NAMES = {
 """Name below the zone -> its addresses, which no other name has."""
 SHORT = {f"short-{number}": f"198.19.250.{number + 1}" for number in range(20)}
 """The same, one address each, told for a second: the least life of a name and the grace are what is left."""
+LASTING, DONE = (
+    {f"{name}-{number}": f"198.19.251.{first + number}" for number in range(10)}
+    for name, first in (("lasting", 1), ("done", 101))
+)
+"""The same, for connections that last and for some that are over at once."""
+EXPIRED_SECONDS = 3
+"""How long the agent keeps a name whose time is over, where nothing lives at its address."""
 DATAGRAMS = {
     name: [f"198.19.{220 + 2 * number + n // 250}.{n % 250 + 1}" for n in range(300)]
     for number, name in enumerate(("in-fragments", "in-one-piece-and-longer"))
@@ -42,6 +54,8 @@ DATAGRAMS = {
 """Of 300 addresses each: more than 4,095 bytes, which is what the kernel reads. No two are of one length."""
 ETHERNET_MTU, LARGE_MTU = 1500, 9000
 DEADLINE_SECONDS = 10.0
+CLEANED_SECONDS = 90.0
+"""The least life of a name, its grace, the end of a closed flow, and two of the agent's clean-ups."""
 SHUT_INGRESS = """\
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -56,7 +70,7 @@ def prober(running: Running) -> topology.Pod:
     running.apply("figures.yaml")
     folder = running.demo.run.folder / "knot"
     records = [f"{name} 60 A {address}" for name, addresses in (NAMES | DATAGRAMS).items() for address in addresses]
-    records += [f"{name} 1 A {address}" for name, address in SHORT.items()]
+    records += [f"{name} 1 A {address}" for name, address in (SHORT | LASTING | DONE).items()]
     zone = folder / f"{FRESH_ZONE}.zone"
     zone.write_text("\n".join([render_zone(FRESH_ZONE, {}).replace("hostmaster 1 ", "hostmaster 2 "), *records, ""]))
     reload = ["knotc", "-b", "-s", str(folder / "knot.sock"), "zone-reload", FRESH_ZONE]
@@ -141,12 +155,22 @@ def reaches(running: Running, pod: topology.Pod, address: str, port: int) -> boo
         return connection.connect_ex((address, port)) == 0
 
 
-def forget(running: Running, name: str) -> int:
-    """Takes what is known of the short names' addresses out of a map of the pod's node; how many entries."""
-    wanted = {wire.pack_address(address) for address in SHORT.values()}
+def list_entries(running: Running, name: str, names: Mapping[str, str] = SHORT) -> list[bytes]:
+    """Keys of what is known of these names' addresses in a map of the pod's node."""
+    wanted = {wire.pack_address(address) for address in names.values()}
+    with BpfMap(find_map(running, name)) as entries:
+        return [key for key in entries.keys() if key[:16] in wanted]  # noqa: SIM118 - no mapping
+
+
+def find_map(running: Running, name: str) -> Path:
     (path,) = (running.demo.run.pins / NODE_A.key).glob(f"*/{name}")
-    with BpfMap(path) as entries:
-        gone = [key for key in entries.keys() if key[:16] in wanted]  # noqa: SIM118 - no mapping
+    return path
+
+
+def forget(running: Running, name: str, names: Mapping[str, str] = SHORT) -> int:
+    """Takes what is known of these names' addresses out of a map of the pod's node; how many entries."""
+    gone = list_entries(running, name, names)
+    with BpfMap(find_map(running, name)) as entries:
         entries.delete_many(gone)
     return len(gone)
 
@@ -177,6 +201,54 @@ def test_a_name_that_expires_cuts_none_of_its_connections(running: Running, prob
         assert forget(running, "resolutions") >= len(SHORT)
         running.apply("50-shut.yaml", SHUT_INGRESS)
         assert is_untouched()
+
+
+def test_a_connection_outlives_its_name_by_more_than_names_are_kept(running: Running, prober: topology.Pod) -> None:
+    """Ten live ones go on when an agent has cleaned up after their names' time and their flows are pushed out then; a
+    new one does not come about. Names without a connection were gone by then, and these go when theirs are over."""
+    restart_agent(running, YETT_NAMES_EXPIRED_SECONDS=str(EXPIRED_SECONDS))
+    with ExitStack() as stack:
+        port = stack.enter_context(echo_server(running.demo.lab.fabric))
+        resolver = stack.enter_context(resolver_connection(running, prober))
+        live = []
+        for name, address in (LASTING | DONE).items():
+            assert ask(resolver, name) == [address]
+            opened = open_socket(running.demo.lab.pod_namespace(prober), socket.AF_INET, socket.SOCK_STREAM)
+            live.append(stack.enter_context(closing(opened)))
+            opened.settimeout(DEADLINE_SECONDS)
+            opened.connect((address, port))
+        assert count_live(live, DEADLINE_SECONDS) == len(live)
+        for opened in live[len(LASTING) :]:
+            opened.close()
+        kept = live[: len(LASTING)]
+        last = list(LASTING.values())[-1]
+        until(lambda: not list_entries(running, "resolutions", DONE), CLEANED_SECONDS, "names of what is over go")
+        assert len({key[:16] for key in list_entries(running, "resolutions", LASTING)}) == len(LASTING)
+        assert forget(running, "flows", LASTING) == len(LASTING)
+        assert not reaches(running, prober, last, port)
+        assert count_live(kept, DEADLINE_SECONDS) == len(kept)
+    until(lambda: not list_entries(running, "resolutions", LASTING), CLEANED_SECONDS, "the other names go as well")
+
+
+def restart_agent(running: Running, **own: str) -> None:
+    """The agent of the pod's node is another, with these settings; returns when it enforces."""
+    pipeline = running.demo.pipeline
+    before = pipeline.processes[agent_name(NODE_A)]
+    os.kill(before.pid, signal.SIGTERM)
+    until(lambda: not is_alive(before), DEADLINE_SECONDS, "the agent ends")
+    started = pipeline.start_agent(NODE_A, own)
+    running.run(_await_agent(running, started.pid))
+
+
+async def _await_agent(running: Running, pid: int) -> None:
+    async with asyncio.timeout(2 * EXPIRY_SECONDS):
+        while not _is_enforcing(running, pid):  # noqa: ASYNC110 - sent once a second
+            await asyncio.sleep(0.1)
+
+
+def _is_enforcing(running: Running, pid: int) -> bool:
+    status = running.demo.bus.agents.get(NODE_A.name)
+    return status is not None and status.pid == pid and status.revision > 0
 
 
 def set_mtu(running: Running, pod: topology.Pod, mtu: int) -> None:

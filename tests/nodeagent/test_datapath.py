@@ -227,7 +227,7 @@ def test_expired_names_leave_a_full_shared_half_after_a_minute(datapath, monkeyp
 
 def test_old_names_go_and_are_credited(datapath, monkeypatch) -> None:
     """What expired long ago is removed and credited to the endpoint that had learned it; the live stays."""
-    now = 100_000  # of a machine that is up for longer than expired names are kept
+    now = boottime_seconds() + 100_000  # of an agent that is up for longer than expired names are kept
     monkeypatch.setattr("services.nodeagent.datapath.boottime_seconds", lambda: now)
     resolutions = datapath._maps["resolutions"]
     old = mapcodec.NamesPage(((5, 1), (6, 2)) + ((0, 0),) * 6, (3,) * 8, False)

@@ -31,6 +31,7 @@ from schemas.policy import (
 from schemas.terms import Action, AddressKind, Default, Direction, IdentityId, RulesetHash
 from services.common.bpf import BpfMap
 from services.nodeagent import loader
+from services.nodeagent.binding import Link
 from services.nodeagent.datapath import Datapath
 from services.nodeagent.enforcer import Enforcer, Place
 from services.nodeagent.links import PodLink, Snapshot
@@ -140,12 +141,12 @@ OVERFLOWS: dict[str, PolicyState] = {
     "peers": small(2, make_ruleset(*(DomainPeer(pattern=f"n{n}.test") for n in range(100)))),
     "domains": small(2, make_ruleset(*(DomainPeer(pattern=f"n{n}.test") for n in range(20)))),
     "ports": small(2, ruleset_of((ANY, one_port(n)) for n in range(1, 20))),
-    "counters": small(2, ruleset_of(((CidrPeer(cidr=f"10.0.{n}.0/24"),), HTTPS) for n in range(MANY))),
+    "rule_counters": small(2, ruleset_of(((CidrPeer(cidr=f"10.0.{n}.0/24"),), HTTPS) for n in range(MANY))),
     "frontends": small(2, frontends=frontends(MANY)),
     "mixed": small(2, frontends=frontends(7, *TWO), identities=identities(2)),
     "resolvers": small(2, config=Config(resolvers=tuple(Resolver(address=f"10.96.1.{n}") for n in range(MANY)))),
     "guard": small(2, config=Config(never_learn_cidrs=tuple(f"10.0.{n}.0/24" for n in range(MANY)))),
-    "handles": many_rulesets(12),
+    "rulesets": many_rulesets(12),
 }
 """What is full -> a state that has too much of it, and of nothing else."""
 
@@ -166,11 +167,45 @@ def test_a_full_map_is_refused_named_and_counted(pins: dict[str, Path], tmp_path
         assert not enforce(OVERFLOWS[full])
         assert enforcer.failure is not None and enforcer.failure.object == f"map {full}"
         assert enforcer.counters["failed_changes"] == 1 and enforcer.state.number == 1
+        assert {name: count for name, count in datapath.counters.items() if name.startswith("refused_")} == {
+            f"refused_{full}": 1
+        }
         assert read_all(pins) == before
         assert enforce(small(3, make_ruleset(CidrPeer(cidr="198.51.100.0/24"))))
         assert enforcer.failure is None and datapath.present_revision() == 3
     finally:
         datapath.close()
+
+
+def test_more_pods_than_the_array_of_endpoints_has_numbers(pins: dict[str, Path], tmp_path: Path) -> None:
+    """Counted as a write that the array refused, and the pods before go on."""
+    datapath = open_empty(pins)
+    enforcer = Enforcer(Place(NODE, "layout", tmp_path), datapath, Capacities(endpoint_ids=3, handles=8, counters=64))
+    state = small()
+    (row,) = state.endpoints.values()
+    links = [make_link(n) for n in range(1, 4)]
+    rows = {
+        ("red", f"p{n}"): replace(row, pod=f"p{n}", uid=f"u{n}", addresses=link.addresses)
+        for n, link in enumerate(links)
+    }
+    many = make_state(state, number=2, endpoints=rows)
+
+    def enforce(which: PolicyState, count: int) -> bool:
+        snapshot = Snapshot(tuple(PodLink(one) for one in links[:count]), EXTRA_ADDRESSES)
+        return asyncio.run(enforcer.enforce(which, None, snapshot, no_names))
+
+    try:
+        assert enforce(many, 2)
+        before = read_all(pins)
+        assert not enforce(many, 3)
+        assert enforcer.failure is not None and enforcer.failure.object == "map endpoints"
+        assert datapath.counters["refused_endpoints"] == 1 and read_all(pins) == before
+    finally:
+        datapath.close()
+
+
+def make_link(number: int) -> Link:
+    return Link(number, f"veth{number}", (f"10.1.2.{number}",), ("169.254.1.1",), life=f"life-{number}")
 
 
 async def no_names(_tables: object, _state: object) -> None:
