@@ -33,7 +33,7 @@ from services.demo import objects, servers
 from services.demo.app import owned_run
 from services.demo.convergence import START_SECONDS, read_revision, wait_enforced
 from services.demo.folder import ManifestFolder
-from services.demo.lab import UPLINK, Lab, in_namespace, run_command
+from services.demo.lab import Lab, in_namespace
 from services.demo.netns import open_socket
 from services.demo.pipeline import Pipeline, agent_name
 from services.demo.state import Process, Run, is_alive
@@ -478,22 +478,3 @@ def is_live(connection: socket.socket, seconds: float = 5.0) -> bool:
         return connection.recv(8) == b"x\n"
     except OSError:
         return False
-
-
-@contextlib.contextmanager
-def jumbo_links(node: OneNode, pod: Pod) -> Iterator[None]:
-    """From the pod to the fabric with an MTU of 9000."""
-    links = [
-        (node.lab.pod_namespace(pod), "eth0"),
-        (node.namespace, pod.interface),
-        (node.namespace, UPLINK),
-        (node.lab.fabric, "node-a"),
-    ]
-    _set_mtu(links, 9000)
-    yield
-    _set_mtu(links, 1500)
-
-
-def _set_mtu(links: Iterable[tuple[str, str]], mtu: int) -> None:
-    for namespace, link in links:
-        run_command(["ip", "-n", namespace, "link", "set", link, "mtu", str(mtu)])

@@ -10,8 +10,8 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
@@ -19,7 +19,7 @@ import pytest
 from schemas.terms import Direction, Reason
 from services.common.bpf import BpfMap
 from services.demo import objects, topology
-from services.demo.lab import HOST_VETH_MAC, run_command
+from services.demo.lab import HOST_VETH_MAC, UPLINK, run_command
 from services.demo.netns import open_socket
 from services.demo.topology import NODE_A, Pod
 from services.nodeagent.datapath import REASONS
@@ -33,7 +33,6 @@ from tests.e2e.onenode import (
     PORT,
     OneNode,
     allow_egress,
-    jumbo_links,
     make_pod,
     one_node,
     until,
@@ -262,10 +261,29 @@ LONG = 5_000
 LONG_WAYS = {"long": (A4, ALLOWED), "long-denied": (A4, DENIED), "long6": (A6, ALLOWED6), "long6-denied": (A6, DENIED6)}
 
 
+@contextmanager
+def jumbo_links(node: OneNode) -> Iterator[None]:
+    """From the attacker's pod to the fabric with an MTU of 9000."""
+    links = [
+        (node.lab.pod_namespace(ATTACKER), "eth0"),
+        (node.namespace, ATTACKER.interface),
+        (node.namespace, UPLINK),
+        (node.lab.fabric, "node-a"),
+    ]
+    set_mtu(links, 9000)
+    yield
+    set_mtu(links, 1500)
+
+
+def set_mtu(links: Iterable[tuple[str, str]], mtu: int) -> None:
+    for namespace, link in links:
+        run_command(["ip", "-n", namespace, "link", "set", link, "mtu", str(mtu)])
+
+
 def send_long(node: OneNode) -> set[str]:
     """Frames of 5,000 bytes out of the pod; those that got to the fabric."""
     with (
-        jumbo_links(node, ATTACKER),
+        jumbo_links(node),
         closing(open_sniffers(node)) as sniffers,
         closing(open_socket(node.lab.pod_namespace(ATTACKER), socket.AF_PACKET, socket.SOCK_RAW, _ETH_P_ALL)) as raw,
     ):
