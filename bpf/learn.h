@@ -565,6 +565,8 @@ static INLINE int walk_record(struct dns *d, const __u8 *message, __u16 *found_a
 
         if (size != (type == TYPE_A ? 4 : 16))
             return WALKED_MALFORMED;
+        if (found >= ANSWERS - 1)
+            return WALKED_TOO_LONG;
         found_at[found & (ANSWERS - 1)] = at;
         d->found = found + 1;
     } else if (type == TYPE_CNAME && class == CLASS_IN && d->first) {

@@ -112,7 +112,7 @@ struct clock {
 // row is in the array or here, and the verifier follows two ways where there would be three.
 enum far_row { FAR_PEERS = 0, FAR_MORE_PEERS = 1, FAR_PORTS = 2, FAR_BEHIND = 3, FAR_ROWS = 6 };
 
-#define ANSWERS 256 // of 16 bytes each in MESSAGE_BYTES: no message holds more
+#define ANSWERS 256 // one more than an event counts; a message of more (records whose owner is the root) is handed over
 #define TEXT_BYTES 520
 
 struct scratch {
