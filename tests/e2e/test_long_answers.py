@@ -28,7 +28,7 @@ from services.demo.state import is_alive
 from services.demo.topology import FRESH_ZONE, NODE_A
 from services.demo.zones import render_zone
 from tests.e2e.conftest import Running
-from tests.e2e.onenode import count_live, echo_server, until
+from tests.e2e.onenode import START_SECONDS, count_live, echo_server, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -45,6 +45,8 @@ LASTING, DONE = (
     for name, first in (("lasting", 1), ("done", 101))
 )
 """The same, for connections that last and for some that are over at once."""
+CARRIED = {f"carried-{number}": f"198.19.252.{number + 1}" for number in range(10)}
+"""The same, told for a minute."""
 EXPIRED_SECONDS = 3
 """How long the agent keeps a name whose time is over, where nothing lives at its address."""
 DATAGRAMS = {
@@ -70,6 +72,7 @@ def prober(running: Running) -> topology.Pod:
     running.apply("figures.yaml")
     folder = running.demo.run.folder / "knot"
     records = [f"{name} 60 A {address}" for name, addresses in (NAMES | DATAGRAMS).items() for address in addresses]
+    records += [f"{name} 60 A {address}" for name, address in CARRIED.items()]
     records += [f"{name} 1 A {address}" for name, address in (SHORT | LASTING | DONE).items()]
     zone = folder / f"{FRESH_ZONE}.zone"
     zone.write_text("\n".join([render_zone(FRESH_ZONE, {}).replace("hostmaster 1 ", "hostmaster 2 "), *records, ""]))
@@ -203,54 +206,6 @@ def test_a_name_that_expires_cuts_none_of_its_connections(running: Running, prob
         assert is_untouched()
 
 
-def test_a_connection_outlives_its_name_by_more_than_names_are_kept(running: Running, prober: topology.Pod) -> None:
-    """Ten live ones go on when an agent has cleaned up after their names' time and their flows are pushed out then; a
-    new one does not come about. Names without a connection were gone by then, and these go when theirs are over."""
-    restart_agent(running, YETT_NAMES_EXPIRED_SECONDS=str(EXPIRED_SECONDS))
-    with ExitStack() as stack:
-        port = stack.enter_context(echo_server(running.demo.lab.fabric))
-        resolver = stack.enter_context(resolver_connection(running, prober))
-        live = []
-        for name, address in (LASTING | DONE).items():
-            assert ask(resolver, name) == [address]
-            opened = open_socket(running.demo.lab.pod_namespace(prober), socket.AF_INET, socket.SOCK_STREAM)
-            live.append(stack.enter_context(closing(opened)))
-            opened.settimeout(DEADLINE_SECONDS)
-            opened.connect((address, port))
-        assert count_live(live, DEADLINE_SECONDS) == len(live)
-        for opened in live[len(LASTING) :]:
-            opened.close()
-        kept = live[: len(LASTING)]
-        last = list(LASTING.values())[-1]
-        until(lambda: not list_entries(running, "resolutions", DONE), CLEANED_SECONDS, "names of what is over go")
-        assert len({key[:16] for key in list_entries(running, "resolutions", LASTING)}) == len(LASTING)
-        assert forget(running, "flows", LASTING) == len(LASTING)
-        assert not reaches(running, prober, last, port)
-        assert count_live(kept, DEADLINE_SECONDS) == len(kept)
-    until(lambda: not list_entries(running, "resolutions", LASTING), CLEANED_SECONDS, "the other names go as well")
-
-
-def restart_agent(running: Running, **own: str) -> None:
-    """The agent of the pod's node is another, with these settings; returns when it enforces."""
-    pipeline = running.demo.pipeline
-    before = pipeline.processes[agent_name(NODE_A)]
-    os.kill(before.pid, signal.SIGTERM)
-    until(lambda: not is_alive(before), DEADLINE_SECONDS, "the agent ends")
-    started = pipeline.start_agent(NODE_A, own)
-    running.run(_await_agent(running, started.pid))
-
-
-async def _await_agent(running: Running, pid: int) -> None:
-    async with asyncio.timeout(2 * EXPIRY_SECONDS):
-        while not _is_enforcing(running, pid):  # noqa: ASYNC110 - sent once a second
-            await asyncio.sleep(0.1)
-
-
-def _is_enforcing(running: Running, pid: int) -> bool:
-    status = running.demo.bus.agents.get(NODE_A.name)
-    return status is not None and status.pid == pid and status.revision > 0
-
-
 def set_mtu(running: Running, pod: topology.Pod, mtu: int) -> None:
     """Of every link between the cluster's DNS and the pod."""
     lab = running.demo.lab
@@ -304,3 +259,61 @@ def test_a_datagram_that_the_kernel_cannot_read_opens_after_the_recorder_did(
     assert count_fragments(running, prober) - before == fragments
     await_connection(running, prober, addresses[-1])
     assert all(connect(running, prober, address) for address in addresses[::37])
+
+
+def test_a_connection_outlives_its_name_by_more_than_names_are_kept(running: Running, prober: topology.Pod) -> None:
+    """Ten live ones go on when an agent has cleaned up after their names' time and their flows are pushed out then, and
+    when the next agent begins with another layout, without flows; a new one does not come about. Names without a
+    connection go, and names that live are carried over."""
+    restart_agent(running, YETT_NAMES_EXPIRED_SECONDS=str(EXPIRED_SECONDS))
+    with ExitStack() as stack:
+        port = stack.enter_context(echo_server(running.demo.lab.fabric))
+        resolver = stack.enter_context(resolver_connection(running, prober))
+        live = []
+        for name, address in (LASTING | DONE).items():
+            assert ask(resolver, name) == [address]
+            opened = open_socket(running.demo.lab.pod_namespace(prober), socket.AF_INET, socket.SOCK_STREAM)
+            live.append(stack.enter_context(closing(opened)))
+            opened.settimeout(DEADLINE_SECONDS)
+            opened.connect((address, port))
+        assert count_live(live, DEADLINE_SECONDS) == len(live)
+        for opened in live[len(LASTING) :]:
+            opened.close()
+        kept = live[: len(LASTING)]
+        last = list(LASTING.values())[-1]
+
+        def is_untouched() -> bool:
+            return not reaches(running, prober, last, port) and count_live(kept, DEADLINE_SECONDS) == len(kept)
+
+        until(lambda: not list_entries(running, "resolutions", DONE), CLEANED_SECONDS, "names of what is over go")
+        assert len({key[:16] for key in list_entries(running, "resolutions", LASTING)}) == len(LASTING)
+        assert forget(running, "flows", LASTING) == len(LASTING)
+        assert is_untouched()
+        for name, address in CARRIED.items():
+            assert ask(resolver, name) == [address]
+        before = find_map(running, "flows").parent
+        restart_agent(running, YETT_MAP_FLOWS="65536", YETT_MAP_RESOLUTIONS="32768")
+        until(lambda: not before.exists(), START_SECONDS, "the layout before is gone")
+        assert is_untouched()
+        assert all(reaches(running, prober, address, port) for address in CARRIED.values())
+
+
+def restart_agent(running: Running, **own: str) -> None:
+    """The agent of the pod's node is another, with these settings; returns when it enforces."""
+    pipeline = running.demo.pipeline
+    before = pipeline.processes[agent_name(NODE_A)]
+    os.kill(before.pid, signal.SIGTERM)
+    until(lambda: not is_alive(before), START_SECONDS, "the agent ends")
+    started = pipeline.start_agent(NODE_A, own)
+    running.run(_await_agent(running, started.pid))
+
+
+async def _await_agent(running: Running, pid: int) -> None:
+    async with asyncio.timeout(START_SECONDS):
+        while not _is_enforcing(running, pid):  # noqa: ASYNC110 - sent once a second
+            await asyncio.sleep(0.1)
+
+
+def _is_enforcing(running: Running, pid: int) -> bool:
+    status = running.demo.bus.agents.get(NODE_A.name)
+    return status is not None and status.pid == pid and status.revision > 0

@@ -43,16 +43,14 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 PODS = [make_pod(host) for host in range(10, 14)]
 LOAD_PORT = 9100
-WANTED_RATE = 10_000
-"""Connections a second over all pods."""
+WANTED_RATE, OFFERED_RATE = 10_000, 11_000
+"""Connections a second over all pods: made at the least, and asked for, so that a moment's lag is no failure."""
 FIRST = ("chrt", "--rr", "1")
 """The generator runs before the machine's other work, the agents and their compiler among it, at a real-time priority:
 what is asked for is then what is offered. At the rates wanted it leaves them most of a processor.
 """
 CONTROL_RATE, CONTROL_SECONDS = 25_000, 4.0
 """More than is wanted: what the machine makes without an upgrade."""
-LEAST_SHARE = 0.5
-"""Of the rate without an upgrade, where that is less than wanted: compiler and verifier take one of two processors."""
 LIVE = 200
 
 
@@ -203,13 +201,12 @@ def list_programs(node: OneNode) -> set[str]:
 
 
 def test_replacing_the_agent_under_load_changes_no_verdict(node: OneNode, generator: Path, tmp_path: Path) -> None:
-    """Two builds, after SIGTERM and after SIGKILL, under 10,000 connections a second, or half of what a machine makes
-    that makes fewer without an upgrade: all allowed ones are made, no more of them late than without, no denied one is,
-    and of numbered datagrams not one is lost."""
+    """Two builds, after SIGTERM and after SIGKILL, under 10,000 connections a second and no fewer: all allowed ones are
+    made, no more of them late than without, no denied one is, and of numbered datagrams not one is lost."""
     with Load(node, generator, CONTROL_RATE) as quiet:
         until(lambda: quiet.seconds() > CONTROL_SECONDS, 60, "the control run ends")
         control = quiet.stop()
-    with Load(node, generator, WANTED_RATE) as load, Numbered(node) as numbered:
+    with Load(node, generator, OFFERED_RATE) as load, Numbered(node) as numbered:
         builds = [list_programs(node)]
         for number in range(1, 3):
             node.end_agent(signal.SIGTERM if number % 2 else signal.SIGKILL)
@@ -227,7 +224,10 @@ def test_replacing_the_agent_under_load_changes_no_verdict(node: OneNode, genera
     assert (lost, leaked) == (0, 0) and sent > 1000
     assert counted["refused"] > 0
     assert counted["late"] / counted["made"] <= (control["late"] + 1) / control["made"]  # none is fewer than one
-    assert rates[1] >= (0.95 * WANTED_RATE if rates[0] >= WANTED_RATE else rates[0] * LEAST_SHARE)
+    assert min(rates) >= WANTED_RATE, (
+        f"{rates[0]:.0f} connections a second without an upgrade and {rates[1]:.0f} with: the promise is about"
+        f" {WANTED_RATE} of them, which this machine, as busy as it is, does not make"
+    )
 
 
 @pytest.mark.parametrize("change", ["sizes", "structs"])
