@@ -96,12 +96,13 @@ class Pods:
         return self.kernel.to_pod(frame, ifindex=ifindex).passed
 
     def age(self, numbers: Container[int]) -> None:
-        """What was asked under these numbers was idle for a while."""
+        """What was asked under these numbers was idle for a while, and all else was used in one instant."""
         flows = self.kernel.maps["flows"]
-        for key, value in dict(flows.items()).items():
-            if int.from_bytes(key[20:22], "big") - 1024 in numbers:
-                expires = int.from_bytes(value[EXPIRES], "little") - 20
-                flows.put(key, value[: EXPIRES.start] + expires.to_bytes(4, "little") + value[EXPIRES.stop :])
+        entries = dict(flows.items())
+        newest = max(int.from_bytes(value[EXPIRES], "little") for value in entries.values())
+        for key, value in entries.items():
+            expires = newest - 20 * (int.from_bytes(key[20:22], "big") - 1024 in numbers)
+            flows.put(key, value[: EXPIRES.start] + expires.to_bytes(4, "little") + value[EXPIRES.stop :])
 
     def flood(self, *, flooder: bool) -> None:
         """One of them opens more than all places, and more that an accomplice answers."""
