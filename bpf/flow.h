@@ -1,8 +1,9 @@
 // Flows: what was judged once and need not be judged again while nothing changed.
 //
 // One hash for all, and a place for each flow in its endpoint's own region of ``places``: unanswered flows (anyone can make
-// those) in the first quarter, answered ones (someone had to reply) behind. Where a part is full, the endpoint's own flow
-// that was idle longest among a few goes; no packet of an endpoint can remove another's flow.
+// those) in every fourth, answered ones (someone had to reply) in the others. Where they are full, the endpoint's own flow
+// that was idle longest among a few goes; no packet of an endpoint can remove another's flow. Where regions change, flows
+// move with them: move.h.
 // Deliberately absent: a shared LRU. It gives no endpoint anything: the valid entries are its likeliest victims.
 // Timeouts are settings, in struct config; a flow has the one that was in force when a packet renewed it: at its last one,
 // or RENEW_JIFFIES before.
@@ -134,43 +135,64 @@ static INLINE void clear_place(struct place *p, __u32 index)
     p->key.ifindex = 0;
 }
 
-// A place for the flow of ``s->key`` in the endpoint's region, or NO_PLACE. ``answered``: which part of the region.
-static INLINE __u32 take_place(struct scratch *s, struct endpoint *ep, int answered, __u32 ticks)
+// How many places of a region are for such flows.
+static INLINE __u32 count_places(union region region, int answered)
 {
+    return answered ? region.count - region.count / 4 : region.count / 4;
+}
+
+// Of the places for such flows the ``number``th: of four the first is for those that nobody answered.
+static INLINE __u32 find_place(union region region, int answered, __u32 number)
+{
+    return region.first + (answered ? number + number / 3 + 1 : number * 4);
+}
+
+struct choice {
+    __u32 index; // NO_PLACE: none
+    __u32 idle;  // how long its flow was, in ticks, PLACE_CLOSED or PLACE_FREE
+};
+
+// Of the next places for such flows in the endpoint's region the one that was idle longest, or the first that is free.
+static INLINE struct choice pick_place(struct endpoint *ep, union region region, int answered, __u32 ticks)
+{
+    struct choice best = {.index = NO_PLACE, .idle = 0};
+    __u32 size = count_places(region, answered);
     struct quota *q = find_quota(ep->id);
-    __u32 waiting = ep->places / 4, first = ep->first_place, size = waiting;
-    __u32 best = NO_PLACE, longest = 0;
     struct place *p;
 
-    if (answered) {
-        first += waiting;
-        size = ep->places - waiting;
-    }
     if (!q || !size)
-        return NO_PLACE;
+        return best;
     for (int i = 0; i < PLACES_PROBED; i++) {
         __u64 hand = q->hand[answered];
-        __u32 index = first + hand % size, idle;
+        __u32 index = find_place(region, answered, hand % size), idle;
 
         if (__sync_val_compare_and_swap(&q->hand[answered], hand, hand + 1) != hand)
             continue; // another CPU has this place
         p = places.lookup(&index);
         if (!p)
-            return NO_PLACE;
+            break;
         idle = find_idleness(p, index, ticks);
-        if (idle >= longest) {
-            longest = idle;
-            best = index;
+        if (idle >= best.idle) {
+            best.idle = idle;
+            best.index = index;
         }
         if (idle == PLACE_FREE)
             break;
     }
-    p = places.lookup(&best);
+    return best;
+}
+
+// A place for the flow of ``s->key`` in the endpoint's region, or NO_PLACE. ``answered``: of which kind.
+static INLINE __u32 take_place(struct scratch *s, struct endpoint *ep, int answered, __u32 ticks)
+{
+    struct choice best = pick_place(ep, read_region(ep), answered, ticks);
+    struct place *p = places.lookup(&best.index);
+
     if (!p)
         return NO_PLACE;
-    clear_place(p, best);
+    clear_place(p, best.index);
     p->key = s->key;
-    return best;
+    return best.index;
 }
 
 // A new flow, unanswered; whether it has a place.

@@ -1,9 +1,17 @@
 // What an endpoint keeps for a while in a table that all share: ports of fragmented datagrams, answers that were told.
 //
 // An endpoint has the part of the table that it has of ``places`` (services/nodeagent/regions.py), scaled to the size of
-// the table, and within it a key has one set of KEPT_WAYS entries. What floods an endpoint pushes out what it keeps
+// the table, and within it a key has one set of KEPT_WAYS entries. A part that an endpoint is given is empty, and what it
+// kept in one that it has no more is forgotten. What floods an endpoint pushes out what it keeps
 // itself and nobody else's. An entry is written under its ``version``, odd meanwhile: two CPUs never mix theirs.
 // Deliberately absent: a shared LRU, whose valid entries are a flood's likeliest victims.
+
+static INLINE union region read_region(const struct endpoint *ep)
+{
+    union region region = {.word = *(volatile __u64 *)&ep->region.word};
+
+    return region;
+}
 
 static INLINE __u32 hash_kept(const struct kept_key *key)
 {
@@ -22,11 +30,12 @@ static INLINE __u32 hash_kept(const struct kept_key *key)
 // Which of a table's ``sets``, a constant, a key of this endpoint has; NO_SET: the endpoint has no part of it.
 static INLINE __u32 choose_set(const struct endpoint *ep, __u32 sets, const struct kept_key *key)
 {
-    __u32 own = (__u64)ep->places * sets / FLOWS;
+    union region region = read_region(ep);
+    __u32 own = (__u64)region.count * sets / FLOWS;
 
     if (!own)
         return NO_SET;
-    return (__u64)ep->first_place * sets / FLOWS + (hash_kept(key) & (own - 1));
+    return (__u64)region.first * sets / FLOWS + (hash_kept(key) & (own - 1));
 }
 
 // 1 if they differ, without a branch: each one doubles what the verifier walks.

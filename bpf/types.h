@@ -69,6 +69,15 @@ struct address {
     };
 };
 
+// A part of ``places``. Read by its word, at once: it may change meanwhile.
+union region {
+    struct {
+        __u32 first;
+        __u32 count; // a power of two; 0: none
+    };
+    __u64 word;
+};
+
 // endpoints: array, slot = ifindex & (slots - 1). ``ifindex`` tells whether the slot is ours; of two live interfaces with
 // one slot the second lives in endpoints_far, a hash by ifindex. The first address of each family is here, so that the
 // source check of nearly every packet is a compare; further ones are in endpoint_addresses.
@@ -79,9 +88,8 @@ struct endpoint {
     __u32 flags;
     __u32 identity;
     __u32 address4; // network order, 0: none
-    __u32 first_place; // its region of ``places``: no other endpoint's flows are there
-    __u32 places;      // 0: its packets make no flows
     __u32 pad;
+    union region region; // no other endpoint's flows are there; none: its packets make no flows
     struct address address6; // zero: none
     struct address gateway6; // the on-link peer that neighbour discovery may address; zero: none
 };
@@ -301,7 +309,8 @@ struct query_set {
 // key but its number (0: the first of its family), so that one short key serves both families.
 // places: an array as long as ``flows``. A flow is admitted to the hash only with a place, and each endpoint takes places
 // of its own region alone: what floods an endpoint pushes out that endpoint's flows and nobody else's, and the hash cannot
-// fill up. The first quarter of a region is for flows that nobody answered yet, which anyone can make.
+// fill up. Every fourth place is for flows that nobody answered yet, which anyone can make: so a place is for the same kind
+// however long the region is.
 // ``own_port_be`` is 0 for queries to a trusted resolver: they share one flow, and the query entry admits the answer.
 // Written by whole words: see set_mapped.
 struct flow_key {

@@ -2,7 +2,7 @@
 
 Rules of this module:
 
-* Everything is opened by its pin; nothing is created here except by ``create_map`` (tests and tools).
+* Everything is opened by its pin; what ``create_map`` makes is pinned by others, or by nobody.
 * Errors are translated once: ``BpfError`` names the operation and the map or program.
 * Zero is absent: an array cannot forget an entry, so ``delete`` writes zeros and ``items`` leaves zeros out.
 
@@ -18,6 +18,7 @@ import mmap
 import os
 import platform
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -53,6 +54,7 @@ TYPE_PERCPU_ARRAY = 6
 TYPE_LRU_HASH = 9
 TYPE_LRU_PERCPU_HASH = 10
 TYPE_LPM_TRIE = 11
+TYPE_ARRAY_OF_MAPS = 12
 TYPE_RING_BUFFER = 27
 _PERCPU_TYPES = frozenset({TYPE_PERCPU_HASH, TYPE_PERCPU_ARRAY, TYPE_LRU_PERCPU_HASH})
 _ARRAY_TYPES = frozenset({TYPE_ARRAY, TYPE_PERCPU_ARRAY})
@@ -198,11 +200,23 @@ def count_tcx_programs(ifindex: int, hook: int) -> int:
 
 
 def create_map(
-    kind: int, key_bytes: int, value_bytes: int, max_entries: int, *, name: str = "test", flags: int = 0
+    kind: int, key_bytes: int, value_bytes: int, max_entries: int, *, name: str = "test", flags: int = 0, inner: int = 0
 ) -> BpfMap:
-    """A new map that nothing pins: for tests and measurements."""
-    attribute = _attribute(_CREATE, kind, key_bytes, value_bytes, max_entries, flags, 0, 0, name.encode()[:15])
+    """A new map that nothing pins. ``inner``: descriptor of a map like those that a map of maps holds."""
+    attribute = _attribute(_CREATE, kind, key_bytes, value_bytes, max_entries, flags, inner, 0, name.encode()[:15])
     return BpfMap.from_fd(_checked(MAP_CREATE, attribute, "create", name), name)
+
+
+def wait_for_programs() -> None:
+    """Return when every program that was running has ended: those that run now see what was written before.
+
+    A write to a map of maps waits for that. Source: kernel/bpf/syscall.c, maybe_wait_bpf_programs.
+    """
+    with (
+        create_map(TYPE_ARRAY, 4, 4, 1, name="waited") as inner,
+        create_map(TYPE_ARRAY_OF_MAPS, 4, 4, 1, name="waits", inner=inner.fd) as outer,
+    ):
+        outer.put(bytes(4), inner.fd.to_bytes(4, sys.byteorder))
 
 
 class BpfMap:
@@ -488,6 +502,8 @@ class TestRun:
 
 
 _SKB_BYTES = 192
+_SKB_MARK = 8
+_SKB_CB = slice(48, 68)
 _SKB_INGRESS_IFINDEX = 36
 _SKB_IFINDEX = 40
 _SKB_GSO_SEGS = 164
@@ -513,6 +529,33 @@ def make_context(*, ifindex: int = 0, ingress_ifindex: int = 0, gso_segs: int = 
     struct.pack_into("=II", context, _SKB_INGRESS_IFINDEX, ingress_ifindex, ifindex)
     struct.pack_into("=I", context, _SKB_GSO_SEGS, gso_segs)
     return bytes(context)
+
+
+class MarkedRun:
+    """A program that is run many times at once and goes on each time where it was, in the packet's mark and cb.
+
+    ``mark`` is where it is now.
+    """
+
+    def __init__(self, fd: int, mark: int, *, name: str = "program") -> None:
+        self._fd, self._name = fd, name
+        self.mark = mark
+        self._cb = bytes(_SKB_CB.stop - _SKB_CB.start)
+
+    def __call__(self, repeat: int) -> None:
+        """BpfError: EINTR where a signal came; then ``mark`` is where it was."""
+        frame = ctypes.create_string_buffer(64)
+        told = bytearray(_SKB_BYTES)
+        struct.pack_into("=I", told, _SKB_MARK, self.mark)
+        told[_SKB_CB] = self._cb
+        context = ctypes.create_string_buffer(bytes(told), _SKB_BYTES)
+        skb = (_SKB_BYTES, _SKB_BYTES, ctypes.addressof(context), ctypes.addressof(context))
+        frames = (len(frame), 0, ctypes.addressof(frame), 0)
+        _checked(
+            PROGRAM_TEST_RUN, _attribute(_TEST_RUN, self._fd, 0, *frames, repeat, 0, *skb, 0, 0, 0), "run", self._name
+        )
+        (self.mark,) = struct.unpack_from("=I", context, _SKB_MARK)
+        self._cb = context.raw[_SKB_CB]
 
 
 class PreparedRun:

@@ -28,10 +28,11 @@ from services.nodeagent import mapcodec
 from services.nodeagent.expired import Keep, Place, PlacesInUse, Terms, choose_keep
 from services.nodeagent.liveflows import find_live
 from services.nodeagent.mapcodec import SCOPE_LEARNED, SCOPE_SHARED, Bytes
+from services.nodeagent.moves import PROGRAM, move_flows
 from services.nodeagent.names import MAX_LISTED, Withdrawn
 from services.nodeagent.occupancy import count_charged
 from services.nodeagent.plan import ORDER, Kind, Op, order_changes, order_retreat
-from services.nodeagent.regions import Region, allot_regions
+from services.nodeagent.regions import Region, allot_regions, find_given, plan_moves
 from services.nodeagent.rowmap import RowMap, open_table
 from services.nodeagent.slots import Slots, drop_expired, list_pages, place_row
 from services.nodeagent.tables import Tables
@@ -72,11 +73,15 @@ def boottime_seconds() -> int:
 
 
 class Datapath:
-    """All maps of one pin folder. ``maps``: name -> pin; ``terms``: how long expired names stay."""
+    """All maps of one pin folder.
 
-    def __init__(self, maps: Mapping[str, Path], terms: Terms | None = None) -> None:
+    ``maps``: name -> pin; ``terms``: how long expired names stay; ``has_flows``: some that a plan may not lose.
+    """
+
+    def __init__(self, maps: Mapping[str, Path], terms: Terms | None = None, *, has_flows: bool = True) -> None:
         self._pins = dict(maps)
         self._in_use = PlacesInUse(terms or Terms(), boottime_seconds())
+        self._has_flows = has_flows
         self._maps: dict[str, BpfMap | RowMap] = {}
         self._present: dict[str, Bytes] = {}
         self._shared: dict[str, Slots] = {}
@@ -87,6 +92,8 @@ class Datapath:
         """Names from other nodes that found no room since then."""
         self.full = ""
         """How ``resolutions`` came to be full, as of the last clean-up; empty while there is room."""
+        self._is_moved = False
+        """Whether flows are known to be in their regions: an agent before may have ended while it moved them."""
         self._looked = boottime_seconds()
         self.taught: list[Taught] = []
         """What answers here taught, as of the last clean-up: those that live longest, ``MAX_LISTED`` at most."""
@@ -96,10 +103,11 @@ class Datapath:
 
     def open(self) -> None:
         """Read what is present. BpfError if a map is not there."""
-        for name in (*ORDER, "epoch", "resolutions", "reasons", "quotas", "credits", "places"):
+        for name in (*ORDER, "epoch", "resolutions", "reasons", "quotas", "credits", "places", *_KEPT):
             self._maps[name] = open_table(self._pins, name)
         for name in ORDER:
             self._present[name] = dict(self._maps[name].items())
+        self._is_moved = not self.regions()
         self._read_shared()
 
     def close(self) -> None:
@@ -178,11 +186,48 @@ class Datapath:
 
     def plan(self, tables: Tables, touched: Mapping[str, Iterable[object]] | None) -> list[Op]:
         """Ops from what is present to these tables. ``touched``: keys by table, None: compare everything."""
-        return order_changes(*self._compare(tables, touched))
+        moves = self._plan_moves(tables) if touched is None or "endpoints" in touched else []
+        return [*moves, *order_changes(*self._compare(tables, touched))]
 
     def plan_retreat(self, tables: Tables) -> list[Op]:
         """Ops back to these tables, those in force before a plan that a full map stopped."""
-        return order_retreat(*self._compare(tables, None))
+        return [*self._plan_moves(tables), *order_retreat(*self._compare(tables, None))]
+
+    def _plan_moves(self, tables: Tables) -> list[Op]:
+        """What comes before endpoints may have their regions: the steps there, each followed by the flows."""
+        if not self._has_flows:
+            return []
+        before, after = self.regions(), self._allot_regions(tables)
+        steps = plan_moves(before, after)
+        if not steps and not find_given(before, after):
+            return []
+        ops = [] if self._is_moved else [Op(Kind.MOVE, "places")]
+        for step in steps:
+            ops += [*self._write_regions(step), Op(Kind.MOVE, "places")]
+            before = {**before, **step}
+        return [*ops, *self._clear_kept(find_given(before, after))]
+
+    def _write_regions(self, regions: Mapping[int, Region]) -> Iterator[Op]:
+        """Endpoints as they are, with these regions."""
+        for name in ("endpoints_far", "endpoints"):
+            entries = {}
+            for key, value in self._present[name].items():
+                region = regions.get(mapcodec.decode_region(value)[0])
+                if region is not None:
+                    entries[key] = mapcodec.replace_region(value, region)
+            if entries:
+                yield Op(Kind.PUT, name, entries)
+
+    def _clear_kept(self, given: Iterable[Region]) -> Iterator[Op]:
+        places = self._maps["places"].info.max_entries
+        for name in _KEPT:
+            info = self._maps[name].info
+            sets = [
+                number
+                for first, size in given
+                for number in range(first * info.max_entries // places, (first + size) * info.max_entries // places)
+            ]
+            yield Op(Kind.CLEAR, name, dict.fromkeys(map(mapcodec.encode_index, sets), bytes(info.value_bytes)))
 
     def _compare(
         self, tables: Tables, touched: Mapping[str, Iterable[object]] | None
@@ -248,10 +293,20 @@ class Datapath:
                 self._apply_one(op)
             except BpfError as error:
                 self.counters[f"refused_{op.map}"] += 1
-                self._present[op.map] = dict(self._maps[op.map].items())
+                if op.map in self._present:
+                    self._present[op.map] = dict(self._maps[op.map].items())
                 raise DatapathError(error, op.map) from error
 
     def _apply_one(self, op: Op) -> None:
+        if op.kind is Kind.MOVE:
+            move_flows(self._pins["places"].with_name(PROGRAM), self._maps["places"].info.max_entries)
+            self._is_moved = True
+        elif op.kind is Kind.CLEAR:
+            self._maps[op.map].put_many(op.entries)
+        else:
+            self._write(op)
+
+    def _write(self, op: Op) -> None:
         present = self._present[op.map]
         self.written += len(op.entries)
         if op.kind is Kind.DELETE:
@@ -545,6 +600,8 @@ def _is_owned(known: Mapping[bytes, bytes], key: bytes) -> bool:
 
 _PLACE = -4
 """Where the page begins in a key of ``resolutions``."""
+_KEPT = ("seen", "fragments")
+"""Tables of which each endpoint has the part that it has of the places: ``bpf/kept.h``."""
 _SOURCES = {SCOPE_LEARNED: "learned", SCOPE_SHARED: "shared"}
 """Whose answer taught a name; every other scope is one endpoint's own, taught by a resolver outside the cluster."""
 _OF_ADDRESSES = frozenset({"ipcache", "own_addresses", "frontends"})

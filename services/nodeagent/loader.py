@@ -52,10 +52,12 @@ SOURCES = (
     "reach.h",
     "learn.h",
     "established.h",
+    "move.h",
     "pod_tc.c",
 )
 LAYOUT_SOURCES = ("types.h", "maps.h")
-ENTRY_PROGRAMS = ("from_pod", "to_pod")
+ENTRY_PROGRAMS = ("from_pod", "to_pod", "move_flow")
+"""Those that are pinned: two for interfaces, and the one that the agent runs itself when regions change."""
 TAIL_PROGRAMS: Mapping[str, int] = {
     "judge_packet": 0,
     "finish_packet": 1,

@@ -72,7 +72,7 @@ SCOPE_SHARED = 0xFFFFFFFF
 _WORDS = struct.Struct("=8Q")
 _U32 = struct.Struct("=I")
 _PAIR = struct.Struct("=II")
-_ENDPOINT = struct.Struct("=I I 4I I I 4s I I 4x 16s 16s")
+_ENDPOINT = struct.Struct("=I I 4I I I 4s 4x I I 16s 16s")
 _ENDPOINT_ADDRESS = struct.Struct("=I4x16s")
 _RULESET = struct.Struct("=8Q8Q4Q III HHHH 16s 4x")
 _CIDR = struct.Struct("=II")
@@ -153,6 +153,13 @@ def decode_region(value: bytes) -> tuple[int, Region]:
     """(ifindex, region) of an endpoint in force."""
     fields = _ENDPOINT.unpack(value)
     return fields[0], Region(fields[9], fields[10])
+
+
+def replace_region(value: bytes, region: Region) -> bytes:
+    """The same endpoint with another region."""
+    fields = list(_ENDPOINT.unpack(value))
+    fields[9:11] = region
+    return _ENDPOINT.pack(*fields)
 
 
 def encode_ruleset(entry: RulesetEntry) -> bytes:

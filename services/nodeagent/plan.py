@@ -54,16 +54,20 @@ class Kind(StrEnum):
     PUT = "put"
     DELETE = "delete"
     BUMP = "bump"
+    MOVE = "move"
+    """Flows go where regions are now."""
+    CLEAR = "clear"
+    """What endpoints kept in sets that change hands is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One step: a batch of writes to one map, a batch of deletes, or a new epoch."""
+    """One step: a batch of writes to one map, a batch of deletes, a new epoch, or flows that move."""
 
     kind: Kind
     map: str = ""
     entries: dict[bytes, bytes] = field(default_factory=dict)
-    """PUT: the entries. DELETE: the keys, with empty values."""
+    """PUT, CLEAR: the entries. DELETE: the keys, with empty values."""
 
 
 def plan_changes(wanted: Mapping[str, Entries], present: Mapping[str, Entries]) -> list[Op]:

@@ -132,7 +132,7 @@ class KernelEngine:
     def __init__(self, pins: Path) -> None:
         loaded = load(pins, SIZES, find_cache() / PROGRAMS)
         with contextlib.ExitStack() as undo:
-            self._datapath = Datapath(loaded.maps)
+            self._datapath = Datapath(loaded.maps, has_flows=False)
             undo.callback(self._datapath.close)
             self._datapath.open()
             self._flows = [undo.enter_context(bpf.BpfMap(loaded.maps[name])) for name in _FLOW_MAPS]

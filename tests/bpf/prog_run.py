@@ -18,7 +18,8 @@ from services.common import bpf
 from services.nodeagent import mapcodec
 from services.nodeagent.events import VerdictRecord, decode_verdict
 from services.nodeagent.loader import Loaded, load
-from services.nodeagent.regions import Region, allot_regions
+from services.nodeagent.moves import move_flows
+from services.nodeagent.regions import Region, allot_regions, plan_moves
 from services.nodeagent.rowmap import open_table
 from services.nodeagent.tables import Tables
 
@@ -80,7 +81,7 @@ class Kernel:
         self.handovers = bpf.RingBuffer(self.loaded.maps["handovers"])
         self._programs = {name: bpf.open_object(path) for name, path in self.loaded.programs.items()}
         self._wanted: dict[str, dict[bytes, bytes]] = {}
-        self._regions: dict[int, Region] = {}
+        self.regions: dict[int, Region] = {}
 
     def close(self) -> None:
         for one in self.maps.values():
@@ -94,9 +95,13 @@ class Kernel:
 
     def fill(self, tables: Tables) -> None:
         """Make the agent's maps exactly these tables; flows are judged again."""
-        self._regions = allot_regions(tables.endpoints, self._regions, self.maps["places"].info.max_entries)
+        regions = allot_regions(tables.endpoints, self.regions, self.maps["places"].info.max_entries)
+        for step in plan_moves(self.regions, regions):
+            self.put_regions(step)
+            self.move_flows()
+        self.regions = regions
         slots = self.maps["endpoints"].info.max_entries
-        wanted = mapcodec.encode_tables(tables, endpoint_slots=slots, regions=self._regions)
+        wanted = mapcodec.encode_tables(tables, endpoint_slots=slots, regions=regions)
         for name, entries in wanted.items():
             before = self._wanted.get(name, {})
             gone = [key for key in before if key not in entries]
@@ -107,6 +112,19 @@ class Kernel:
                 self.maps[name].put_many(changed)
         self._wanted = wanted
         self.bump()
+
+    def put_regions(self, regions: Mapping[int, Region]) -> None:
+        """Endpoints as they are, with these regions."""
+        self.regions = {**self.regions, **regions}
+        for name in ("endpoints", "endpoints_far"):
+            for key, value in self._wanted.get(name, {}).items():
+                ifindex = mapcodec.decode_region(value)[0]
+                self._wanted[name][key] = mapcodec.replace_region(value, self.regions[ifindex])
+            self.maps[name].put_many(self._wanted.get(name, {}))
+
+    def move_flows(self) -> None:
+        """Flows go where regions are now."""
+        move_flows(self.loaded.programs["move_flow"], self.maps["places"].info.max_entries)
 
     def bump(self) -> None:
         """A new epoch."""

@@ -6,17 +6,22 @@ the maps hold in all.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import time
+from collections.abc import Container, Iterator
 
 import pytest
 
 from schemas.terms import Default, Direction, Reason
 from services.common import bpf
 from services.nodeagent import occupancy
+from services.nodeagent.datapath import Datapath
 from services.nodeagent.events import decode_verdict
 from services.nodeagent.loader import DEFAULT_SIZES
 from services.nodeagent.mapcodec import decode_region
+from services.nodeagent.plan import Kind
 from services.nodeagent.tables import ConfigEntry, EndpointEntry, Tables
 from tests.bpf import packets
 from tests.bpf.messages import answer, query
@@ -39,6 +44,9 @@ pytestmark = pytest.mark.kernel
 FLOOD = 3 * SIZES["FLOWS"]
 NOISE = 10_000
 """Denials: several times what the ring holds."""
+OTHERS, OTHER_ID = 1 << 20, 40
+EXPIRES = slice(8, 12)
+"""Of a flow."""
 FLOODER4, FLOODER_ID = "10.0.0.6", POD_ID - 1
 REGION = SIZES["FLOWS"] // 2
 """Of two endpoints each has half."""
@@ -52,8 +60,9 @@ class Pods:
     """The victim and the flooder, behind the same rules."""
 
     def __init__(self, kernel: Kernel, interface: int, tables: Tables) -> None:
-        self.kernel, self.interface = kernel, interface
+        self.kernel, self.interface, self.tables = kernel, interface, tables
         tables.endpoints[interface] = EndpointEntry(interface, FLOODER_ID, EGRESS, INGRESS, address4=FLOODER4)
+        self.mine = dict(tables.endpoints)
         kernel.fill(tables)
 
     def connect(self, number: int, *, flooder: bool = False, flags: int = SYN) -> Result:
@@ -66,6 +75,41 @@ class Pods:
         target, ifindex = (FLOODER4, self.interface) if flooder else (POD4, IFINDEX)
         sport, dport = 1024 + number % 60_000, 80 + number // 60_000
         return self.kernel.to_pod(packets.ip(PEER4, target, TCP, tcp(dport, sport, flags)), ifindex=ifindex)
+
+    def be(self, *senders: int, others: int = 0) -> None:
+        """These pods are there, and so many others that only have regions."""
+        mine = {one: self.mine[one] for one in senders}
+        mute = {OTHERS + one: EndpointEntry(OTHERS + one, OTHER_ID + one, EGRESS, INGRESS) for one in range(others)}
+        self.tables.endpoints = mine | mute
+        self.kernel.fill(self.tables)
+
+    def ask(self, number: int, *, flooder: bool = False) -> bool:
+        """Whether a datagram passes; of one pod each number is a flow of its own."""
+        source, ifindex = (FLOODER4, self.interface) if flooder else (POD4, IFINDEX)
+        frame = packets.ip(source, PEER4, UDP, udp(1024 + number, 80, b""))
+        return self.kernel.from_pod(frame, ifindex=ifindex).passed
+
+    def answer(self, number: int, *, flooder: bool = False) -> bool:
+        """Whether the reply to it passes, which it does by its flow alone."""
+        target, ifindex = (FLOODER4, self.interface) if flooder else (POD4, IFINDEX)
+        frame = packets.ip(PEER4, target, UDP, udp(80, 1024 + number, b""))
+        return self.kernel.to_pod(frame, ifindex=ifindex).passed
+
+    def age(self, numbers: Container[int]) -> None:
+        """What was asked under these numbers was idle for a while, and all else was used in one instant."""
+        flows = self.kernel.maps["flows"]
+        entries = dict(flows.items())
+        newest = max(int.from_bytes(value[EXPIRES], "little") for value in entries.values())
+        for key, value in entries.items():
+            expires = newest - 20 * (int.from_bytes(key[20:22], "big") - 1024 in numbers)
+            flows.put(key, value[: EXPIRES.start] + expires.to_bytes(4, "little") + value[EXPIRES.stop :])
+
+    def flood(self, *, flooder: bool) -> None:
+        """One of them opens more than all places, and more that an accomplice answers."""
+        for number in range(FLOOD):
+            assert self.connect(number, flooder=flooder).passed
+        for number in range(FLOOD):
+            assert self.ask(number, flooder=flooder) and self.answer(number, flooder=flooder)
 
     def flows_of(self, ifindex: int) -> set[bytes]:
         flows = self.kernel.maps["flows"]
@@ -165,12 +209,107 @@ def test_an_endpoint_without_a_region_makes_no_flows(pods: Pods) -> None:
     slot = IFINDEX.to_bytes(4, "little")
     before = endpoints.get(slot)
     assert before is not None
-    endpoints.put(slot, before[:36] + bytes(8) + before[44:])
+    endpoints.put(slot, before[:40] + bytes(8) + before[48:])
     assert pods.connect(1).passed
     assert not pods.reply(1, flags=SYN).passed
     assert not pods.flows_of(IFINDEX)
     assert pods.kernel.count_reason(Direction.EGRESS, Reason.MAP_FULL) == 1
     endpoints.put(slot, before)
+
+
+FOURTH = SIZES["FLOWS"] // 4
+FEWER = FOURTH // 2 - FOURTH // 8
+"""Answered flows that a region has room for when it has become half of a fourth."""
+
+
+@pytest.fixture
+def four(pods: Pods) -> Pods:
+    """The victim among four pods: with the flooder as the fifth everybody's region is half as long."""
+    pods.be()
+    pods.be(IFINDEX, others=3)
+    assert pods.kernel.regions[IFINDEX] == (0, FOURTH)
+    return pods
+
+
+def test_where_regions_shrink_a_full_one_loses_its_idlest_flows_and_no_others(four: Pods) -> None:
+    """As many answered flows stay as there is room for, those that were used lately, wherever they were; the new owner
+    of the rest floods in vain."""
+    numbers = range(2 * FEWER)
+    assert all(four.ask(number) and four.answer(number) for number in numbers)
+    assert len(four.flows_of(IFINDEX)) == 2 * FEWER
+    used = random.Random(1).sample(numbers, FEWER)
+    four.age(set(numbers) - set(used))
+    four.be(IFINDEX, four.interface, others=3)
+    assert four.kernel.regions[four.interface].first < FOURTH
+    four.flood(flooder=True)
+    assert len(four.flows_of(IFINDEX)) == FEWER
+    assert sum(four.answer(number) for number in used) >= 0.95 * len(used)
+
+
+def spread(pods: Pods, room: int, *, is_answered: bool) -> set[int]:
+    """So many flows of the victim's, anywhere in a region that is twice as long; their numbers."""
+    numbers = range(2 * room)
+    assert all(pods.ask(number) and (not is_answered or pods.answer(number)) for number in numbers)
+    kept = set(random.Random(2).sample(numbers, room))
+    flows = pods.kernel.maps["flows"]
+    flows.delete_many(key for key, _ in flows.items() if int.from_bytes(key[20:22], "big") - 1024 not in kept)
+    return kept
+
+
+@pytest.mark.parametrize("is_answered", [True, False], ids=["answered", "unanswered"])
+def test_where_regions_shrink_no_flow_goes_that_has_room(four: Pods, is_answered: bool) -> None:
+    """What fits half of a region stays, to the last place, however it lay in the whole."""
+    kept = spread(four, FEWER if is_answered else FEWER // 3, is_answered=is_answered)
+    four.be(IFINDEX, four.interface, others=3)
+    four.flood(flooder=True)
+    assert all(four.answer(number) for number in kept)
+
+
+def test_where_regions_grow_a_pod_that_moves_takes_its_flows_along(pods: Pods) -> None:
+    """The second of eight regions lies in what becomes the first of two: its pod goes to the other, with all it has."""
+    pods.be()
+    pods.be(IFINDEX, pods.interface, others=3)
+    numbers = range(FEWER)
+    assert all(pods.ask(number, flooder=True) and pods.answer(number, flooder=True) for number in numbers)
+    waiting = range(FEWER, FEWER + FEWER // 3)
+    assert all(pods.ask(number, flooder=True) for number in waiting)
+    before = pods.kernel.regions[pods.interface]
+    pods.be(IFINDEX, pods.interface)
+    assert pods.kernel.regions[IFINDEX].first <= before.first < pods.kernel.regions[pods.interface].first
+    pods.flood(flooder=False)
+    assert all(pods.answer(number, flooder=True) for number in (*numbers, *waiting))
+
+
+@pytest.mark.parametrize("done", range(6))
+def test_an_agent_that_ends_while_flows_move_is_followed_by_one_that_finishes(four: Pods, done: int) -> None:
+    """After any of its writes: the next one knows only what is in the kernel."""
+    kept = spread(four, FEWER, is_answered=True)
+    assert all(fragment(four, identifier, is_first=True) for identifier in range(SIZES["FRAGMENTS"]))
+    four.tables.endpoints = {**four.tables.endpoints, four.interface: four.mine[four.interface]}
+    with open_datapath(four.kernel) as agent:
+        ops = agent.plan(four.tables, None)
+        assert Kind.MOVE in [op.kind for op in ops[:done]] or done < 4
+        assert len(ops) > done
+        agent.apply(ops[:done])
+    with open_datapath(four.kernel) as agent:
+        agent.apply(agent.plan(four.tables, None))
+        four.kernel.regions = agent.regions()
+    four.kernel.fill(four.tables)
+    new = four.kernel.regions[four.interface]
+    sets = range(new.first // 4, (new.first + new.size) // 4)
+    used = {int.from_bytes(key, "little") for key, _ in four.kernel.maps["fragments"].items()}
+    assert used and used.isdisjoint(sets)
+    four.flood(flooder=True)
+    assert all(four.answer(number) for number in kept)
+
+
+@contextlib.contextmanager
+def open_datapath(kernel: Kernel) -> Iterator[Datapath]:
+    """An agent's, on the test's maps."""
+    datapath = Datapath(kernel.loaded.maps)
+    datapath.open()
+    yield datapath
+    datapath.close()
 
 
 def fragment(pods: Pods, identifier: int, *, is_first: bool, flooder: bool = False) -> bool:

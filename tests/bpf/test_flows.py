@@ -75,9 +75,8 @@ def only_flow(kernel: Kernel) -> bytes:
 
 
 def is_among_answered(kernel: Kernel) -> bool:
-    """Whether the only flow has its place behind the first quarter of the endpoint's region."""
-    place = int.from_bytes(only_flow(kernel)[PLACE], "little")
-    return place % kernel.maps["places"].info.max_entries >= kernel.maps["places"].info.max_entries // 4
+    """Whether the only flow has none of the places, each fourth, for those that nobody answered."""
+    return int.from_bytes(only_flow(kernel)[PLACE], "little") % 4 != 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -222,7 +222,10 @@ def test_quotas_and_places_are_read_where_they_are_written(structs: dict[str, An
     assert words == [occupancy._LEARNED, occupancy._LOST.start]
     assert ctypes.sizeof(key) == 4 * occupancy._WORDS_A_PLACE
     assert ctypes.sizeof(dict(key._fields_)["peer"]) == 4 * occupancy._IFINDEX
-    assert structs["flow"].place.offset == test_races.PLACE_OFFSET
+    flow = structs["flow"]
+    assert [flow.place.offset, flow.state.offset] == [test_races.PLACE_OFFSET, test_races.STATE_OFFSET]
+    assert flow.place.offset % 8 == 0 and flow.audited_by.offset == flow.place.offset + 4, "one word: see put_flow"
+    assert flow.expires.offset == test_fairness.EXPIRES.start
     assert quota.suppressed.offset == 4 * test_fairness.SUPPRESSED
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import traceback
@@ -14,6 +15,7 @@ import pytest
 from schemas.terms import Default
 from services.common import bpf
 from services.nodeagent import mapcodec, occupancy
+from services.nodeagent.regions import Region
 from services.nodeagent.tables import ConfigEntry
 from tests.bpf import packets
 from tests.bpf.messages import address, answer, query
@@ -33,6 +35,7 @@ CONNECTIONS = 4_000
 """A side: many times the places that they compete for."""
 PLACE_OFFSET = 32
 """Of ``place`` in ``struct flow``."""
+STATE_OFFSET, ANSWERED = 21, 1
 
 Step = Sequence[Callable[[], object]]
 
@@ -227,3 +230,39 @@ def test_two_connections_at_once_share_no_place(kernel: Kernel, answered: bool) 
     homeless = {key: place for key, place in held.items() if whose.get(place) != key}
     assert (shared, homeless) == ({}, {})
     assert len(held) > kernel.maps["places"].info.max_entries // 5
+
+
+MOVES, BATCH = 10, 3_000
+"""How often the pod's region changes, and connections meanwhile."""
+
+
+def move_or_open(kernel: Kernel, sender: Sender, side: int) -> Iterator[Step]:
+    """One side opens connections and answers some of those before, the other moves all to and fro."""
+    half = kernel.maps["places"].info.max_entries // 2
+    frames = [flow_frames(number, 0) for number in range((MOVES + 1) * BATCH)]
+    for number in range(MOVES):
+        if side:
+            region = Region(half * (number % 2), half)
+            yield [functools.partial(kernel.put_regions, {IFINDEX: region}), kernel.move_flows]
+            continue
+        first = number * BATCH
+        opened = [sender.prepare("from_pod", syn) for syn, _ in frames[first : first + BATCH]]
+        before = frames[max(0, first - BATCH) : first : 2]
+        yield [*opened, *(sender.prepare("to_pod", reply) for _, reply in before)]
+
+
+def test_packets_go_on_while_flows_move(kernel: Kernel) -> None:
+    """Flows that are made and answered while their region changes have each a place of its own, in the last region."""
+    tables = make_tables(egress={"default": Default.ALLOW}, ingress={"default": Default.ALLOW})
+    tables.config = ConfigEntry(allow_events=False)
+    kernel.fill(tables)
+    with open_sender(kernel) as sender:
+        Race().run(lambda side: move_or_open(kernel, sender, side))
+    held = places_of(kernel)
+    whose = {int.from_bytes(index, "little"): key for index, key in kernel.maps["places"].items()}
+    half = kernel.maps["places"].info.max_entries // 2
+    assert max(Counter(held.values()).values()) == 1
+    assert {key: place for key, place in held.items() if whose.get(place) != key} == {}
+    assert min(held.values()) >= half * ((MOVES - 1) % 2) and len(held) > half // 5
+    answered = {key for key, value in kernel.maps["flows"].items() if value[STATE_OFFSET] & ANSWERED}
+    assert answered == {key for key, place in held.items() if place % 4}
