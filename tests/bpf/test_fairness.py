@@ -198,7 +198,8 @@ def test_what_is_over_goes_before_what_lives(pods: Pods) -> None:
 
 def test_regions_do_not_overlap(pods: Pods) -> None:
     """What the codec wrote: two endpoints, two halves."""
-    regions = [decode_region(value)[1] for value in dict(pods.kernel.maps["endpoints"].items()).values()]
+    tables = (pods.kernel.maps[name] for name in ("endpoints", "endpoints_far"))
+    regions = [decode_region(value)[1] for table in tables for _, value in table.items()]
     spans = sorted((region.first, region.first + region.size) for region in regions)
     assert spans == [(0, REGION), (REGION, 2 * REGION)]
 
