@@ -134,9 +134,11 @@ def test_both_roads_agree_whatever_comes_and_goes(
         for n, (namespace, first, blocks, created, audited) in enumerate(policies)
     ]
     gone = [obj for obj in objects if dice.random() < 0.3]
-    state = state_of([*CLUSTER, room(own=2, table=5), *dice.sample(objects, len(objects))])
-    state.rows()
-    state.upsert(room(own=own, table=table))
+    state = state_of([*CLUSTER, room(own=2, table=5)])
+    for obj in (*dice.sample(objects, len(objects)), room(own=own, table=table)):
+        if dice.random() < 0.5:
+            state.rows()
+        state.upsert(obj)
     for obj in gone:
         state.delete("NetworkPolicy", obj["metadata"]["namespace"], obj["metadata"]["name"])
         if dice.random() < 0.5:
@@ -145,6 +147,16 @@ def test_both_roads_agree_whatever_comes_and_goes(
     assert [one.object for one in state.problems()] == [one.object for one in fresh.problems()]
     for source, block in itertools.product((WEB, MAIN), range(10)):
         assert ask_both(state, source, block) == ask_both(fresh, source, block)
+
+
+def test_a_policy_that_comes_later_is_weighed_too() -> None:
+    """One that is new, and one that grew: after what was there has been decided."""
+    state = state_of([*CLUSTER, room(own=4), opens("old", 3, 1)])
+    assert is_open(state, WEB, 2)
+    state.upsert(opens("new", 2, 2, first=3))
+    assert not is_open(state, WEB, 3) and len(state.problems()) == 1
+    state.upsert(opens("old", 5, 1))
+    assert not is_open(state, WEB, 0)
 
 
 def test_the_table_is_taken_for_as_large_as_agents_make_it() -> None:

@@ -51,6 +51,7 @@ class PrefixQuotas:
         self._policies[policy.key] = policy
         self._prefixes[policy.key] = prefixes
         self._loads[policy.namespace] += len(prefixes)
+        self._settled = None
         return _without_rules(policy) if policy.key in self.left_out else policy
 
     def drop(self, key: PolicyKey) -> None:
