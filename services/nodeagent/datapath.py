@@ -122,6 +122,9 @@ class Datapath:
 
     # -- what is present
 
+    def _list_endpoints(self) -> list[bytes]:
+        return [*self._present["endpoints"].values(), *self._present["endpoints_far"].values()]
+
     def present_rulesets(self) -> dict[str, int]:
         """Content hash -> handle."""
         found = {}
@@ -132,8 +135,7 @@ class Datapath:
 
     def referred_rulesets(self) -> set[str]:
         """Content hashes of the rulesets that an endpoint in the kernel names."""
-        endpoints = [*self._present["endpoints"].values(), *self._present["endpoints_far"].values()]
-        handles = {handle for value in endpoints for handle in mapcodec.decode_endpoint(value)[2]}
+        handles = {handle for value in self._list_endpoints() for handle in mapcodec.decode_endpoint(value)[2]}
         return {name for name, handle in self.present_rulesets().items() if handle in handles}
 
     def present_patterns(self) -> dict[str, int]:
@@ -151,7 +153,7 @@ class Datapath:
     def present_numbers(self) -> dict[str, set[int]]:
         """Numbers in use by space of ``Spaces``: what must not be given a second meaning after amnesia."""
         handles = set(self.present_rulesets().values())
-        endpoints = [*self._present["endpoints"].values(), *self._present["endpoints_far"].values()]
+        endpoints = self._list_endpoints()
         peers = {int.from_bytes(key[4:], "little") for key in self._present["peers"]}
         rows = {int.from_bytes(value, "little") for value in self._present["domains"].values()}
         rows |= {klass & 0x3FFFFFFF for klass in peers if klass >> 30 == 2}  # CLASS_DOMAIN
@@ -181,8 +183,7 @@ class Datapath:
 
     def regions(self) -> dict[int, Region]:
         """Which part of the flow table is whose, by ifindex."""
-        endpoints = [*self._present["endpoints"].values(), *self._present["endpoints_far"].values()]
-        return dict(mapcodec.decode_region(value) for value in endpoints)
+        return dict(map(mapcodec.decode_region, self._list_endpoints()))
 
     def plan(self, tables: Tables, touched: Mapping[str, Iterable[object]] | None) -> list[Op]:
         """Ops from what is present to these tables. ``touched``: keys by table, None: compare everything."""
@@ -505,8 +506,7 @@ class Datapath:
         return choose_keep(self._in_use.terms, now, is_full=is_full, crowded=crowded)
 
     def _find_live(self, places: Set[Place]) -> Set[Place]:
-        endpoints = [*self._present["endpoints"].values(), *self._present["endpoints_far"].values()]
-        ids = {ifindex: number for ifindex, number, _ in map(mapcodec.decode_endpoint, endpoints)}
+        ids = {ifindex: number for ifindex, number, _ in map(mapcodec.decode_endpoint, self._list_endpoints())}
         return find_live(self._pins, places, ids)
 
     def _count_expired(self, pages: Iterable[tuple[str, int, mapcodec.NamesPage]], now: int) -> None:
