@@ -26,6 +26,7 @@ from services.common.bpf import BpfError, BpfMap
 from services.common.log import get_logger
 from services.nodeagent import mapcodec
 from services.nodeagent.merge import merge_names, merge_queries
+from services.nodeagent.occupancy import give_back
 
 LEARNED = ("resolutions", "queries")
 """Written by the old programs up to the moment they are replaced: copied before, and merged after."""
@@ -132,10 +133,7 @@ class Carrier:
     def _charge(self, charged: Counter[int]) -> None:
         """By giving back less: what was learned is counted by the programs alone, and goes on being counted."""
         with BpfMap(self.maps["credits"]) as credits:
-            for endpoint, names in charged.items():
-                key = mapcodec.encode_index(endpoint % credits.info.max_entries)
-                back = int.from_bytes(credits.get(key) or bytes(4), "little")
-                credits.put(key, ((back - names) & 0xFFFFFFFF).to_bytes(4, "little"))
+            give_back(credits, {endpoint: -names for endpoint, names in charged.items()})
 
 
 def _write_pages(

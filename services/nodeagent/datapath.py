@@ -30,7 +30,7 @@ from services.nodeagent.liveflows import find_live
 from services.nodeagent.mapcodec import SCOPE_LEARNED, SCOPE_SHARED, Bytes
 from services.nodeagent.moves import PROGRAM, move_flows
 from services.nodeagent.names import MAX_LISTED, Withdrawn
-from services.nodeagent.occupancy import count_charged
+from services.nodeagent.occupancy import count_charged, give_back
 from services.nodeagent.plan import ORDER, Kind, Op, order_changes, order_retreat
 from services.nodeagent.regions import Region, allot_regions, find_given, plan_moves
 from services.nodeagent.rowmap import RowMap, open_table
@@ -421,7 +421,7 @@ class Datapath:
             owners = tuple(0 if index in gone else owner for index, owner in enumerate(names.owners))
             resolutions.put(key, mapcodec.encode_names(mapcodec.NamesPage(slots, owners, names.more)))
             credited.update(names.owners[index] for index in gone)
-        self._credit(credited)
+        give_back(self._maps["credits"], credited)
 
     def tell_again(self) -> None:
         """Every answer is news again, so that recorders hear of it."""
@@ -485,7 +485,7 @@ class Datapath:
             keep = keep.hurry()
         self._collect_shared(keep, in_use)
         self._resolutions = len(present)
-        self._credit(credited)
+        give_back(self._maps["credits"], credited)
         return referred - {0}
 
     def _note_full(self, entries: int) -> None:
@@ -542,13 +542,6 @@ class Datapath:
             else:
                 self._maps["resolutions"].delete(key)
         self._shared_pages -= len(old) - len(new)
-
-    def _credit(self, credited: Counter[int]) -> None:
-        credits = self._maps["credits"]
-        for endpoint, count in credited.items():
-            key = mapcodec.encode_index(endpoint % credits.info.max_entries)
-            before = int.from_bytes(credits.get(key) or bytes(4), "little")
-            credits.put(key, ((before + count) & 0xFFFFFFFF).to_bytes(4, "little"))
 
     # -- counters
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from schemas.terms import RULES_ADMIN, RULES_BASELINE, RULES_NETWORK_POLICY
 from services.common.bpf import BpfMap
 from services.common.bpfarray import MappedArray
+from services.nodeagent.mapcodec import encode_index
 from services.nodeagent.regions import Region
+from services.nodeagent.rowmap import RowMap
 from services.nodeagent.tables import RulesetEntry
 
 Entries = Iterable[tuple[bytes, bytes]]
@@ -83,6 +85,14 @@ def count_charged(quotas: Entries, credits: Entries) -> dict[int, int]:
     learned = {key: QUOTA.unpack(value)[_LEARNED] for key, value in quotas}
     held = {key: _signed(learned.get(key, 0) - back.get(key, 0)) for key in learned.keys() | back.keys()}
     return {int.from_bytes(key, "little"): count for key, count in held.items() if count >= 0}
+
+
+def give_back(credits: BpfMap | RowMap, counts: Mapping[int, int]) -> None:
+    """So many addresses to each endpoint; what is less than nothing is charged."""
+    for endpoint, count in counts.items():
+        key = encode_index(endpoint % credits.info.max_entries)
+        before = int.from_bytes(credits.get(key) or bytes(4), "little")
+        credits.put(key, ((before + count) & 0xFFFFFFFF).to_bytes(4, "little"))
 
 
 def _signed(word: int) -> int:

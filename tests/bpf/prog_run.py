@@ -6,16 +6,18 @@ that one test leaves (flows, names, counters) is cleared before the next.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from schemas.terms import Direction, Reason
 from services.common import bpf
 from services.nodeagent import mapcodec
+from services.nodeagent.datapath import Datapath
 from services.nodeagent.events import VerdictRecord, decode_verdict
 from services.nodeagent.loader import Loaded, load
 from services.nodeagent.moves import move_flows
@@ -206,3 +208,12 @@ class Kernel:
 def all_bits(bits: Iterable[int]) -> int:
     """A rule mask."""
     return sum(1 << bit for bit in set(bits))
+
+
+@contextlib.contextmanager
+def open_datapath(kernel: Kernel) -> Iterator[Datapath]:
+    """An agent's, on the test's maps."""
+    datapath = Datapath(kernel.loaded.maps)
+    datapath.open()
+    yield datapath
+    datapath.close()

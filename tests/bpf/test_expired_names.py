@@ -13,7 +13,7 @@ from services.nodeagent.mapcodec import SCOPE_LEARNED, SCOPE_SHARED
 from services.nodeagent.tables import ConfigEntry
 from tests.bpf import packets
 from tests.bpf.packets import ACK, FIN, RST, SYN, TCP, UDP, tcp, udp
-from tests.bpf.prog_run import Kernel, boot_seconds
+from tests.bpf.prog_run import Kernel, boot_seconds, open_datapath
 from tests.bpf.worlds import NETWORK_POLICY, POD4, POD_ID, add_pattern, make_tables
 
 pytestmark = pytest.mark.kernel
@@ -33,10 +33,8 @@ def datapath(kernel: Kernel) -> Iterator[Datapath]:
     tables.config = ConfigEntry(names_per_endpoint=64)
     kernel.forget()
     kernel.fill(tables)
-    opened = Datapath(kernel.loaded.maps)
-    opened.open()
-    yield opened
-    opened.close()
+    with open_datapath(kernel) as opened:
+        yield opened
 
 
 def send(kernel: Kernel, to: str, flags: int = ACK, *, port: int = 50000) -> bool:

@@ -6,18 +6,16 @@ the maps hold in all.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container
 
 import pytest
 
 from schemas.terms import Default, Direction, Reason
 from services.common import bpf
 from services.nodeagent import occupancy
-from services.nodeagent.datapath import Datapath
 from services.nodeagent.events import decode_verdict
 from services.nodeagent.loader import DEFAULT_SIZES
 from services.nodeagent.mapcodec import decode_region
@@ -26,7 +24,7 @@ from services.nodeagent.tables import ConfigEntry, EndpointEntry, Tables
 from tests.bpf import packets
 from tests.bpf.messages import answer, query
 from tests.bpf.packets import ACK, RST, SYN, TCP, UDP, tcp, udp
-from tests.bpf.prog_run import DROP, IFINDEX, SIZES, Kernel, Result
+from tests.bpf.prog_run import DROP, IFINDEX, SIZES, Kernel, Result, open_datapath
 from tests.bpf.worlds import (
     EGRESS,
     INGRESS,
@@ -302,15 +300,6 @@ def test_an_agent_that_ends_while_flows_move_is_followed_by_one_that_finishes(fo
     assert used and used.isdisjoint(sets)
     four.flood(flooder=True)
     assert all(four.answer(number) for number in kept)
-
-
-@contextlib.contextmanager
-def open_datapath(kernel: Kernel) -> Iterator[Datapath]:
-    """An agent's, on the test's maps."""
-    datapath = Datapath(kernel.loaded.maps)
-    datapath.open()
-    yield datapath
-    datapath.close()
 
 
 def fragment(pods: Pods, identifier: int, *, is_first: bool, flooder: bool = False) -> bool:

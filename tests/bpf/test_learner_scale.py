@@ -14,7 +14,7 @@ from services.nodeagent.expired import KEEP_WHEN_FULL_SECONDS
 from services.nodeagent.tables import ConfigEntry, Tables
 from tests.bpf import packets
 from tests.bpf.messages import address, answer, query
-from tests.bpf.prog_run import Kernel, boot_seconds
+from tests.bpf.prog_run import Kernel, boot_seconds, open_datapath
 from tests.bpf.worlds import (
     NETWORK_POLICY,
     POD4,
@@ -153,10 +153,8 @@ def test_what_the_agent_credits_may_be_learned_anew_without_growth(dns: Kernel) 
 @pytest.fixture
 def datapath(dns: Kernel) -> Iterator[Datapath]:
     """The maps' owner beside the programs, as in an agent."""
-    opened = Datapath(dns.loaded.maps)
-    opened.open()
-    yield opened
-    opened.close()
+    with open_datapath(dns) as opened:
+        yield opened
 
 
 def learn_many(kernel: Kernel, count: int) -> list[str]:

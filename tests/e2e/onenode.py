@@ -347,6 +347,19 @@ def one_node(kind: type[N] = OneNode, *, mode: str = "standard") -> Iterator[N]:
             made.close()
 
 
+ALLOW_EXAMPLE = """\
+apiVersion: networking.k8s.aws/v1alpha1
+kind: ApplicationNetworkPolicy
+metadata: {name: names, namespace: t}
+spec:
+  podSelector: {}
+  policyTypes: [Egress]
+  egress:
+  - to: [{domainNames: ["*.example.com"]}]
+"""
+"""The names below example.com, to the pods of the namespace that pods are in by default."""
+
+
 def allow_egress(
     name: str,
     *cidrs: str,

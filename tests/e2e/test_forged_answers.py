@@ -17,21 +17,11 @@ from services.demo.topology import DNS_SERVICE, DNS_SERVICE6, FABRIC_DNS, FABRIC
 from services.nodeagent import nftrules
 from services.nodeagent.sourcecheck import TABLE
 from tests.bpf.messages import AAAA, A, answer, query
-from tests.e2e.onenode import OneNode, forge, hears, list_checked, make_pod, one_node, passes, until
+from tests.e2e.onenode import ALLOW_EXAMPLE, OneNode, forge, hears, list_checked, make_pod, one_node, passes, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 POD = make_pod(10)
-POLICY = """\
-apiVersion: networking.k8s.aws/v1alpha1
-kind: ApplicationNetworkPolicy
-metadata: {name: names, namespace: t}
-spec:
-  podSelector: {}
-  policyTypes: [Egress]
-  egress:
-  - to: [{domainNames: ["*.example.com"]}]
-"""
 DNS = "05-dns.yaml"
 AT_ONCE_SECONDS = 1.5
 """By the kernel's notification: the agent looks by itself three times later."""
@@ -84,7 +74,7 @@ def node() -> Iterator[OneNode]:
         made.start([POD], default="allow")
         made.lab.apply_services(())
         made.pipeline.start_recorder(NODE_A)
-        made.apply("10-names.yaml", POLICY)
+        made.apply("10-names.yaml", ALLOW_EXAMPLE)
         yield made
 
 

@@ -14,6 +14,7 @@ from schemas.terms import Reason, Verdict
 from services.demo.netns import open_socket
 from tests.bpf.messages import answer, query
 from tests.e2e.onenode import (
+    ALLOW_EXAMPLE,
     ALLOWED,
     DENIED,
     OneNode,
@@ -31,16 +32,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 POD, NEIGHBOUR = make_pod(10), make_pod(11, "u")
 CACHE, CACHE6 = "169.254.20.10", "fd00:20::10"
 NAME, FORGED, UNHEARD = "www.example.com", "forged.example.com", "unheard.example.com"
-POLICY = """\
-apiVersion: networking.k8s.aws/v1alpha1
-kind: ApplicationNetworkPolicy
-metadata: {name: names, namespace: t}
-spec:
-  podSelector: {}
-  policyTypes: [Egress]
-  egress:
-  - to: [{domainNames: ["*.example.com"]}]
-"""
 FORWARD_ANYTHING = (
     "cd /proc/sys/net/ipv4/conf; for one in *; do echo 1 >$one/accept_local; echo 0 >$one/rp_filter; done"
 )
@@ -52,7 +43,7 @@ def node() -> Iterator[OneNode]:
     """No resolver in the settings, no cluster DNS Service; what no policy isolates may be sent."""
     with one_node() as made:
         made.start([POD, NEIGHBOUR], default="allow")
-        made.apply("10-names.yaml", POLICY)
+        made.apply("10-names.yaml", ALLOW_EXAMPLE)
         made.in_node("sh", "-c", FORWARD_ANYTHING)
         yield made
 
