@@ -98,7 +98,7 @@ static INLINE struct quota *find_quota(__u32 endpoint)
 }
 
 // How long the flow in a place was idle, in ticks; PLACE_CLOSED: both sides are done with it; PLACE_FREE: there is none, or
-// its time is over.
+// its time is over. Of a place that nobody has claimed.
 #define PLACE_FREE 0xffffffffu
 #define PLACE_CLOSED 0xfffffffeu
 static INLINE __u32 find_idleness(struct place *p, __u32 index, __u32 ticks)
@@ -122,17 +122,45 @@ static INLINE __u32 find_idleness(struct place *p, __u32 index, __u32 ticks)
     return timeout > left ? timeout - left : 0; // shorter than when the flow was last used
 }
 
-// The flow that is in a place goes, unless it moved to another since.
-static INLINE void clear_place(struct place *p, __u32 index)
+// A place is taken away from the flow that has it by whoever changes this word of its key to PLACE_CLAIMED, and is
+// nobody's until that one names a flow in it, which is in the hash by then: however long a CPU is held up meanwhile, no
+// other takes the place too.
+static INLINE __u64 read_holder(const struct place *p)
 {
+    return *(const volatile __u64 *)&p->key.interface_ports;
+}
+
+// ``holder``: what the word was when the place was chosen. 0: another CPU was first. Else the flow that had the place is
+// gone, unless it moved to another.
+static INLINE int claim_place(struct place *p, __u32 index, __u64 holder)
+{
+    struct flow_key key;
     struct flow *flow;
 
-    if (!p->key.ifindex)
-        return;
-    flow = flows.lookup(&p->key);
+    if (__sync_val_compare_and_swap(&p->key.interface_ports, holder, PLACE_CLAIMED) != holder)
+        return 0;
+    if (!holder)
+        return 1;
+    key = p->key;
+    key.interface_ports = holder;
+    flow = flows.lookup(&key);
     if (flow && flow->place == index)
-        flows.delete(&p->key);
-    p->key.ifindex = 0;
+        flows.delete(&key);
+    return 1;
+}
+
+// Of whoever claimed it. The word that says so is the last to be written.
+static INLINE void name_place(struct place *p, const struct flow_key *key)
+{
+    p->key.peer = key->peer;
+    p->key.protocol_address = key->protocol_address;
+    __sync_lock_test_and_set(&p->key.interface_ports, key->interface_ports);
+}
+
+// Of whoever claimed it, too: it is free.
+static INLINE void disclaim_place(struct place *p)
+{
+    __sync_lock_test_and_set(&p->key.interface_ports, 0);
 }
 
 // How many places of a region are for such flows.
@@ -148,14 +176,15 @@ static INLINE __u32 find_place(union region region, int answered, __u32 number)
 }
 
 struct choice {
-    __u32 index; // NO_PLACE: none
-    __u32 idle;  // how long its flow was, in ticks, PLACE_CLOSED or PLACE_FREE
+    __u32 index;  // NO_PLACE: none
+    __u32 idle;   // how long its flow was, in ticks, PLACE_CLOSED or PLACE_FREE
+    __u64 holder; // to claim it by
 };
 
 // Of the next places for such flows in the endpoint's region the one that was idle longest, or the first that is free.
 static INLINE struct choice pick_place(struct endpoint *ep, union region region, int answered, __u32 ticks)
 {
-    struct choice best = {.index = NO_PLACE, .idle = 0};
+    struct choice best = {.index = NO_PLACE, .idle = 0, .holder = 0};
     __u32 size = count_places(region, answered);
     struct quota *q = find_quota(ep->id);
     struct place *p;
@@ -165,16 +194,21 @@ static INLINE struct choice pick_place(struct endpoint *ep, union region region,
     for (int i = 0; i < PLACES_PROBED; i++) {
         __u64 hand = q->hand[answered];
         __u32 index = find_place(region, answered, hand % size), idle;
+        __u64 holder;
 
         if (__sync_val_compare_and_swap(&q->hand[answered], hand, hand + 1) != hand)
             continue; // another CPU has this place
         p = places.lookup(&index);
         if (!p)
             break;
+        holder = read_holder(p);
+        if (holder == PLACE_CLAIMED)
+            continue;
         idle = find_idleness(p, index, ticks);
         if (idle >= best.idle) {
             best.idle = idle;
             best.index = index;
+            best.holder = holder;
         }
         if (idle == PLACE_FREE)
             break;
@@ -182,46 +216,64 @@ static INLINE struct choice pick_place(struct endpoint *ep, union region region,
     return best;
 }
 
-// A place for the flow of ``s->key`` in the endpoint's region, or NO_PLACE. ``answered``: of which kind.
-static INLINE __u32 take_place(struct scratch *s, struct endpoint *ep, int answered, __u32 ticks)
+// A place in the endpoint's region, claimed, or NO_PLACE. ``answered``: for which kind of flows.
+static INLINE __u32 take_place(struct endpoint *ep, int answered, __u32 ticks)
 {
     struct choice best = pick_place(ep, read_region(ep), answered, ticks);
     struct place *p = places.lookup(&best.index);
 
-    if (!p)
-        return NO_PLACE;
-    clear_place(p, best.index);
-    p->key = s->key;
-    return best.index;
+    return p && claim_place(p, best.index, best.holder) ? best.index : NO_PLACE;
 }
 
 // A new flow, unanswered; whether it has a place.
 static INLINE int insert_flow(struct scratch *s, struct endpoint *ep, __u32 ticks)
 {
-    s->flow.place = take_place(s, ep, 0, ticks);
-    return s->flow.place != NO_PLACE && !flows.update(&s->key, &s->flow);
+    __u32 index = take_place(ep, 0, ticks);
+    struct place *p = places.lookup(&index);
+
+    if (!p)
+        return 0;
+    s->flow.place = index;
+    if (flows.update(&s->key, &s->flow)) {
+        disclaim_place(p);
+        return 0;
+    }
+    name_place(p, &s->key);
+    return 1;
 }
 
+// Of two flows of one interface and the same ports.
 static INLINE int is_same_flow(const struct flow_key *a, const struct flow_key *b)
 {
-    return a->interface_ports == b->interface_ports && a->protocol_address == b->protocol_address &&
-           is_same_address(&a->peer, &b->peer);
+    return a->protocol_address == b->protocol_address && is_same_address(&a->peer, &b->peer);
+}
+
+// The place of a flow that goes to another, unless it was given away since.
+static INLINE void leave_place(struct place *p, const struct flow_key *key)
+{
+    if (__sync_val_compare_and_swap(&p->key.interface_ports, key->interface_ports, PLACE_CLAIMED) != key->interface_ports)
+        return;
+    if (is_same_flow(&p->key, key))
+        disclaim_place(p);
+    else
+        __sync_lock_test_and_set(&p->key.interface_ports, key->interface_ports);
 }
 
 // The first reply moves a flow where only flows that were answered compete. The place is let go while the flow still
 // names it: once it does not, another CPU may have given it away.
 static INLINE void promote(struct scratch *s, struct flow *flow, struct endpoint *ep, __u32 ticks)
 {
-    __u32 before = flow->place, now = take_place(s, ep, 1, ticks);
-    struct place *old = places.lookup(&before);
+    __u32 before = flow->place, now = take_place(ep, 1, ticks);
+    struct place *old = places.lookup(&before), *p = places.lookup(&now);
 
-    if (now == NO_PLACE)
+    if (!p)
         return;
-    if (old && is_same_flow(&old->key, &s->key))
-        old->key.ifindex = 0;
+    if (old)
+        leave_place(old, &s->key);
     flow->place = now;
     flow->state = (flow->state | FLOW_ANSWERED) & ~FLOW_SYN_SENT;
     flow->expires = ticks + find_timeout(s->key.protocol, flow->state);
+    name_place(p, &s->key);
 }
 
 // Of the opener's side, or of the other.

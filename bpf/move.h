@@ -26,30 +26,26 @@ static INLINE int is_within(union region region, __u32 index)
     return index - region.first < region.count;
 }
 
-// Nothing where it was given away since.
-static INLINE void free_place(struct place *p, const struct flow_key *key)
-{
-    __sync_val_compare_and_swap(&p->key.interface_ports, key->interface_ports, 0);
-}
-
 // Its first answer may give a flow a place at the same time: the next run sees that then. ``place`` is written together
 // with what is beside it, since nothing less is compared and swapped.
-static INLINE enum move put_flow(struct flow *flow, const struct flow_key *key, __u32 from, __u32 to)
+static INLINE enum move put_flow(struct flow *flow, const struct flow_key *key, __u32 from, struct choice to)
 {
-    struct place *p = places.lookup(&to);
+    struct place *p = places.lookup(&to.index);
     union placed *at = (union placed *)&flow->place, before, after;
 
     if (!p)
         return MOVE_NO_ROOM;
-    clear_place(p, to);
-    p->key = *key;
+    if (!claim_place(p, to.index, to.holder))
+        return MOVE_AGAIN;
     before.word = after.word = *(volatile __u64 *)&at->word;
     before.place = from;
-    after.place = to;
-    if (__sync_val_compare_and_swap(&at->word, before.word, after.word) == before.word)
-        return MOVE_DONE;
-    free_place(p, key);
-    return MOVE_AGAIN;
+    after.place = to.index;
+    if (__sync_val_compare_and_swap(&at->word, before.word, after.word) != before.word) {
+        disclaim_place(p);
+        return MOVE_AGAIN;
+    }
+    name_place(p, key);
+    return MOVE_DONE;
 }
 
 // How many of the endpoint's places were looked at. Both numbers are read and written, because a program may not choose
@@ -80,7 +76,7 @@ static INLINE enum move find_room(struct __sk_buff *skb, struct endpoint *ep, st
 
     looked = count_looked(skb, ep->ifindex, answered, found.idle == PLACE_FREE ? 1 : PLACES_PROBED);
     if (found.idle == PLACE_FREE || (looked > size && found.idle > idle))
-        return put_flow(flow, key, from, found.index);
+        return put_flow(flow, key, from, found);
     if (!size)
         return MOVE_NO_ROOM;
     if (looked <= size)
@@ -98,7 +94,7 @@ static INLINE enum move move_from(struct __sk_buff *skb, struct place *p, __u32 
     struct endpoint *ep;
     struct flow *flow;
 
-    if (!key.ifindex)
+    if (!key.ifindex || key.interface_ports == PLACE_CLAIMED) // in the claimer's region
         return MOVE_DONE;
     ep = find_endpoint(key.ifindex);
     if (ep && is_within(read_region(ep), index))
@@ -111,7 +107,7 @@ static INLINE enum move move_from(struct __sk_buff *skb, struct place *p, __u32 
         return done;
     if (done == MOVE_NO_ROOM && flow && flow->place == index)
         flows.delete(&key);
-    free_place(p, &key);
+    leave_place(p, &key);
     return MOVE_DONE;
 }
 

@@ -361,8 +361,9 @@ struct flow {
     __u64 rest[5];
 };
 struct place {
-    struct flow_key key; // ifindex 0: free
+    struct flow_key key; // interface_ports 0: free, PLACE_CLAIMED: a program gives it to another flow
 };
+#define PLACE_CLAIMED 0xffffffffffffffffULL // of no interface: an index is positive
 #define NO_COUNTER 0xffffffffu
 #define FLOW_ANSWERED 1
 #define FLOW_FIN_OPENER 2

@@ -232,6 +232,30 @@ def test_two_connections_at_once_share_no_place(kernel: Kernel, answered: bool) 
     assert len(held) > kernel.maps["places"].info.max_entries // 5
 
 
+PLACE_CLAIMED = b"\xff" * 8
+"""Of ``places``: where interface and ports stand while a program gives a place to another flow."""
+SPARED = 3
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["unanswered", "answered"])
+def test_a_place_that_another_processor_is_giving_away_is_left_to_it(kernel: Kernel, answered: bool) -> None:
+    """However long that one is held up: all claimed but a few, and many times as many connections. On an emulated
+    processor two flows got one place so."""
+    tables = make_tables(egress={"default": Default.ALLOW}, ingress={"default": Default.ALLOW})
+    tables.config = ConfigEntry(allow_events=False)
+    kernel.fill(tables)
+    places = kernel.maps["places"]
+    kind = [number for number in range(places.info.max_entries) if bool(number % 4) == answered]
+    claimed = {number.to_bytes(4, "little"): bytes(16) + PLACE_CLAIMED + bytes(8) for number in kind[:-SPARED]}
+    places.put_many(claimed)
+    for syn, reply in map(flow_frames, range(CONNECTIONS // 4), [0] * CONNECTIONS):
+        assert kernel.from_pod(syn).passed
+        assert not answered or kernel.to_pod(reply).passed
+    taken = Counter(place for place in places_of(kernel).values() if bool(place % 4) == answered)
+    assert taken == dict.fromkeys(kind[-SPARED:], 1)
+    assert {number: places.get(number) for number in claimed} == claimed
+
+
 MOVES, BATCH = 10, 3_000
 """How often the pod's region changes, and connections meanwhile."""
 
