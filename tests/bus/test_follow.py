@@ -156,19 +156,22 @@ def test_a_position_that_is_not_the_streams_starts_over(nats_server: NatsServer,
 
 
 def test_a_stream_made_again_under_a_follower(nats_server: NatsServer) -> None:
-    """The stream is deleted and made again: the follower says Reset, and delivers the new stream from its start."""
+    """The stream is deleted and made again: the follower says Reset, and delivers the new stream from its start. That
+    is not always 1: of a stream made right after its deletion the server may find the messages still (2.15)."""
 
     async def scenario() -> None:
         async with connected(nats_server) as (client, jetstream):
-            await _put(client, range(10))
+            await _put(client, range(4))
             async with Follower(client, wire.STREAM_POLICY, ALL, pace=QUICK) as follower:
                 await _until_caught_up(follower)
-                for _ in range(3):
+                for _ in range(30):
                     await _recreate(jetstream)
                     await _put(client, range(4))
                     assert isinstance(await _drop_batches_until_reset(follower), Reset)
-                    messages, _ = await _until_caught_up(follower)
-                    assert [m.sequence for m in messages] == [1, 2, 3, 4]
+                    messages, caught_up = await _until_caught_up(follower)
+                    state = await jetstream.read_stream(wire.STREAM_POLICY)
+                    assert [m.sequence for m in messages] == list(range(state.first_sequence, state.last_sequence + 1))
+                    assert len(messages) == 4 and caught_up.sequence == state.last_sequence
 
     run(scenario())
 
