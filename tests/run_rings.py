@@ -1,8 +1,7 @@
 """Runs the named rings, each as a pytest of its own, and says how many seconds each took, and all of them.
 
-What waits for most of its time runs beside something else, and its output follows: the parts of ``kube``, which waits
-for servers, leases and watches, beside the rings that compute, and beside each other once these are through; ``e2e``
-beside ``nats``, but for the files that promise seconds or a rate, which run alone after them. All run even if one
+One after the other, but for ``kube``, which waits for servers, leases and watches for most of its time: its parts run
+beside those that compute, and beside each other once these are through; their output follows. All run even if one
 fails. The exit code is 0 only if every ring passed; a ring, or a part of it, in which no test was found fails too,
 unless this machine cannot run it and ``YETT_REQUIRE`` does not ask for it. More than ``LIMIT_SECONDS`` from first to
 last is said, and fails nothing: machines differ.
@@ -29,26 +28,21 @@ RINGS = {
 NO_TESTS_COLLECTED = 5
 LIMIT_SECONDS = 25 * 60.0
 WAITING, COMPUTING = "kube", ("pure", "kernel")
-"""What runs beside what, where there is a processor for either."""
+"""What runs beside what, where there is a processor for either. Not ``e2e`` and ``nats``: their figures are seconds."""
 WAITING_PARTS = (
     ("tests/kube/e2e",),
     ("tests/kube", "--ignore=tests/kube/e2e", "--ignore-glob=tests/kube/test_[a-l]*"),
     ("tests/kube", "--ignore=tests/kube/e2e", "--ignore-glob=tests/kube/test_[!a-l]*"),
 )
 """Each with servers of its own; the second has the two minutes of ``test_minutes`` beside it."""
-PACKETS, MESSAGES = "e2e", "nats"
-"""The first waits too, for names and verdicts, and runs beside the second, but for ``TIMED``."""
-TIMED = tuple(f"tests/e2e/test_{name}.py" for name in ("forged_answers", "kill", "lifecycle", "steps", "upgrade"))
-"""Of ``PACKETS``: what is given seconds, or makes a rate that is asserted."""
-UNTIMED = tuple(f"--ignore={path}" for path in TIMED)
 
 Result = tuple[int, float]
 
 
-def run_ring(ring: str, part: Sequence[str] = ()) -> Result:
-    """pytest's exit code and the seconds that the ring, or the part of it, took."""
+def run_ring(ring: str) -> Result:
+    """pytest's exit code and the seconds that the ring took."""
     print(f"\n=== ring: {ring}", flush=True)
-    return _run(ring, None, part)
+    return _run(ring, None)
 
 
 def _run(ring: str, output: IO[str] | None, part: Sequence[str] = ()) -> Result:
@@ -60,41 +54,20 @@ def _run(ring: str, output: IO[str] | None, part: Sequence[str] = ()) -> Result:
 
 
 def run_rings(rings: list[str]) -> dict[str, Result]:
-    """All of them, two at a time where two are named of which one waits and there is a processor for either."""
-    found: dict[str, Result] = {}
-    if (os.cpu_count() or 1) >= 2:
-        if WAITING in rings and (computing := [ring for ring in COMPUTING if ring in rings]):
-            found |= _run_waiting_beside(computing)
-        if PACKETS in rings and MESSAGES in rings:
-            found |= _run_packets_beside_messages()
-    return {ring: found[ring] if ring in found else run_ring(ring) for ring in rings}
-
-
-def _run_waiting_beside(computing: list[str]) -> dict[str, Result]:
+    """All of them; the parts of ``WAITING`` beside ``COMPUTING`` where both are named."""
+    beside = [ring for ring in COMPUTING if ring in rings]
+    if WAITING not in rings or not beside or (os.cpu_count() or 1) < 2:
+        return {ring: run_ring(ring) for ring in rings}
     with tempfile.TemporaryFile("w+") as first, tempfile.TemporaryFile("w+") as second, ThreadPoolExecutor(1) as pool:
-        print(f"=== ring: {WAITING}, beside {' and '.join(computing)}; its output follows", flush=True)
+        print(f"=== ring: {WAITING}, beside {' and '.join(beside)}; its output follows", flush=True)
         parts = iter(WAITING_PARTS)
         waiting = pool.submit(_run_parts, parts, first)
-        found = {ring: run_ring(ring) for ring in computing}
+        found = {ring: run_ring(ring) for ring in beside}
         found[WAITING] = _add(_run_parts(parts, second) + waiting.result())
-        _print_outputs(WAITING, first, second)
-    return found
-
-
-def _run_packets_beside_messages() -> dict[str, Result]:
-    with tempfile.TemporaryFile("w+") as output, ThreadPoolExecutor(1) as pool:
-        print(f"\n=== ring: {PACKETS}, the untimed part, beside {MESSAGES}; its output follows", flush=True)
-        untimed = pool.submit(_run, PACKETS, output, UNTIMED)
-        messages = run_ring(MESSAGES)
-        untimed.result()
-        _print_outputs(PACKETS, output)
-    return {MESSAGES: messages, PACKETS: _add([untimed.result(), run_ring(PACKETS, TIMED)])}
-
-
-def _print_outputs(ring: str, *outputs: IO[str]) -> None:
-    for output in outputs:
-        output.seek(0)
-    print(f"\n=== ring: {ring}\n{''.join(output.read() for output in outputs)}", flush=True)
+        for output in (first, second):
+            output.seek(0)
+        print(f"\n=== ring: {WAITING}\n{first.read()}{second.read()}", flush=True)
+    return {ring: found[ring] if ring in found else run_ring(ring) for ring in rings}
 
 
 def _run_parts(parts: Iterator[tuple[str, ...]], output: IO[str]) -> list[Result]:

@@ -71,7 +71,7 @@ def test_the_ring_that_waits_runs_beside_those_that_compute(rings: list[str], mo
 
     def run(ring: str, output: IO[str] | None, part: tuple[str, ...] = ()) -> run_rings.Result:
         under_way.add(ring)
-        if ring == "kube":
+        if part:
             parts.append(part)
         if ring == "kernel" or part == run_rings.WAITING_PARTS[0]:
             compute.wait(10)
@@ -85,43 +85,9 @@ def test_the_ring_that_waits_runs_beside_those_that_compute(rings: list[str], mo
 
     monkeypatch.setattr(run_rings, "_run", run)
     monkeypatch.setattr(run_rings.os, "cpu_count", lambda: 2)
-    seconds = {"kube": 3.0, "e2e": 2.0 if "nats" in rings else 1.0}
-    expected = {ring: (len(ring), seconds.get(ring, 1.0)) for ring in rings}
+    expected = {ring: (len(ring), 3.0 if ring == "kube" else 1.0) for ring in rings}
     assert list(run_rings.run_rings(rings).items()) == list(expected.items())
     assert seen["e2e"] == {"e2e"} and sorted(parts) == sorted(run_rings.WAITING_PARTS)
-
-
-def test_what_promises_no_seconds_runs_beside_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what does runs alone."""
-    meeting, under_way, alone = threading.Barrier(2), set[str](), list[bool]()
-
-    def run(ring: str, output: IO[str] | None, part: tuple[str, ...] = ()) -> run_rings.Result:
-        under_way.add(ring)
-        if part == run_rings.TIMED:
-            alone.append(under_way == {"e2e"})
-        else:
-            meeting.wait(10)
-        if output is not None:
-            output.write("packets")
-        under_way.discard(ring)
-        return 0, 1.0
-
-    monkeypatch.setattr(run_rings, "_run", run)
-    monkeypatch.setattr(run_rings.os, "cpu_count", lambda: 2)
-    assert run_rings.run_rings(["nats", "e2e"]) == {"nats": (0, 1.0), "e2e": (0, 2.0)}
-    assert alone == [True]
-
-
-@pytest.mark.parametrize("failing", [run_rings.TIMED, run_rings.UNTIMED], ids=["timed", "untimed"])
-def test_a_part_of_packets_that_fails_fails_them(failing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Either of them, and messages are not to blame."""
-
-    def run(ring: str, output: IO[str] | None, part: tuple[str, ...] = ()) -> run_rings.Result:
-        return int(part == failing), 1.0
-
-    monkeypatch.setattr(run_rings, "_run", run)
-    monkeypatch.setattr(run_rings.os, "cpu_count", lambda: 2)
-    assert run_rings.run_rings(["nats", "e2e"]) == {"nats": (0, 1.0), "e2e": (1, 2.0)}
 
 
 @pytest.mark.parametrize("failing", range(len(run_rings.WAITING_PARTS)))
@@ -138,27 +104,18 @@ def test_a_part_that_fails_fails_its_ring(failing: int, monkeypatch: pytest.Monk
 
 def test_the_parts_of_the_ring_that_waits_are_the_whole_of_it() -> None:
     """Every test of it is in one part, by what pytest itself collects; and none is in another folder."""
-    parts = [collect("kube", *part) for part in run_rings.WAITING_PARTS]
-    assert all(parts) and sorted(test for part in parts for test in part) == sorted(collect("kube", "tests/kube"))
+    parts = [collect_kube(*part) for part in run_rings.WAITING_PARTS]
+    assert all(parts) and sorted(test for part in parts for test in part) == sorted(collect_kube("tests/kube"))
     marked = {path.relative_to(ROOT).parts[0] for path in ROOT.rglob("test_*.py") if MARK in path.read_text()}
     assert marked == {"kube"}
-
-
-def test_what_promises_seconds_and_what_does_not_are_the_whole_of_packets() -> None:
-    """Every file that is named is there and has tests, and no test is in both parts or in neither. What lies in other
-    folders is in the second."""
-    timed, untimed = collect("e2e", *run_rings.TIMED), collect("e2e", "tests/e2e", *run_rings.UNTIMED)
-    assert {test.partition("::")[0] for test in timed} == set(run_rings.TIMED)
-    assert sorted(timed + untimed) == sorted(collect("e2e", "tests/e2e"))
 
 
 MARK = "pytest.mark." + "kube"
 
 
-def collect(ring: str, *part: str) -> list[str]:
+def collect_kube(*part: str) -> list[str]:
     """The tests that pytest would run."""
-    markers = run_rings.RINGS[ring]
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", markers, *part]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", "kube", *part]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT.parent)
     assert done.returncode == 0, done.stdout
     return [line for line in done.stdout.splitlines() if "::" in line]
@@ -167,7 +124,7 @@ def collect(ring: str, *part: str) -> list[str]:
 def test_one_processor_has_one_ring_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order asked for."""
     order: list[str] = []
-    monkeypatch.setattr(run_rings, "_run", lambda ring, output, part=(): (order.append(ring) or 0, 1.0))
+    monkeypatch.setattr(run_rings, "_run", lambda ring, output: (order.append(ring) or 0, 1.0))
     monkeypatch.setattr(run_rings.os, "cpu_count", lambda: 1)
     run_rings.run_rings(["kernel", "kube", "pure"])
     assert order == ["kernel", "kube", "pure"]
