@@ -19,6 +19,7 @@ from rich.console import Console
 
 from schemas.status import ControllerStatus, Problem
 from services.common.bus import Bus
+from services.common.cancellation import heeding_cancellation
 from services.demo import figures, report, servers
 from services.demo.pipeline import make_environment
 from services.demo.runner import Demo, Options, Outcome, check_machine
@@ -72,9 +73,9 @@ def run_demo(options: Options, console: Console, *, keep: bool = False) -> Outco
         async def work() -> None:
             started = time.monotonic()
             try:
-                await demo.build()
-                await demo.start_services()
-                await demo.play()
+                for stage in (demo.build, demo.start_services, demo.play):
+                    with heeding_cancellation():
+                        await stage()
                 if options.with_figures:
                     demo.outcome.timings.update(await figures.measure(demo, figures.SHORT))
             finally:

@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from services.common.bus import Bus
+from services.common.cancellation import heeding_cancellation
 from services.demo import control, objects, report, servers, steps, topology
 from services.demo.actions import WRITES, Actor
 from services.demo.convergence import ENFORCED_SECONDS, START_SECONDS, read_revision, wait_enforced
@@ -135,7 +136,8 @@ class Demo:
         for step in (step for step in chosen if step.number <= last):
             started = time.monotonic()
             is_tried = step.number in self.options.selection
-            rows = await self._play_step(step, is_tried=is_tried)
+            with heeding_cancellation():
+                rows = await self._play_step(step, is_tried=is_tried)
             if is_tried:
                 self.outcome.rows += rows
                 self.outcome.timings[f"step_{step.number}_seconds"] = round(time.monotonic() - started, 3)
