@@ -77,7 +77,8 @@ def run_demo(options: Options, console: Console, *, keep: bool = False) -> Outco
                     with heeding_cancellation():
                         await stage()
                 if options.with_figures:
-                    demo.outcome.timings.update(await figures.measure(demo, figures.SHORT))
+                    with heeding_cancellation():
+                        demo.outcome.timings.update(await figures.measure(demo, figures.SHORT))
             finally:
                 await demo.close()
             demo.outcome.timings["total_seconds"] = round(time.monotonic() - started, 3)
